@@ -1,0 +1,60 @@
+# Needs Python 3.10 to 3.13 and make. PYTHON chooses the interpreter of a new .venv.
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Locks keep the versions they have; `make lock UPGRADE=--upgrade` takes the newest.
+UPGRADE ?=
+COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --generate-hashes --python-version 3.10 \
+	--no-emit-index-url --custom-compile-command "make lock" $(UPGRADE)
+
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test integration lint types format lock clean
+
+help:  ## List the targets.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP)  ## Install the pinned dependencies and this project into .venv.
+
+# setuptools and wheel come first and the project last, both without build isolation, which would fetch what no lock hashes.
+$(STAMP): pyproject.toml setup.py requirements.lock requirements-dev.lock
+	$(PYTHON) -m venv $(VENV)
+	sed -nE '/^(setuptools|wheel)==/,/# via/p' requirements-dev.lock | \
+		$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r /dev/stdin
+	$(BIN)/python -m pip install --quiet --require-hashes --no-build-isolation -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+demo: $(STAMP)  ## Run the whole story on real digits; the report is in demo-output.
+	$(BIN)/tracin demo --output=demo-output --overwrite
+
+test: $(STAMP)  ## Run the tests.
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration"
+
+integration: $(STAMP)  ## Run the tests on Fashion-MNIST, one after another.
+	$(BIN)/python -m pytest -rs -m integration
+
+lint: $(STAMP)  ## Check style, format and the layers.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+
+types: $(STAMP)  ## Check types.
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Format, and mend what the linter can.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The runtime lock is compiled under the other's versions, so that the images run what was tested.
+lock:  ## Write the locks again from pyproject.toml.
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(COMPILE) --all-extras --output-file requirements-dev.lock
+	$(COMPILE) --constraint requirements-dev.lock --output-file requirements.lock
+
+clean:  ## Remove .venv, caches, builds and the demo's output.
+	rm -rf $(VENV) build dist *.egg-info demo-output .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find pipeline transforms tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
