@@ -1,0 +1,37 @@
+"""Counters that a person can watch: a Beam counter, and beside it the same number in this process.
+
+Beam's in-process runner tells nothing while it runs, so a terminal cannot ask it how far it is. What the steps count is therefore also
+kept here, behind a lock, for the thread that draws the progress. On other runners the numbers in this process stay at zero and
+the Beam counters are what is asked.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+from apache_beam.metrics import Metrics
+
+NAMESPACE = "tracin"
+
+_lock = threading.Lock()
+_counts: Counter[str] = Counter()
+
+
+def add(name: str, n: int = 1) -> None:
+    """Adds `n` to the Beam counter `name` and to this process's copy of it."""
+    Metrics.counter(NAMESPACE, name).inc(n)
+    with _lock:
+        _counts[name] += n
+
+
+def snapshot() -> dict[str, int]:
+    """What this process has counted since `reset`, by counter name."""
+    with _lock:
+        return dict(_counts)
+
+
+def reset() -> None:
+    """Forgets this process's counts, before a new run."""
+    with _lock:
+        _counts.clear()

@@ -1,0 +1,187 @@
+"""Files on any filesystem that Beam reads: found, read and verified, written whole.
+
+The rest of the project opens files only through this module and `tfrecords`' readers of the streams it opens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import posixpath
+import re
+import uuid
+from collections.abc import Iterable
+from typing import IO
+
+import google_crc32c
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from transforms.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundFile:
+    """A file that a glob matched: its path, size in bytes, time of last change (seconds), and its path below the glob's literal part."""
+
+    path: str
+    size: int
+    modified: float
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredFile:
+    """A file as a manifest lists it: its name in the directory, size in bytes, CRC-32C, and how many records it holds."""
+
+    name: str
+    size: int
+    crc32c: int
+    count: int
+
+
+def split_patterns(patterns: str) -> list[str]:
+    """The globs of a comma-separated flag."""
+    return [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
+
+
+def literal_directory(pattern: str) -> str:
+    """The last directory of a glob that is spelled out: `data/2024/` for `data/2024/*/train-*`, with its trailing separator."""
+    literal = re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
+    return literal[: literal.rfind("/") + 1]
+
+
+def find(patterns: str, flag: str) -> list[FoundFile]:
+    """Finds the files of a comma-separated list of globs, sorted by path.
+
+    `flag` names the option in messages. Each glob must match a file, and no two files may have the same name below their globs'
+    last literal directories, since those names are the stems of the examples' ids.
+
+    Raises:
+        InputError: a glob matches nothing or cannot be read, or two files would give the same ids.
+    """
+    wanted = split_patterns(patterns)
+    if not wanted:
+        raise InputError(f"--{flag} is empty: give one or more globs of files, separated by commas")
+    found: dict[str, FoundFile] = {}
+    for pattern in wanted:
+        try:
+            matched = FileSystems.match([pattern])[0].metadata_list
+        except (BeamIOError, ValueError) as error:
+            raise InputError(f"--{flag}={pattern!r} cannot be read: {error}") from error
+        prefix = literal_directory(pattern)
+        files = [m for m in matched if not m.path.endswith("/")]
+        if not files:
+            raise InputError(f"--{flag}={pattern!r} matches no file: check the path and the glob, and quote it so that the shell leaves it alone")
+        for m in files:
+            # Beam may return a local path made absolute; the name is then what follows the same directory made absolute.
+            base = prefix if m.path.startswith(prefix) else os.path.abspath(prefix) + "/"
+            name = m.path[len(base) :] if m.path.startswith(base) else posixpath.basename(m.path)
+            found.setdefault(m.path, FoundFile(m.path, m.size_in_bytes, m.last_updated_in_seconds or 0.0, name))
+    names: dict[str, str] = {}
+    for file in found.values():
+        if file.name in names:
+            raise InputError(
+                f"--{flag} matches {names[file.name]} and {file.path}, whose records would get the same ids ({file.name}#0, …): "
+                "use one glob from a common directory, or run them one by one"
+            )
+        names[file.name] = file.path
+    return sorted(found.values(), key=lambda file: file.path)
+
+
+def open_raw(path: str) -> IO[bytes]:
+    """Opens a file as it is stored: what a name's ending says of compression is ignored."""
+    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def read(path: str) -> bytes:
+    """Reads a whole file as it is stored."""
+    with open_raw(path) as stream:
+        return stream.read()
+
+
+def read_verified(directory: str, file: StoredFile) -> bytes:
+    """Reads a file that a manifest lists and checks its size and CRC-32C.
+
+    Raises:
+        InputError: the file is missing, or its content is not what was written.
+    """
+    path = join(directory, file.name)
+    try:
+        data = read(path)
+    except (BeamIOError, OSError) as error:
+        raise InputError(f"{path} is listed in its manifest and cannot be read: {error}; compute the set again with --overwrite") from error
+    if len(data) != file.size or crc32c(data) != file.crc32c:
+        raise InputError(
+            f"{path} is damaged: its manifest says {file.size} bytes with CRC-32C {file.crc32c:08x}, found {len(data)} bytes with "
+            f"{crc32c(data):08x}; compute the set again with --overwrite"
+        )
+    return data
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C of `data`."""
+    return int(google_crc32c.value(data))
+
+
+def write(directory: str, name: str, data: bytes, count: int) -> StoredFile:
+    """Writes a whole file, so that no reader ever sees a part of it, and returns what a manifest lists of it.
+
+    An object store publishes an object when it is closed. On a local disk the bytes go to a hidden neighbour first, which then takes
+    the name in one step.
+    """
+    path = join(directory, name)
+    if is_local(path):
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        path = path.removeprefix("file://")
+        hidden = join(os.path.dirname(path) or ".", f".{posixpath.basename(path)}.{uuid.uuid4().hex}")
+        try:
+            with open(hidden, "wb") as stream:
+                stream.write(data)
+            os.replace(hidden, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.remove(hidden)
+            raise
+    else:
+        with FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
+            stream.write(data)
+    return StoredFile(name, len(data), crc32c(data), count)
+
+
+def exists(path: str) -> bool:
+    """Whether a file stands at `path`."""
+    return bool(FileSystems.exists(path))
+
+
+def delete_matching(directory: str, patterns: Iterable[str]) -> int:
+    """Deletes the files of `directory` that match any of the globs and returns how many there were."""
+    paths = [m.path for pattern in patterns for m in FileSystems.match([join(directory, pattern)])[0].metadata_list]
+    if paths:
+        FileSystems.delete(paths)
+    return len(paths)
+
+
+def check_writable(directory: str) -> None:
+    """Makes sure, before any work, that files can be written to `directory`.
+
+    Raises:
+        InputError: a small file could not be written there and removed again.
+    """
+    name = f".tracin-writable-{uuid.uuid4().hex}"
+    try:
+        write(directory, name, b"", 0)
+        FileSystems.delete([join(directory, name)])
+    except Exception as error:
+        raise InputError(f"--output={directory!r} cannot be written: {error}") from error
+
+
+def is_local(path: str) -> bool:
+    """Whether `path` is on this machine's own disk."""
+    return "://" not in path or path.startswith("file://")
+
+
+def join(directory: str, name: str) -> str:
+    """The path of `name` below `directory`, on any filesystem."""
+    return f"{directory.rstrip('/')}/{name}"

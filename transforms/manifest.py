@@ -1,0 +1,159 @@
+"""How a directory is committed and checked: one JSON file, written last, that says what stands beside it.
+
+A directory without `manifest.json` holds nothing that anybody may read. Readers open the files that the manifest lists, by name, and
+check their sizes and checksums; files that it does not list are the remains of attempts that died.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from apache_beam.io.filesystem import BeamIOError
+
+from transforms import files
+from transforms.errors import InputError
+from transforms.files import StoredFile
+
+FILE_NAME = "manifest.json"
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a committed directory holds.
+
+    Attributes:
+        kind: `features` or `influence`.
+        fingerprint: identity of what the content was computed from; equal fingerprints mean equal content.
+        settings: what went into the fingerprint, for a person to read.
+        files: the data files, in the order of their records.
+        counts: how many examples or rows, and the like.
+    """
+
+    kind: str
+    fingerprint: str
+    settings: Mapping[str, Any]
+    files: tuple[StoredFile, ...]
+    counts: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureManifest(Manifest):
+    """What a feature set holds; `fingerprint` is the extraction fingerprint.
+
+    Attributes:
+        model_fingerprint: identity of checkpoints, layer, loss and bias; equal for sets that can be scored against each other.
+        task: what labels and predictions are: `class`, `binary`, `multilabel` or `regression`.
+        outputs: C, the length of a loss gradient.
+        units: D, the length of an activation, the trailing 1 of an included bias counted.
+        checkpoints: names of the checkpoints, in order; the last one predicts.
+        learning_rates: η of each checkpoint as its optimizer had it or the flag gave it; None where neither did.
+        rejected_files: lines of JSON for what was set aside.
+        rejected: how many were set aside, by reason.
+    """
+
+    model_fingerprint: str
+    task: str
+    outputs: int
+    units: int
+    checkpoints: tuple[str, ...]
+    learning_rates: tuple[float | None, ...]
+    rejected_files: tuple[StoredFile, ...]
+    rejected: Mapping[str, int]
+
+    @property
+    def examples(self) -> int:
+        """How many records the set holds."""
+        return sum(file.count for file in self.files)
+
+    @property
+    def integer_labels(self) -> bool:
+        """Whether labels and predictions are class indices."""
+        return self.task != "regression"
+
+
+_M = TypeVar("_M", bound=Manifest)
+
+
+def fingerprint(content: Any) -> str:
+    """A SHA-256 (first 32 hex digits) of JSON-like content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
+
+
+def write(directory: str, manifest: Manifest) -> None:
+    """Commits `directory`: writes its manifest, after everything that the manifest lists."""
+    content = {"format": _FORMAT, **dataclasses.asdict(manifest)}
+    files.write(directory, FILE_NAME, (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode(), 0)
+
+
+def read(directory: str, kind: type[_M], flag: str) -> _M:
+    """Reads the manifest of a committed directory; `flag` names the option in messages.
+
+    Raises:
+        InputError: there is no manifest, it cannot be understood, or it is of another kind.
+    """
+    found = read_if_any(directory, flag)
+    if found is None:
+        raise InputError(f"--{flag}={directory!r} is not a complete set: it has no {FILE_NAME}; compute it first, or wait until its run has ended")
+    if type(found) is not kind:
+        raise InputError(f"--{flag}={directory!r} holds {found.kind}, expected {'features' if kind is FeatureManifest else 'influence'}")
+    return found
+
+
+def read_if_any(directory: str, flag: str) -> Manifest | None:
+    """Reads the manifest of `directory`, or returns None where there is none.
+
+    Raises:
+        InputError: there is one that cannot be understood.
+    """
+    path = files.join(directory, FILE_NAME)
+    try:
+        if not files.exists(path):
+            return None
+        content = json.loads(files.read(path))
+        if content.pop("format") != _FORMAT:
+            raise ValueError("written by another version")
+        for key in ("files", "rejected_files"):
+            if key in content:
+                content[key] = tuple(StoredFile(**file) for file in content[key])
+        for key in ("checkpoints", "learning_rates"):
+            if key in content:
+                content[key] = tuple(content[key])
+        return (FeatureManifest if content["kind"] == "features" else Manifest)(**content)
+    except (BeamIOError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"--{flag}: {path} cannot be read as a manifest of this version: {error}; remove it, or pass --overwrite") from error
+
+
+def is_complete(directory: str, expected_fingerprint: str, settings: Mapping[str, Any]) -> bool:
+    """Whether `directory` already holds a complete set with this fingerprint.
+
+    Raises:
+        InputError: it holds a complete set with other settings; the message names what differs.
+    """
+    found = read_if_any(directory, "output")
+    if found is None:
+        return False
+    if found.fingerprint == expected_fingerprint:
+        return True
+    keys = sorted({*found.settings, *settings})
+    differing = [key for key in keys if found.settings.get(key) != settings.get(key)]
+    told = "; ".join(f"{key} was {_short(found.settings.get(key))}, is {_short(settings.get(key))}" for key in differing[:3])
+    more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+    raise InputError(
+        f"--output={directory!r} is complete with other settings ({told or 'another kind of content'}{more}): choose another directory, or pass --overwrite"
+    )
+
+
+def remove(directory: str, patterns: tuple[str, ...]) -> None:
+    """Takes back a commit: deletes the manifest first, then the data files that match `patterns`."""
+    files.delete_matching(directory, [FILE_NAME])
+    files.delete_matching(directory, patterns)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "…"

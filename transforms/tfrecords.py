@@ -1,0 +1,144 @@
+"""The framing of TFRecord files: payloads out of a stream, one by one and with what is wrong with them; and back.
+
+Beam's and TensorFlow's readers stop at the first damaged record and lose the rest of the file with it. Here a payload with a wrong
+checksum is one record lost, said so, and the next is read; only a damaged length ends the file, since nobody knows where the next
+record starts. Format: `uint64 length, masked CRC-32C of it, payload, masked CRC-32C of it`, little-endian.
+"""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import IO, NamedTuple
+
+import google_crc32c
+
+_CHUNK = 1 << 22
+_HEADER = struct.Struct("<QI")
+_CRC = struct.Struct("<I")
+_GZIP_MAGIC = b"\x1f\x8b"
+# A length beyond this is damage that happens to have a valid checksum, or not a TFRecord file.
+_LONGEST = 1 << 31
+
+
+class UnreadableTail(Exception):
+    """The rest of a stream cannot be read: `offset` is where (in bytes, after decompression), `index` the record that should start there."""
+
+    def __init__(self, index: int, offset: int, reason: str) -> None:
+        super().__init__(f"record {index} at byte {offset}: {reason}")
+        self.index = index
+        self.offset = offset
+        self.reason = reason
+
+
+class Frame(NamedTuple):
+    """One record of a stream: its index, and its payload or None where the payload's checksum is wrong."""
+
+    index: int
+    payload: bytes | None
+
+
+def _masked_crc(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def frame(payload: bytes) -> bytes:
+    """The bytes of one record in a TFRecord file."""
+    length = struct.pack("<Q", len(payload))
+    return b"".join((length, _CRC.pack(_masked_crc(length)), payload, _CRC.pack(_masked_crc(payload))))
+
+
+def join_frames(payloads: Iterable[bytes]) -> bytes:
+    """The content of a TFRecord file that holds `payloads`."""
+    return b"".join(frame(payload) for payload in payloads)
+
+
+def split_frames(data: bytes, start: int = 0, stop: int | None = None) -> list[bytes]:
+    """The payloads `start` to `stop` of a file whose whole content has been verified, so that checksums need no second look."""
+    payloads = []
+    position = index = 0
+    while position < len(data) and (stop is None or index < stop):
+        (length,) = struct.unpack_from("<Q", data, position)
+        if index >= start:
+            payloads.append(data[position + 12 : position + 12 + length])
+        position += length + 16
+        index += 1
+    return payloads
+
+
+def read_frames(stream: IO[bytes]) -> Iterator[Frame]:
+    """Reads the records of a TFRecord stream, plain or gzip (told by content, not by name), in order.
+
+    Raises:
+        UnreadableTail: a length is damaged, the stream ends inside a record, or its compression is broken.
+    """
+    head = stream.read(_HEADER.size)
+    if head[:2] == _GZIP_MAGIC and not _is_header(head):
+        yield from _read_plain(gzip.GzipFile(fileobj=_Rewound(head, stream)), b"")  # type: ignore[call-overload]
+    else:
+        yield from _read_plain(stream, head)
+
+
+def _is_header(data: bytes) -> bool:
+    return len(data) == _HEADER.size and _HEADER.unpack(data)[1] == _masked_crc(data[:8])
+
+
+def _read_plain(stream: IO[bytes], buffer: bytes) -> Iterator[Frame]:
+    index = offset = position = 0
+    ended = False
+    broken: str | None = None
+
+    def fill(wanted: int) -> bool:
+        """Makes `wanted` bytes available from `position`, if the stream has them."""
+        nonlocal buffer, position, ended, broken
+        if len(buffer) - position >= wanted:
+            return True
+        parts = [buffer[position:]]
+        have = len(parts[0])
+        while have < wanted and not ended:
+            try:
+                part = stream.read(max(_CHUNK, wanted - have))
+            except (EOFError, OSError, zlib.error) as error:
+                broken, part = str(error), b""
+            ended = not part
+            parts.append(part)
+            have += len(part)
+        buffer, position = b"".join(parts), 0
+        return have >= wanted
+
+    while True:
+        if not fill(_HEADER.size):
+            if broken or len(buffer) > position:
+                raise UnreadableTail(index, offset, broken or f"the file ends inside a record's header, after {len(buffer) - position} bytes")
+            return
+        length, length_crc = _HEADER.unpack_from(buffer, position)
+        if length_crc != _masked_crc(buffer[position : position + 8]) or length > _LONGEST:
+            raise UnreadableTail(index, offset, "the record's length is damaged, or this is not a TFRecord file")
+        if not fill(length + 16):
+            raise UnreadableTail(index, offset, broken or f"the file ends inside a record of {length} bytes")
+        payload = buffer[position + 12 : position + 12 + length]
+        (payload_crc,) = _CRC.unpack_from(buffer, position + 12 + length)
+        yield Frame(index, payload if payload_crc == _masked_crc(payload) else None)
+        position += length + 16
+        offset += length + 16
+        index += 1
+
+
+class _Rewound:
+    """A stream whose first bytes have been read and are given again."""
+
+    def __init__(self, head: bytes, stream: IO[bytes]) -> None:
+        self._head = head
+        self._stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        if not self._head:
+            return self._stream.read(size)
+        head, self._head = self._head, b""
+        if size < 0:
+            return head + self._stream.read()
+        self._head = head[size:]
+        return head[:size]
