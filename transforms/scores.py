@@ -1,0 +1,259 @@
+"""Stage 2: from two feature sets to the k strongest proponents and opponents of each test example.
+
+What travels is tiles and blocks of candidate arrays, never pairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+
+import apache_beam as beam
+import numpy as np
+
+from transforms import counting, files, records, tfrecords, topk
+from transforms.errors import InputError
+from transforms.examples import prefetch
+from transforms.kernels import Scoring, Search, self_influence
+from transforms.manifest import FeatureManifest
+from transforms.records import Features
+from transforms.tiles import Grid, Shape, Span, Tile, choose_grid, chunks, tiles
+from transforms.topk import TopK
+
+# The multiplications of one tile use all cores, and the memory budget is of one tile.
+_one_tile = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSet:
+    """A committed feature set: its directory and its manifest."""
+
+    directory: str
+    manifest: FeatureManifest
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Numbers of records of its files."""
+        return tuple(file.count for file in self.manifest.files)
+
+    @property
+    def shape(self) -> Shape:
+        """T, C and D of its records."""
+        return Shape(len(self.manifest.checkpoints), self.manifest.outputs, self.manifest.units)
+
+    def read(self, spans: Sequence[Span]) -> Features:
+        """Reads and verifies records; `spans` holds at least one."""
+        parts = []
+        for span in spans:
+            file = self.manifest.files[span.file]
+            payloads = tfrecords.split_frames(files.read_verified(self.directory, file), span.start, span.stop)
+            counting.add("feature-records-read", len(payloads))
+            shape = self.shape
+            parts.append(records.decode(payloads, shape.checkpoints, shape.outputs, shape.units, self.manifest.integer_labels))
+        return Features.concatenate(parts)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoredBlock:
+    """What is known of a block of test examples: what their rows tell of themselves, and their best candidates so far.
+
+    Attributes:
+        test_ids, labels, predictions, probabilities: [n, …] as in `records.Features`.
+        self_influence: [n] float64.
+        best: the k strongest proponents and opponents.
+    """
+
+    test_ids: np.ndarray
+    labels: np.ndarray
+    predictions: np.ndarray
+    probabilities: np.ndarray
+    self_influence: np.ndarray
+    best: TopK
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringPlan:
+    """What stage 2 is asked for, before the sets are known.
+
+    Attributes:
+        learning_rates: η of each checkpoint, or None for those of the training set's manifest.
+        k: how many proponents and opponents of each test example.
+        normalize: see `kernels.Scoring`.
+        memory_gb: memory budget of a machine, in GB.
+        processes: worker processes that share a machine, or None for one per processor.
+        test_rows, train_rows: a grid given by hand, or None.
+    """
+
+    learning_rates: tuple[float, ...] | None
+    k: int
+    normalize: str
+    memory_gb: float
+    processes: int | None = 1
+    test_rows: int | None = None
+    train_rows: int | None = None
+
+    def scoring(self, train: FeatureManifest) -> Scoring:
+        """The scoring of a training set.
+
+        Raises:
+            InputError: no usable learning rate is known for some checkpoint.
+        """
+        rates = self.learning_rates or train.learning_rates
+        if len(rates) != len(train.checkpoints):
+            raise InputError(f"--learning_rates has {len(rates)} numbers, the features are of {len(train.checkpoints)} checkpoints: give one for each")
+        return Scoring(tuple(usable_rate(rate, name) for rate, name in zip(rates, train.checkpoints, strict=True)), self.k, self.normalize)
+
+    def grid(self, test: FeatureSet, train: FeatureSet) -> Grid:
+        """The grid for two sets.
+
+        Raises:
+            InputError: the memory budget is too small.
+        """
+        processes = self.processes or os.cpu_count() or 1
+        tests, trains = sum(test.counts), sum(train.counts)
+        try:
+            grid = choose_grid(train.shape, tests, trains, min(self.k, trains), self.memory_gb * 1e9 / processes)
+        except ValueError as error:
+            raise InputError(f"--memory_gb={self.memory_gb:g}: {error}") from error
+        return Grid(self.test_rows or grid.test_rows, self.train_rows or grid.train_rows, min(grid.chunk_rows, self.train_rows or grid.chunk_rows))
+
+
+def usable_rate(rate: float | None, checkpoint: str) -> float:
+    """A learning rate that can weigh a checkpoint.
+
+    Raises:
+        InputError: it is unknown, zero, negative or not finite.
+    """
+    if rate is None:
+        raise InputError(f"no learning rate is known for {checkpoint}: give one per checkpoint with --learning_rates=0.1,0.01,…")
+    if not np.isfinite(rate) or rate <= 0:
+        raise InputError(
+            f"the learning rate of {checkpoint} is {rate:g}, which would leave it out of every score or turn its sign: give the rates that the steps "
+            "before each checkpoint were made with, by --learning_rates=0.1,0.01,…, or leave the checkpoint out"
+        )
+    return rate
+
+
+def check_same_model(test: FeatureManifest, train: FeatureManifest, test_name: str, train_name: str) -> None:
+    """Makes sure that two sets can be scored against each other.
+
+    Raises:
+        InputError: they were extracted with different models.
+    """
+    if test.model_fingerprint != train.model_fingerprint:
+        keys = ("checkpoints", "layer", "loss", "include_bias")
+        differing = [key for key in keys if test.settings.get(key) != train.settings.get(key)] or ["checkpoints' content"]
+        raise InputError(
+            f"{test_name} and {train_name} are features of different models (different {', '.join(differing)}): "
+            "extract both with the same checkpoints, layer, loss and bias"
+        )
+
+
+def plan_tiles(test: FeatureSet, train: FeatureSet, plan: ScoringPlan) -> Iterator[Tile]:
+    """The tiles of two feature sets, as logged.
+
+    Raises:
+        InputError: the sets do not fit each other or the plan, or the training set is empty.
+    """
+    check_same_model(test.manifest, train.manifest, test.directory, train.directory)
+    plan.scoring(train.manifest)
+    if not sum(train.counts):
+        raise InputError(f"{train.directory} holds no example: there is nothing to score against")
+    grid = plan.grid(test, train)
+    planned = list(tiles(grid, test.counts, train.counts))
+    logging.getLogger(__name__).info(
+        "%d test x %d train examples: %d tiles of %d x %d", sum(test.counts), sum(train.counts), len(planned), grid.test_rows, grid.train_rows
+    )
+    counting.add("pairs-planned", sum(test.counts) * sum(train.counts))
+    yield from planned
+
+
+class TileScorer:
+    """Scores tiles, one at a time in this process; keeps the test block of the tile before, since neighbours share it."""
+
+    def __init__(self) -> None:
+        self._block: tuple[tuple[str, tuple[Span, ...]], Features] | None = None
+
+    def score(self, tile: Tile, test: FeatureSet, train: FeatureSet, scoring: Scoring) -> ScoredBlock:
+        """The best candidates of a tile."""
+        with _one_tile:
+            key = (test.directory, tile.tests)
+            if self._block is None or self._block[0] != key:
+                self._block = None
+                self._block = (key, test.read(tile.tests))
+            tests = self._block[1]
+            search = Search(tests, scoring)
+            for chunk in prefetch((train.read(spans) for spans in chunks(tile.trains, tile.chunk_rows)), depth=1):
+                for pairs in search.scan(chunk):
+                    counting.add("pairs-scored", pairs)
+            return ScoredBlock(
+                tests.example_ids,
+                tests.labels,
+                tests.predictions,
+                tests.probabilities,
+                self_influence(tests, scoring.learning_rates),
+                search.result(),
+            )
+
+
+class _ScoreDoFn(beam.DoFn):
+    def __init__(self, plan: ScoringPlan) -> None:
+        self._plan = plan
+
+    def setup(self) -> None:
+        self._scorer = TileScorer()
+
+    def process(self, tile: Tile, test: FeatureSet, train: FeatureSet) -> Iterator[tuple[int, ScoredBlock]]:
+        yield tile.test_start, self._scorer.score(tile, test, train, self._plan.scoring(train.manifest))
+
+
+class MergeTopK(beam.CombineFn):
+    """Merges the scored blocks of the same test examples, by array operations: ScoredBlock → ScoredBlock."""
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+
+    def create_accumulator(self) -> ScoredBlock | None:
+        """Nothing is known yet."""
+        return None
+
+    def add_input(self, accumulator: ScoredBlock | None, block: ScoredBlock) -> ScoredBlock:
+        """Merges one more block."""
+        return block if accumulator is None else self._merge([accumulator, block])
+
+    def merge_accumulators(self, accumulators: Iterable[ScoredBlock | None]) -> ScoredBlock | None:
+        """Merges what several workers found."""
+        known = [accumulator for accumulator in accumulators if accumulator is not None]
+        return self._merge(known) if known else None
+
+    def extract_output(self, accumulator: ScoredBlock | None) -> ScoredBlock | None:
+        """The merged block."""
+        return accumulator
+
+    def _merge(self, blocks: Sequence[ScoredBlock]) -> ScoredBlock:
+        return blocks[0] if len(blocks) == 1 else dataclasses.replace(blocks[0], best=topk.merge([block.best for block in blocks], self._k))
+
+
+@dataclasses.dataclass
+class ScoreInfluence(beam.PTransform):
+    """Stage 2 up to the global top k: (test, train) feature sets → (row of the block's first test example, ScoredBlock).
+
+    Attributes:
+        plan: what is asked for.
+    """
+
+    plan: ScoringPlan
+
+    def expand(self, sets: tuple[beam.PCollection, beam.PCollection]) -> beam.PCollection:
+        test, train = sets  # FeatureSet (one), FeatureSet (one)
+        return (
+            test
+            | "PlanTiles" >> beam.FlatMap(plan_tiles, beam.pvalue.AsSingleton(train), self.plan)  # Tile
+            | "SpreadTiles" >> beam.Reshuffle()  # Tile
+            | "ScoreTiles"
+            >> beam.ParDo(_ScoreDoFn(self.plan), beam.pvalue.AsSingleton(test), beam.pvalue.AsSingleton(train))  # (test_start, ScoredBlock)
+            | "MergeTopK" >> beam.CombinePerKey(MergeTopK(self.plan.k))  # (test_start, ScoredBlock)
+        )

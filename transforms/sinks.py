@@ -1,0 +1,175 @@
+"""Influence as files: rows in the test set's order, as JSON lines and as Parquet, committed by a manifest.
+
+| field | content |
+|---|---|
+| `test_id`, `test_label`, `test_prediction`, `test_probability` | the test example; the probability is null for a regression |
+| `self_influence` | the influence of the test example on itself |
+| `proponents`, `opponents` | lists of `{train_id, train_label, score}`, strongest first |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms import counting, files, manifest
+from transforms.files import StoredFile
+from transforms.manifest import Manifest
+from transforms.records import NO_LABEL
+from transforms.scores import ScoredBlock
+from transforms.tiles import ROWS_PER_FILE
+from transforms.topk import Ranking
+
+INFLUENCE_FILES = ("influence-*.jsonl", "influence-*.parquet")
+
+
+def label_type(task: str, outputs: int) -> pa.DataType:
+    """The Parquet type of labels and predictions: an integer, a number, or a list of them."""
+    if task in ("class", "binary"):
+        return pa.int64()
+    if task == "multilabel":
+        return pa.list_(pa.int64())
+    return pa.float64() if outputs == 1 else pa.list_(pa.float64())
+
+
+def schema(task: str, outputs: int) -> pa.Schema:
+    """The Parquet schema of influence rows."""
+    label = label_type(task, outputs)
+    candidates = pa.list_(pa.struct([("train_id", pa.string()), ("train_label", label), ("score", pa.float64())]))
+    return pa.schema(
+        [
+            ("test_id", pa.string()),
+            ("test_label", label),
+            ("test_prediction", label),
+            ("test_probability", pa.float64()),
+            ("self_influence", pa.float64()),
+            ("proponents", candidates),
+            ("opponents", candidates),
+        ]
+    )
+
+
+def to_table(block: ScoredBlock, rows: pa.Schema) -> pa.Table:
+    """The rows of a block as a table."""
+    n = len(block.test_ids)
+    label = rows.field("test_label").type
+    probabilities = block.probabilities.astype(np.float64)
+    return pa.table(
+        [
+            _strings(block.test_ids),
+            _labels(block.labels, label),
+            _labels(block.predictions, label),
+            pa.array(probabilities, mask=np.isnan(probabilities)),
+            pa.array(block.self_influence),
+            _candidates(block.best.proponents, n, rows.field("proponents").type),
+            _candidates(block.best.opponents, n, rows.field("opponents").type),
+        ],
+        schema=rows,
+    )
+
+
+def _strings(ids: np.ndarray) -> pa.Array:
+    return pa.array(ids.tolist(), pa.binary()).cast(pa.string())
+
+
+def _labels(labels: np.ndarray, kind: pa.DataType) -> pa.Array:
+    if not pa.types.is_list(kind):
+        return pa.array(labels[:, 0]).cast(kind)
+    if labels.dtype.kind == "f":
+        offsets = np.arange(0, labels.size + 1, max(1, labels.shape[1]), dtype=np.int32)
+        return pa.ListArray.from_arrays(offsets, pa.array(labels.reshape(-1)), type=kind)
+    present = labels != NO_LABEL
+    offsets = np.concatenate([[0], np.cumsum(present.sum(axis=1))]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.array(labels[present]), type=kind)
+
+
+def _candidates(ranking: Ranking, n: int, kind: pa.DataType) -> pa.Array:
+    fields = [kind.value_type.field(i) for i in range(kind.value_type.num_fields)]
+    labels = ranking.labels if len(ranking) else ranking.labels.reshape(0, -1)
+    arrays = [_strings(ranking.ids), _labels(labels, kind.value_type.field("train_label").type), pa.array(ranking.scores)]
+    return pa.ListArray.from_arrays(ranking.offsets(n).astype(np.int32), pa.StructArray.from_arrays(arrays, fields=fields), type=kind)
+
+
+def to_jsonl(table: pa.Table) -> bytes:
+    """A table as lines of JSON, with the shortest digits that give the same float64 back."""
+    return b"".join(orjson.dumps(row) + b"\n" for batch in table.to_batches(max_chunksize=500) for row in batch.to_pylist())
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenRows:
+    """The two files of up to 10,000 rows, and their place among the others."""
+
+    shard: int
+    jsonl: StoredFile
+    parquet: StoredFile
+
+
+def write_rows(directory: str, shard: int, blocks: Iterable[tuple[int, ScoredBlock]], rows: pa.Schema) -> WrittenRows:
+    """Writes the rows of one output file, given the blocks that it consists of, each with its first row's number."""
+    table = pa.concat_tables([to_table(block, rows) for _, block in sorted(blocks, key=lambda pair: pair[0])]).combine_chunks()
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=ROWS_PER_FILE)
+    counting.add("rows-written", table.num_rows)
+    return WrittenRows(
+        shard,
+        files.write(directory, f"influence-{shard:05d}.jsonl", to_jsonl(table), table.num_rows),
+        files.write(directory, f"influence-{shard:05d}.parquet", buffer.getvalue(), table.num_rows),
+    )
+
+
+@dataclasses.dataclass
+class WriteInfluence(beam.PTransform):
+    """Writes scored blocks as rows and commits them with a manifest: (row number, ScoredBlock) → Manifest (one).
+
+    Attributes:
+        directory: where to.
+        draft: the manifest, its files and counts still missing.
+        task, outputs: decide the type of labels; see `schema`.
+    """
+
+    directory: str
+    draft: Manifest
+    task: str
+    outputs: int
+
+    def _write(self, shard: int, blocks: Iterable[tuple[int, ScoredBlock]]) -> WrittenRows:
+        return write_rows(self.directory, shard, blocks, schema(self.task, self.outputs))
+
+    def _commit(self, _: None, parts: Sequence[WrittenRows]) -> Manifest:
+        ordered = sorted(parts, key=lambda part: part.shard)
+        committed = dataclasses.replace(
+            self.draft,
+            files=tuple(file for part in ordered for file in (part.jsonl, part.parquet)),
+            counts={"rows": sum(part.jsonl.count for part in ordered)},
+        )
+        manifest.write(self.directory, committed)
+        return committed
+
+    def expand(self, blocks: beam.PCollection) -> beam.PCollection:
+        written = (
+            blocks
+            | "KeyByFile" >> beam.MapTuple(lambda start, block: (start // ROWS_PER_FILE, (start, block)))  # (shard, (row, ScoredBlock))
+            | "GroupByFile" >> beam.GroupByKey()  # (shard, [(row, ScoredBlock)])
+            | "WriteRows" >> beam.MapTuple(self._write)  # WrittenRows
+        )
+        return (
+            blocks.pipeline
+            | "StartCommit" >> beam.Create([None])
+            | "CommitInfluence" >> beam.Map(self._commit, beam.pvalue.AsList(written))  # Manifest
+        )
+
+
+def read_rows(directory: str) -> list[dict[str, Any]]:
+    """The rows of a committed directory, in order."""
+    found = manifest.read(directory, Manifest, "output")
+    return [
+        orjson.loads(line) for file in found.files if file.name.endswith(".jsonl") for line in files.read_verified(directory, file).splitlines()
+    ]

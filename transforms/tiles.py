@@ -1,0 +1,145 @@
+"""The plan of stage 2: the test × train grid cut into tiles that fit the memory and are worth a worker's while.
+
+A tile is a block of test examples and a range of training examples. The block is held in memory while the range streams through in chunks,
+so memory depends on neither set's size. What a tile finds is one block of candidates; the tiles of a test block are merged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+# Rows of one output file; test blocks do not cross its border.
+ROWS_PER_FILE = 10_000
+
+# A tile of about this much arithmetic takes some seconds on a core: long against its overhead, short against a worker's life.
+_TILE_FLOPS = 4e12
+# What does not grow with the sets: blocks of scores, and the file that is being read and decoded.
+_FIXED_BYTES = 256 << 20
+_MOST_TESTS = ROWS_PER_FILE
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """Records `start` to `stop` of the file at place `file` of a feature set's manifest."""
+
+    file: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """A block of test examples and a range of training examples.
+
+    Attributes:
+        test_start: row of the block's first example in the test set.
+        tests: where the block's records are.
+        trains: where the range's records are.
+        chunk_rows: how many training examples are held at once.
+    """
+
+    test_start: int
+    tests: tuple[Span, ...]
+    trains: tuple[Span, ...]
+    chunk_rows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Numbers of checkpoints T, outputs C and units D (the trailing 1 of a bias counted)."""
+
+    checkpoints: int
+    outputs: int
+    units: int
+
+    @property
+    def record_bytes(self) -> int:
+        """Memory of one record's arrays, and something for its id and labels."""
+        return self.checkpoints * (4 * (self.outputs + self.units) + 20) + 200
+
+    @property
+    def pair_flops(self) -> int:
+        """Arithmetic of one pair in factored form, `2 T (C + D)`."""
+        return 2 * self.checkpoints * (self.outputs + self.units)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """How many test rows a tile's block has, how many training rows its range, and how many of those are held at once."""
+
+    test_rows: int
+    train_rows: int
+    chunk_rows: int
+
+
+def choose_grid(shape: Shape, tests: int, trains: int, k: int, memory_bytes: float) -> Grid:
+    """The grid for a memory budget of one tile in work.
+
+    Half of what is left after the fixed part is for the test block (records, scaled factors, candidates), half for the training chunks
+    (the one in work, its scaled factors, and the next one being read).
+
+    Raises:
+        ValueError: not even a few records fit.
+    """
+    share = (memory_bytes - _FIXED_BYTES) / 2
+    per_test = 2 * shape.record_bytes + 2 * k * 64
+    per_train = 3 * shape.record_bytes
+    most_tests, most_chunk = int(share // per_test), int(share // per_train)
+    if most_tests < 16 or most_chunk < 16:
+        needed = (_FIXED_BYTES + 32 * max(per_test, per_train)) / 1e9
+        raise ValueError(f"a memory budget of {memory_bytes / 1e9:.2f} GB for one worker process is too small: it needs {needed:.2f} GB")
+    test_rows = _even(min(tests, _MOST_TESTS), min(most_tests, _MOST_TESTS))
+    train_rows = max(most_chunk, int(_TILE_FLOPS / (shape.pair_flops * max(1, test_rows))))
+    train_rows = _even(trains, train_rows)
+    return Grid(test_rows, train_rows, _even(train_rows, most_chunk))
+
+
+def _even(total: int, most: int) -> int:
+    """The size of the fewest equal parts of `total` that are at most `most`; at least 1."""
+    return max(1, math.ceil(total / math.ceil(total / most))) if total else 1
+
+
+def tiles(grid: Grid, test_counts: Sequence[int], train_counts: Sequence[int]) -> Iterator[Tile]:
+    """The tiles of two feature sets whose files hold these numbers of records; a test block meets every training example once."""
+    tests, trains = sum(test_counts), sum(train_counts)
+    for shard_start in range(0, tests, ROWS_PER_FILE):
+        shard_stop = min(shard_start + ROWS_PER_FILE, tests)
+        for test_start in range(shard_start, shard_stop, grid.test_rows):
+            block = spans(test_counts, test_start, min(test_start + grid.test_rows, shard_stop))
+            for train_start in range(0, trains, grid.train_rows):
+                rows = spans(train_counts, train_start, min(train_start + grid.train_rows, trains))
+                yield Tile(test_start, block, rows, grid.chunk_rows)
+
+
+def spans(counts: Sequence[int], start: int, stop: int) -> tuple[Span, ...]:
+    """Where rows `start` to `stop` of a set are, whose files hold `counts` records."""
+    found = []
+    first = 0
+    for file, count in enumerate(counts):
+        low, high = max(start - first, 0), min(stop - first, count)
+        if low < high:
+            found.append(Span(file, low, high))
+        first += count
+    return tuple(found)
+
+
+def chunks(ranges: Sequence[Span], rows: int) -> Iterator[tuple[Span, ...]]:
+    """Cuts a range into chunks of at most `rows` rows."""
+    chunk: list[Span] = []
+    room = rows
+    for span in ranges:
+        start = span.start
+        while start < span.stop:
+            taken = min(room, span.stop - start)
+            chunk.append(Span(span.file, start, start + taken))
+            start, room = start + taken, room - taken
+            if not room:
+                yield tuple(chunk)
+                chunk, room = [], rows
+    if chunk:
+        yield tuple(chunk)
