@@ -4,12 +4,12 @@ The search multiplies in float32, whose bits depend on shapes, threads and proce
 score lies within a proven error margin of its test example's k-th, and the canonical score of the two records alone decides among
 those. The result is the same for every way of cutting the work.
 
-The margin. Let `n_t = √η_t ‖δ_t‖ ‖ĥ_t‖` and `N² = Σ_t n_t²` (the self-influence). Activations are scaled to length 1 and loss gradients to
-`n_t` over a common unit, so that all factors are at most 1 and nothing overflows. With `u = 2⁻²⁴`, a float32 dot product of n
-terms in any order, of factors rounded once, is off by at most `γ(n + 3) ‖x‖ ‖y‖`, `γ(m) = m u / (1 − m u)` (Higham, Accuracy and Stability of
-Numerical Algorithms, section 3.1); the product of the two dot products of a checkpoint and the sum over checkpoints add to that, so a score is off by at
-most `γ(C + D + T + 8) Σ_t n_t n'_t ≤ γ(C + D + T + 8) N N'`. Where a factor or a product underflows, or is flushed to zero as TensorFlow does,
-each term is off by at most 2⁻¹²⁵ more.
+The margin. Let `n_t = √η_t ‖δ_t‖ ‖ĥ_t‖` and `N² = Σ_t n_t²` (the self-influence). Activations are scaled to length 1 and loss
+gradients to `n_t` over a common unit, so that all factors are at most 1 and nothing overflows. With `u = 2⁻²⁴`, a float32 dot
+product of n terms in any order, of factors rounded once, is off by at most `γ(n + 3) ‖x‖ ‖y‖`, `γ(m) = m u / (1 − m u)` (Higham,
+Accuracy and Stability of Numerical Algorithms, section 3.1). The product of the two dot products of a checkpoint and the sum over
+checkpoints add to that, so a score is off by at most `γ(C + D + T + 8) Σ_t n_t n'_t ≤ γ(C + D + T + 8) N N'`. Where a factor or a
+product underflows, or is flushed to zero as TensorFlow does, each term is off by at most 2⁻¹²⁵ more.
 """
 
 from __future__ import annotations
@@ -98,7 +98,11 @@ def _scaled(features: Features, rows: np.ndarray, learning_rates: Sequence[float
     activations = np.zeros((len(rates), size, features.activations.shape[2]), np.float32)
     for t, rate in enumerate(rates):
         np.multiply(
-            features.loss_grads[rows, t], (rate * lengths[:, t] / units)[:, None], out=loss_grads[t, : len(rows)], dtype=np.float64, casting="same_kind"
+            features.loss_grads[rows, t],
+            (rate * lengths[:, t] / units)[:, None],
+            out=loss_grads[t, : len(rows)],
+            dtype=np.float64,
+            casting="same_kind",
         )
         np.multiply(
             features.activations[rows, t], inverse[:, t, None], out=activations[t, : len(rows)], dtype=np.float64, casting="same_kind"
@@ -111,7 +115,9 @@ def _block_scores(test_grads: tf.Tensor, test_activations: tf.Tensor, train_grad
     """`Σ_t (δ_t δ'_tᵀ) ∘ (ĥ_t ĥ'_tᵀ)` of scaled factors: [tests, trains] float32. The sum over checkpoints is outside the product."""
     total = None
     for t in range(test_grads.shape[0]):
-        product = tf.matmul(test_grads[t], train_grads[t], transpose_b=True) * tf.matmul(test_activations[t], train_activations[t], transpose_b=True)
+        product = tf.matmul(test_grads[t], train_grads[t], transpose_b=True) * tf.matmul(
+            test_activations[t], train_activations[t], transpose_b=True
+        )
         total = product if total is None else total + product
     return total
 
@@ -260,12 +266,19 @@ class Search:
             return
         normalized = self._scoring.normalize != "none"
         unit = 1.0 if normalized else float(norms[order[0]])
+        units = norms if normalized else np.full_like(norms, unit)
         relative = relative_margin(self._checkpoints, self._outputs, self._units)
         absolute = absolute_margin(self._checkpoints, self._outputs, self._units)
         columns = []
         for start in range(0, len(order), BLOCK_TRAINS):
             members = order[start : start + BLOCK_TRAINS]
-            scaled = _scaled(train, members, self._scoring.learning_rates, norms[members] if normalized else unit, min(BLOCK_TRAINS, _padded(len(members))))
+            scaled = _scaled(
+                train,
+                members,
+                self._scoring.learning_rates,
+                units[members],
+                min(BLOCK_TRAINS, _padded(len(members))),
+            )
             margin = relative * (1.0 if normalized else norms[members[0]] / unit) + absolute
             columns.append((start, len(members), tf.constant(scaled.loss_grads), tf.constant(scaled.activations), margin))
         for block in self._blocks:
@@ -292,7 +305,8 @@ class Search:
         scores = canonical_scores(self._test, train, tests, trains, self._scoring)
         right = scores > 0 if sign > 0 else scores < 0
         found = cut(
-            Ranking(tests[right].astype(np.int32), scores[right], train.example_ids[trains[right]], train.labels[trains[right]]), self._scoring.k
+            Ranking(tests[right].astype(np.int32), scores[right], train.example_ids[trains[right]], train.labels[trains[right]]),
+            self._scoring.k,
         )
         before = block.best[sign]
         block.best[sign] = found if before is None else cut(concatenate([before, found]), self._scoring.k)
@@ -302,5 +316,7 @@ class Search:
         found = {}
         for sign in (1, -1):
             parts = [best for block in self._blocks if (best := block.best[sign]) is not None]
-            found[sign] = concatenate(parts) if parts else Ranking(np.empty(0, np.int32), np.empty(0), np.empty(0, "S1"), self._test.labels[:0])
+            found[sign] = (
+                concatenate(parts) if parts else Ranking(np.empty(0, np.int32), np.empty(0), np.empty(0, "S1"), self._test.labels[:0])
+            )
         return TopK(found[1], found[-1])

@@ -98,7 +98,9 @@ def read(directory: str, kind: type[_M], flag: str) -> _M:
     """
     found = read_if_any(directory, flag)
     if found is None:
-        raise InputError(f"--{flag}={directory!r} is not a complete set: it has no {FILE_NAME}; compute it first, or wait until its run has ended")
+        raise InputError(
+            f"--{flag}={directory!r} is not a complete set: it has no {FILE_NAME}; compute it first, or wait until its run has ended"
+        )
     if type(found) is not kind:
         raise InputError(f"--{flag}={directory!r} holds {found.kind}, expected {'features' if kind is FeatureManifest else 'influence'}")
     return found
@@ -125,7 +127,9 @@ def read_if_any(directory: str, flag: str) -> Manifest | None:
                 content[key] = tuple(content[key])
         return (FeatureManifest if content["kind"] == "features" else Manifest)(**content)
     except (BeamIOError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"--{flag}: {path} cannot be read as a manifest of this version: {error}; remove it, or pass --overwrite") from error
+        raise InputError(
+            f"--{flag}: {path} cannot be read as a manifest of this version: {error}; remove it, or pass --overwrite"
+        ) from error
 
 
 def is_complete(directory: str, expected_fingerprint: str, settings: Mapping[str, Any]) -> bool:
@@ -144,7 +148,8 @@ def is_complete(directory: str, expected_fingerprint: str, settings: Mapping[str
     told = "; ".join(f"{key} was {_short(found.settings.get(key))}, is {_short(settings.get(key))}" for key in differing[:3])
     more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
     raise InputError(
-        f"--output={directory!r} is complete with other settings ({told or 'another kind of content'}{more}): choose another directory, or pass --overwrite"
+        f"--output={directory!r} is complete with other settings ({told or 'another kind of content'}{more}): "
+        "choose another directory, or pass --overwrite"
     )
 
 

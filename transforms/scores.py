@@ -103,7 +103,9 @@ class ScoringPlan:
         """
         rates = self.learning_rates or train.learning_rates
         if len(rates) != len(train.checkpoints):
-            raise InputError(f"--learning_rates has {len(rates)} numbers, the features are of {len(train.checkpoints)} checkpoints: give one for each")
+            raise InputError(
+                f"--learning_rates has {len(rates)} numbers, the features are of {len(train.checkpoints)} checkpoints: give one for each"
+            )
         return Scoring(tuple(usable_rate(rate, name) for rate, name in zip(rates, train.checkpoints, strict=True)), self.k, self.normalize)
 
     def grid(self, test: FeatureSet, train: FeatureSet) -> Grid:
@@ -118,7 +120,9 @@ class ScoringPlan:
             grid = choose_grid(train.shape, tests, trains, min(self.k, trains), self.memory_gb * 1e9 / processes)
         except ValueError as error:
             raise InputError(f"--memory_gb={self.memory_gb:g}: {error}") from error
-        return Grid(self.test_rows or grid.test_rows, self.train_rows or grid.train_rows, min(grid.chunk_rows, self.train_rows or grid.chunk_rows))
+        return Grid(
+            self.test_rows or grid.test_rows, self.train_rows or grid.train_rows, min(grid.chunk_rows, self.train_rows or grid.chunk_rows)
+        )
 
 
 def usable_rate(rate: float | None, checkpoint: str) -> float:
@@ -131,8 +135,8 @@ def usable_rate(rate: float | None, checkpoint: str) -> float:
         raise InputError(f"no learning rate is known for {checkpoint}: give one per checkpoint with --learning_rates=0.1,0.01,…")
     if not np.isfinite(rate) or rate <= 0:
         raise InputError(
-            f"the learning rate of {checkpoint} is {rate:g}, which would leave it out of every score or turn its sign: give the rates that the steps "
-            "before each checkpoint were made with, by --learning_rates=0.1,0.01,…, or leave the checkpoint out"
+            f"the learning rate of {checkpoint} is {rate:g}, which would leave it out of every score or turn its sign: give the rates "
+            "that the steps before each checkpoint were made with, by --learning_rates=0.1,0.01,…, or leave the checkpoint out"
         )
     return rate
 
@@ -165,7 +169,12 @@ def plan_tiles(test: FeatureSet, train: FeatureSet, plan: ScoringPlan) -> Iterat
     grid = plan.grid(test, train)
     planned = list(tiles(grid, test.counts, train.counts))
     logging.getLogger(__name__).info(
-        "%d test x %d train examples: %d tiles of %d x %d", sum(test.counts), sum(train.counts), len(planned), grid.test_rows, grid.train_rows
+        "%d test x %d train examples: %d tiles of %d x %d",
+        sum(test.counts),
+        sum(train.counts),
+        len(planned),
+        grid.test_rows,
+        grid.train_rows,
     )
     counting.add("pairs-planned", sum(test.counts) * sum(train.counts))
     yield from planned

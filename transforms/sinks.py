@@ -93,8 +93,7 @@ def _labels(labels: np.ndarray, kind: pa.DataType) -> pa.Array:
 
 def _candidates(ranking: Ranking, n: int, kind: pa.DataType) -> pa.Array:
     fields = [kind.value_type.field(i) for i in range(kind.value_type.num_fields)]
-    labels = ranking.labels if len(ranking) else ranking.labels.reshape(0, -1)
-    arrays = [_strings(ranking.ids), _labels(labels, kind.value_type.field("train_label").type), pa.array(ranking.scores)]
+    arrays = [_strings(ranking.ids), _labels(ranking.labels, kind.value_type.field("train_label").type), pa.array(ranking.scores)]
     return pa.ListArray.from_arrays(ranking.offsets(n).astype(np.int32), pa.StructArray.from_arrays(arrays, fields=fields), type=kind)
 
 
@@ -171,5 +170,8 @@ def read_rows(directory: str) -> list[dict[str, Any]]:
     """The rows of a committed directory, in order."""
     found = manifest.read(directory, Manifest, "output")
     return [
-        orjson.loads(line) for file in found.files if file.name.endswith(".jsonl") for line in files.read_verified(directory, file).splitlines()
+        orjson.loads(line)
+        for file in found.files
+        if file.name.endswith(".jsonl")
+        for line in files.read_verified(directory, file).splitlines()
     ]

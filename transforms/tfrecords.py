@@ -10,12 +10,13 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, NamedTuple
 
 import google_crc32c
 
 _CHUNK = 1 << 22
+_UNZIPPED = 1 << 18
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -77,16 +78,18 @@ def read_frames(stream: IO[bytes]) -> Iterator[Frame]:
     """
     head = stream.read(_HEADER.size)
     if head[:2] == _GZIP_MAGIC and not _is_header(head):
-        yield from _read_plain(gzip.GzipFile(fileobj=_Rewound(head, stream)), b"")  # type: ignore[call-overload]
+        unzipped = gzip.GzipFile(fileobj=_Rewound(head, stream))  # type: ignore[call-overload]
+        # read1, because read throws away what it has unzipped when it comes to a damaged place.
+        yield from _read_plain(lambda size: unzipped.read1(min(size, _UNZIPPED)), b"")
     else:
-        yield from _read_plain(stream, head)
+        yield from _read_plain(stream.read, head)
 
 
 def _is_header(data: bytes) -> bool:
     return len(data) == _HEADER.size and _HEADER.unpack(data)[1] == _masked_crc(data[:8])
 
 
-def _read_plain(stream: IO[bytes], buffer: bytes) -> Iterator[Frame]:
+def _read_plain(read: Callable[[int], bytes], buffer: bytes) -> Iterator[Frame]:
     index = offset = position = 0
     ended = False
     broken: str | None = None
@@ -100,8 +103,8 @@ def _read_plain(stream: IO[bytes], buffer: bytes) -> Iterator[Frame]:
         have = len(parts[0])
         while have < wanted and not ended:
             try:
-                part = stream.read(max(_CHUNK, wanted - have))
-            except (EOFError, OSError, zlib.error) as error:
+                part = read(max(_CHUNK, wanted - have))
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 broken, part = str(error), b""
             ended = not part
             parts.append(part)
@@ -112,7 +115,9 @@ def _read_plain(stream: IO[bytes], buffer: bytes) -> Iterator[Frame]:
     while True:
         if not fill(_HEADER.size):
             if broken or len(buffer) > position:
-                raise UnreadableTail(index, offset, broken or f"the file ends inside a record's header, after {len(buffer) - position} bytes")
+                raise UnreadableTail(
+                    index, offset, broken or f"the file ends inside a record's header, after {len(buffer) - position} bytes"
+                )
             return
         length, length_crc = _HEADER.unpack_from(buffer, position)
         if length_crc != _masked_crc(buffer[position : position + 8]) or length > _LONGEST:

@@ -1,0 +1,159 @@
+"""Tiles scored from committed feature sets, and their merge."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from tests.synthetic import assert_same, draw, full_sort
+from transforms import files, records, tfrecords
+from transforms.errors import InputError
+from transforms.kernels import Scoring
+from transforms.manifest import FeatureManifest
+from transforms.records import Features, Origin
+from transforms.scores import FeatureSet, MergeTopK, ScoringPlan, TileScorer, check_same_model, plan_tiles, usable_rate
+
+
+def committed(directory, features: Features, rows_per_file: int) -> FeatureSet:
+    written = []
+    for start in range(0, len(features), rows_per_file):
+        part = features.take(slice(start, start + rows_per_file))
+        payloads = records.encode(part, [Origin("source", start + i, b"digest") for i in range(len(part))])
+        written.append(files.write(str(directory), f"features-{start:05d}.tfrecord", tfrecords.join_frames(payloads), len(part)))
+    _, checkpoints, outputs = features.loss_grads.shape
+    manifest = FeatureManifest(
+        kind="features",
+        fingerprint="extraction",
+        settings={"layer": "head"},
+        files=tuple(written),
+        counts={"examples": len(features)},
+        model_fingerprint="model",
+        task="class",
+        outputs=outputs,
+        units=features.activations.shape[2],
+        checkpoints=tuple(f"epoch-{t}" for t in range(checkpoints)),
+        learning_rates=(0.1, 0.02)[:checkpoints],
+        rejected_files=(),
+        rejected={},
+    )
+    return FeatureSet(str(directory), manifest)
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(0)
+    return draw(rng, 23, 2, 3, 6, "test-"), draw(rng, 170, 2, 3, 6, "train-")
+
+
+@pytest.fixture(scope="module")
+def sets(arrays, tmp_path_factory):
+    return (
+        committed(tmp_path_factory.mktemp("test"), arrays[0], 9),
+        committed(tmp_path_factory.mktemp("train"), arrays[1], 40),
+    )
+
+
+def score_all(test: FeatureSet, train: FeatureSet, plan: ScoringPlan):
+    scorer = TileScorer()
+    blocks: dict[int, list] = {}
+    for tile in plan_tiles(test, train, plan):
+        blocks.setdefault(tile.test_start, []).append(scorer.score(tile, test, train, plan.scoring(train.manifest)))
+    return blocks
+
+
+@pytest.mark.parametrize(("test_rows", "train_rows"), [(None, None), (23, 170), (5, 33), (9, 40), (1, 7), (23, 1)])
+def test_any_grid_gives_the_full_sort(arrays, sets, test_rows, train_rows):
+    test, train = arrays
+    scoring = Scoring((0.1, 0.02), 6)
+    plan = ScoringPlan(None, 6, "none", 2.0, 1, test_rows, train_rows)
+    expected = full_sort(test, train, scoring)
+    for start, blocks in score_all(*sets, plan).items():
+        combine = MergeTopK(6)
+        # In every order, and through accumulators merged in two groups, as a runner may.
+        for order in itertools.islice(itertools.permutations(blocks), 6):
+            left, right = combine.create_accumulator(), combine.create_accumulator()
+            for i, block in enumerate(order):
+                if i % 2:
+                    right = combine.add_input(right, block)
+                else:
+                    left = combine.add_input(left, block)
+            merged = combine.extract_output(combine.merge_accumulators([left, right]))
+            n = len(merged.test_ids)
+            part = dataclasses.replace(
+                expected,
+                **{
+                    name: dataclasses.replace(
+                        ranking.take((ranking.rows >= start) & (ranking.rows < start + n)),
+                        rows=ranking.rows[(ranking.rows >= start) & (ranking.rows < start + n)] - start,
+                    )
+                    for name, ranking in (("proponents", expected.proponents), ("opponents", expected.opponents))
+                },
+            )
+            assert_same(merged.best, part)
+            assert merged.test_ids.tolist() == test.example_ids[start : start + n].tolist()
+
+
+def test_reading_gives_what_was_written_in_any_spans(arrays, sets):
+    from transforms.tiles import spans
+
+    _, train = arrays
+    for start, stop in ((0, 170), (39, 41), (169, 170), (5, 100)):
+        found = sets[1].read(spans(sets[1].counts, start, stop))
+        for field in dataclasses.fields(Features):
+            assert getattr(found, field.name).tobytes() == getattr(train.take(slice(start, stop)), field.name).tobytes(), field.name
+
+
+def test_a_flipped_byte_is_found(arrays, tmp_path):
+    damaged = committed(tmp_path, arrays[1], 100)
+    path = tmp_path / damaged.manifest.files[1].name
+    content = bytearray(path.read_bytes())
+    content[500] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"{path} is damaged"):
+        score_all(damaged, damaged, ScoringPlan(None, 3, "none", 2.0))
+
+
+def test_features_of_different_models_are_refused(sets):
+    test, train = sets
+    other = dataclasses.replace(train.manifest, model_fingerprint="other", settings={"layer": "logits"})
+    with pytest.raises(InputError, match=r"TEST and TRAIN are features of different models \(different layer\)"):
+        check_same_model(test.manifest, other, "TEST", "TRAIN")
+
+
+def test_an_empty_training_set_is_refused_and_an_empty_test_set_has_no_tiles(arrays, sets, tmp_path):
+    empty = committed(tmp_path, arrays[0].take(slice(0, 0)), 9)
+    assert list(plan_tiles(empty, sets[1], ScoringPlan(None, 3, "none", 2.0))) == []
+    with pytest.raises(InputError, match="holds no example"):
+        list(plan_tiles(sets[0], empty, ScoringPlan(None, 3, "none", 2.0)))
+
+
+def test_another_learning_rate_is_another_score_of_the_same_features(arrays, sets):
+    plan = ScoringPlan((0.5, 0.5), 4, "none", 2.0)
+    (blocks,) = score_all(*sets, plan).values()
+    assert_same(blocks[0].best, full_sort(*arrays, Scoring((0.5, 0.5), 4)))
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ((0.1,), "has 1 numbers, the features are of 2 checkpoints"),
+        ((0.1, 0.0), "rate of epoch-1 is 0"),
+        ((0.1, -1.0), "rate of epoch-1 is -1"),
+    ],
+)
+def test_unusable_learning_rates_are_refused(sets, rates, message):
+    with pytest.raises(InputError, match=message):
+        ScoringPlan(rates, 4, "none", 2.0).scoring(sets[1].manifest)
+
+
+def test_an_unknown_learning_rate_says_what_to_pass():
+    with pytest.raises(InputError, match=r"no learning rate is known for epoch-3\.keras: give one per checkpoint with --learning_rates"):
+        usable_rate(None, "epoch-3.keras")
+
+
+def test_too_little_memory_is_said_before_the_start(sets):
+    with pytest.raises(InputError, match=r"--memory_gb=0\.1: .* too small"):
+        ScoringPlan(None, 4, "none", 0.1).grid(*sets)

@@ -1,0 +1,81 @@
+"""Rows as JSON lines and Parquet."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from transforms import sinks
+from transforms.scores import ScoredBlock
+from transforms.topk import Ranking, TopK
+
+
+def block(labels: np.ndarray, candidate_labels: np.ndarray, probabilities: list[float], name: str = "t") -> ScoredBlock:
+    n = len(labels)
+    found = Ranking(
+        np.array([0, 0, 2], np.int32), np.array([2.5, 0.1 + 0.2, 1e-300]), np.array([b"a", "é".encode(), b"c"]), candidate_labels
+    )
+    nothing = found.take(np.zeros(3, bool))
+    ids = np.array([f"{name}{i}".encode() for i in range(n)])
+    return ScoredBlock(ids, labels, labels, np.array(probabilities, np.float32), np.arange(n, dtype=np.float64), TopK(found, nothing))
+
+
+CLASSES = block(np.array([[3], [4], [5]]), np.array([[7], [8], [9]]), [0.5, 0.25, 1.0])
+
+
+def test_rows_hold_the_documented_fields():
+    rows = [json.loads(line) for line in sinks.to_jsonl(sinks.to_table(CLASSES, sinks.schema("class", 10))).splitlines()]
+    assert rows[0] == {
+        "test_id": "t0",
+        "test_label": 3,
+        "test_prediction": 3,
+        "test_probability": 0.5,
+        "self_influence": 0.0,
+        "proponents": [{"train_id": "a", "train_label": 7, "score": 2.5}, {"train_id": "é", "train_label": 8, "score": 0.1 + 0.2}],
+        "opponents": [],
+    }
+    assert [len(row["proponents"]) for row in rows] == [2, 0, 1]
+    assert rows[2]["proponents"][0]["score"] == 1e-300
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "labels", "candidates", "expected", "first_candidate"),
+    [
+        ("multilabel", 9, [[1, 4], [-1, -1], [2, -1]], [[0, -1], [-1, -1], [5, 6]], [[1, 4], [], [2]], [0]),
+        ("regression", 1, [[0.5], [1.5], [-2.0]], [[1.0], [2.0], [3.0]], [0.5, 1.5, -2.0], 1.0),
+        (
+            "regression",
+            2,
+            [[0.5, 1.0], [1.5, 2.0], [-2.0, 0.0]],
+            [[1.0, 9.0], [2.0, 9.0], [3.0, 9.0]],
+            [[0.5, 1.0], [1.5, 2.0], [-2.0, 0.0]],
+            [1.0, 9.0],
+        ),
+    ],
+)
+def test_labels_of_every_task(task, outputs, labels, candidates, expected, first_candidate):
+    probability = [np.nan] * 3 if task == "regression" else [0.5] * 3
+    table = sinks.to_table(block(np.array(labels), np.array(candidates), probability), sinks.schema(task, outputs))
+    rows = [json.loads(line) for line in sinks.to_jsonl(table).splitlines()]
+    assert [row["test_label"] for row in rows] == expected
+    assert rows[0]["proponents"][0]["train_label"] == first_candidate
+    assert rows[0]["test_probability"] == (None if task == "regression" else 0.5)
+
+
+def test_files_hold_the_blocks_in_order_whatever_order_they_come_in(tmp_path):
+    blocks = [(0, CLASSES), (3, block(np.array([[1], [2], [3]]), np.array([[7], [8], [9]]), [0.5] * 3, "u"))]
+    rows = sinks.schema("class", 10)
+    one = sinks.write_rows(str(tmp_path / "one"), 0, blocks, rows)
+    other = sinks.write_rows(str(tmp_path / "other"), 0, reversed(blocks), rows)
+    assert one == other
+    for file in (one.jsonl, one.parquet):
+        assert (tmp_path / "one" / file.name).read_bytes() == (tmp_path / "other" / file.name).read_bytes()
+    lines = (tmp_path / "one" / one.jsonl.name).read_bytes().splitlines()
+    assert [json.loads(line)["test_id"] for line in lines] == ["t0", "t1", "t2", "u0", "u1", "u2"]
+    table = pq.read_table(io.BytesIO((tmp_path / "one" / one.parquet.name).read_bytes()))
+    assert table.to_pylist() == [json.loads(line) for line in lines]
+    assert table.schema == rows

@@ -1,0 +1,445 @@
+"""Stage 1: from examples to a feature set.
+
+Reading, extracting and writing are one fused chain of steps that hand on batches, so no example and no feature is ever shuffled. Only
+small things are grouped: what each written file holds, and a hash of each id.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import tensorflow as tf
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.shared import Shared
+from apache_beam.utils.windowed_value import WindowedValue
+
+from transforms import checkpoints, counting, files, manifest, records, rejects, staging, tfrecords
+from transforms.checkpoints import Checkpoints, ModelSpec
+from transforms.errors import InputError
+from transforms.examples import ExampleBatch, ExampleFormat, InputFile, ReadExamples
+from transforms.files import StoredFile
+from transforms.losses import active
+from transforms.manifest import FeatureManifest
+from transforms.records import Features, Origin
+from transforms.rejects import Reject
+
+# A feature file is read whole and verified before use, so its size bounds the memory of whoever reads it.
+RECORDS_PER_FILE = 8192
+BYTES_PER_FILE = 32 << 20
+
+_ID_BUCKETS = 64
+_TOLD_REPEATS = 5
+
+FEATURE_FILES = "features-*.tfrecord"
+REJECTED_FILES = "rejected-*.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The checkpoints as a pipeline carries them: what to load, and the handle under which a process loads it once.
+
+    Attributes:
+        spec: what to load; its paths may be remote.
+        digests: SHA-256 of each checkpoint's content; a worker that finds another content refuses it.
+        shared: the handle; equal in all copies of this object, on all threads of a process.
+    """
+
+    spec: ModelSpec
+    digests: tuple[str, ...]
+    shared: Shared = dataclasses.field(default_factory=Shared)
+
+    def acquire(self) -> Checkpoints:
+        """The loaded checkpoints, shared by all who hold them in this process."""
+        return self.shared.acquire(self._load)
+
+    def _load(self) -> Checkpoints:
+        local = localize(self.spec)
+        for path, stored, digest in zip(local.checkpoints, self.spec.checkpoints, self.digests, strict=True):
+            if checkpoints.inspect(path).digest != digest:
+                raise InputError(f"{stored} has changed since the run was started: start it again")
+        counting.add("checkpoint-loads")
+        return checkpoints.load(local)
+
+
+def localize(spec: ModelSpec) -> ModelSpec:
+    """The same model with its remote files copied to this machine."""
+    model = spec.model
+    if model is not None and model.endswith((".keras", ".json")):
+        model = staging.local_checkpoint(model)
+    return dataclasses.replace(spec, checkpoints=tuple(map(staging.local_checkpoint, spec.checkpoints)), model=model)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureBatch:
+    """Features of up to a batch of examples of one file, in order, and what was set aside among them; fields as in `ExampleBatch`."""
+
+    file: InputFile
+    features: Features
+    origins: list[Origin]
+    rejects: list[Reject]
+    last: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenPart:
+    """A feature file that was written, what was set aside beside it, and what a person should know of that.
+
+    Attributes:
+        order: place of the part in the set: index of its input file, index of its first record there.
+        features: the file of features, or None where all was set aside.
+        rejected: the file of rejects, or None where nothing was.
+        reasons: how many rejects, by reason.
+        first_reject: one of them, as an example.
+    """
+
+    order: tuple[int, int]
+    features: StoredFile | None
+    rejected: StoredFile | None
+    reasons: Mapping[str, int]
+    first_reject: Reject | None
+
+
+class FeatureExtractor:
+    """Features of batches of examples, by one TensorFlow function over all checkpoints.
+
+    Every batch is padded to `batch_size` rows, so that the function is traced once.
+    """
+
+    def __init__(self, model: Checkpoints, batch_size: int, predicted_labels: bool) -> None:
+        self._model = model
+        self._batch_size = batch_size
+        self._predicted_labels = predicted_labels
+        self._function = tf.function(self._compute)
+
+    def _compute(self, inputs: tuple[tf.Tensor, ...], labels: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
+        model, loss = self._model, self._model.loss
+        outputs = [model.logits_and_activations(t, inputs) for t in range(model.size)]
+        logits = [z for z, _ in outputs]
+        if self._predicted_labels:
+            labels = loss.predicted_labels(logits[-1])
+        loss_grads = tf.stack([loss.loss_grads(z, labels) for z in logits], axis=1)
+        activations = tf.stack([h for _, h in outputs], axis=1)
+        if model.include_bias:
+            activations = tf.concat([activations, tf.ones_like(activations[..., :1])], axis=-1)
+        prediction, probability = loss.predict(logits[-1])
+        label_probabilities = tf.stack([loss.label_probability(z, labels) for z in logits], axis=1)
+        return loss_grads, activations, prediction, probability, label_probabilities, labels
+
+    def __call__(self, example_ids: Sequence[str], inputs: Sequence[np.ndarray], labels: np.ndarray | None) -> Features:
+        """Extracts the features of n ≤ batch_size examples: `inputs` arrays [n, …], `labels` [n, label_width] or None where predicted."""
+        n, loss = len(example_ids), self._model.loss
+        padded = tuple(tf.constant(self._pad(array)) for array in inputs)
+        given = (
+            None
+            if self._predicted_labels or labels is None
+            else tf.constant(self._pad(labels.astype(np.int64 if loss.label_is_integer else np.float32)))
+        )
+        loss_grads, activations, prediction, probability, label_probabilities, used = (
+            tensor.numpy()[:n] for tensor in self._function(padded, given)
+        )
+        return Features.of(
+            example_ids,
+            loss.record_labels(used),
+            active(prediction) if loss.task == "multilabel" else prediction,
+            probability,
+            label_probabilities,
+            loss_grads,
+            activations,
+        )
+
+    def _pad(self, array: np.ndarray) -> np.ndarray:
+        missing = self._batch_size - len(array)
+        return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
+
+
+def extract_features(
+    batch: ExampleBatch, extractor: FeatureExtractor, invalid_labels: Callable[[np.ndarray], list[str | None]]
+) -> FeatureBatch:
+    """The features of a batch; examples whose label is not one, or whose features are not finite, are set aside."""
+    aside = list(batch.rejects)
+    rows = np.arange(len(batch.example_ids))
+
+    def set_aside(reason: str, details: Mapping[int, str]) -> None:
+        for i, detail in details.items():
+            aside.append(Reject(batch.file.path, batch.offsets[i], batch.example_ids[i], reason, detail))
+
+    if batch.labels is not None and len(rows):
+        wrong = {i: detail for i, detail in enumerate(invalid_labels(batch.labels)) if detail is not None}
+        set_aside(rejects.BAD_LABEL, wrong)
+        rows = np.array([i for i in rows if i not in wrong], np.int64)
+    features = NO_FEATURES
+    if len(rows):
+        features = extractor(
+            [batch.example_ids[i] for i in rows],
+            [array[rows] for array in batch.inputs],
+            None if batch.labels is None else batch.labels[rows],
+        )
+        finite = np.isfinite(features.loss_grad_norms).all(1) & np.isfinite(features.activation_norms).all(1)
+        if not finite.all():
+            set_aside(rejects.NON_FINITE_FEATURES, {int(i): "the model gave a NaN or an infinity for this example" for i in rows[~finite]})
+            features, rows = features.take(finite), rows[finite]
+    origins = [Origin(batch.file.path, batch.offsets[i], batch.digests[i], batch.kept[i]) for i in rows]
+    return FeatureBatch(batch.file, features, origins, aside, batch.last)
+
+
+NO_FEATURES = Features.of([], np.empty((0, 1)), np.empty((0, 1)), np.empty(0), np.empty((0, 0)), np.empty((0, 0, 0)), np.empty((0, 0, 0)))
+
+
+class _ExtractDoFn(beam.DoFn):
+    def __init__(self, model: Model, batch_size: int, predicted_labels: bool) -> None:
+        self._model = model
+        self._batch_size = batch_size
+        self._predicted_labels = predicted_labels
+        self._extractor: FeatureExtractor | None = None
+
+    def process(self, batch: ExampleBatch) -> Iterator[FeatureBatch]:
+        # Not in setup(), whose counters are lost on the in-process runner.
+        if self._extractor is None:
+            self._loaded = self._model.acquire()
+            self._extractor = FeatureExtractor(self._loaded, self._batch_size, self._predicted_labels)
+        extracted = extract_features(batch, self._extractor, self._loaded.loss.invalid_labels)
+        counting.add("examples-extracted", len(extracted.origins))
+        counting.add("examples-rejected", len(extracted.rejects))
+        yield extracted
+
+
+@dataclasses.dataclass
+class ExtractFeatures(beam.PTransform):
+    """Runs all checkpoints over batches of examples: ExampleBatch → FeatureBatch."""
+
+    model: Model
+    batch_size: int
+    predicted_labels: bool = False
+
+    def expand(self, batches: beam.PCollection) -> beam.PCollection:
+        return batches | "RunCheckpoints" >> beam.ParDo(_ExtractDoFn(self.model, self.batch_size, self.predicted_labels))  # FeatureBatch
+
+
+class _Part:
+    """A feature file in the making."""
+
+    def __init__(self, file: InputFile) -> None:
+        self.file = file
+        self.start: int | None = None
+        self.payloads: list[bytes] = []
+        self.size = 0
+        self.hashes: list[int] = []
+        self.rejects: list[Reject] = []
+
+    def add(self, payload: bytes, origin: Origin, example_id: bytes) -> None:
+        self.start = origin.offset if self.start is None else self.start
+        self.payloads.append(payload)
+        self.size += len(payload) + 16
+        self.hashes.append(int.from_bytes(hashlib.blake2b(example_id, digest_size=8).digest(), "little"))
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.payloads) >= RECORDS_PER_FILE or self.size >= BYTES_PER_FILE
+
+
+class _WriteDoFn(beam.DoFn):
+    IDS = "ids"
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._open: dict[int, _Part] = {}
+
+    def start_bundle(self) -> None:
+        self._open = {}
+
+    def process(self, batch: FeatureBatch) -> Iterator[Any]:
+        part = self._open.setdefault(batch.file.index, _Part(batch.file))
+        part.rejects.extend(batch.rejects)
+        for payload, origin, example_id in zip(
+            records.encode(batch.features, batch.origins), batch.origins, batch.features.example_ids, strict=True
+        ):
+            part.add(payload, origin, bytes(example_id))
+            if part.is_full:
+                yield from self._write(part)
+                part = self._open[batch.file.index] = _Part(batch.file)
+        if batch.last:
+            del self._open[batch.file.index]
+            yield from self._write(part)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        # Only a runner that split the chain would leave anything here.
+        for part in self._open.values():
+            for output in self._write(part):
+                tag, value = (output.tag, output.value) if isinstance(output, beam.pvalue.TaggedOutput) else (None, output)
+                windowed = WindowedValue(value, GlobalWindow().max_timestamp(), (GlobalWindow(),))
+                yield beam.pvalue.TaggedOutput(tag, windowed) if tag else windowed
+        self._open = {}
+
+    def _write(self, part: _Part) -> Iterator[Any]:
+        if not part.payloads and not part.rejects:
+            return
+        start = part.start if part.start is not None else part.rejects[0].offset
+        stem = f"{part.file.index:05d}-{start:010d}-{uuid.uuid4().hex[:8]}"
+        written = set_aside = None
+        if part.payloads:
+            written = files.write(self._directory, f"features-{stem}.tfrecord", tfrecords.join_frames(part.payloads), len(part.payloads))
+            counting.add("feature-bytes-written", written.size)
+            hashes = np.array(part.hashes, np.uint64)
+            for bucket in range(_ID_BUCKETS):
+                (rows,) = np.nonzero(hashes % _ID_BUCKETS == bucket)
+                if len(rows):
+                    yield beam.pvalue.TaggedOutput(self.IDS, (bucket, (written.name, rows.astype(np.int32), hashes[rows])))
+        if part.rejects:
+            set_aside = files.write(self._directory, f"rejected-{stem}.jsonl", rejects.to_jsonl(part.rejects), len(part.rejects))
+        yield WrittenPart(
+            (part.file.index, start), written, set_aside, rejects.count_reasons(part.rejects), part.rejects[0] if part.rejects else None
+        )
+
+
+def repeated_hashes(bucket: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> list[list[tuple[str, int]]]:
+    """Finds records whose ids have the same hash.
+
+    `bucket` holds, per feature file, its name, row numbers [n] and hashes [n]. Returns up to five groups of (file name, row). Different
+    ids with one 64-bit hash are rare; whoever uses this looks at the ids.
+    """
+    parts = list(bucket)
+    hashes = np.concatenate([h for _, _, h in parts])
+    places = np.concatenate([np.full(len(h), i) for i, (_, _, h) in enumerate(parts)])
+    rows = np.concatenate([r for _, r, _ in parts])
+    order = np.lexsort((rows, places, hashes))
+    _, starts, counts = np.unique(hashes[order], return_index=True, return_counts=True)
+    groups = []
+    for start, count in zip(starts[counts > 1], counts[counts > 1], strict=True):
+        members = order[start : start + count]
+        groups.append([(parts[places[m]][0], int(rows[m])) for m in members])
+        if len(groups) == _TOLD_REPEATS:
+            break
+    return groups
+
+
+def check_repeats(directory: str, parts: Sequence[WrittenPart], groups: Iterable[Sequence[tuple[str, int]]]) -> None:
+    """Looks at the ids of records whose hashes repeat.
+
+    Raises:
+        InputError: two examples have the same id.
+    """
+    by_name = {part.features.name: part.features for part in parts if part.features}
+    for group in groups:
+        seen: dict[str, str] = {}
+        for name, row in group[:100]:
+            if name not in by_name:
+                continue
+            (payload,) = tfrecords.split_frames(files.read_verified(directory, by_name[name]), row, row + 1)
+            feature = tf.train.Example.FromString(payload).features.feature
+            example_id = feature["example_id"].bytes_list.value[0].decode()
+            place = f"{feature['source'].bytes_list.value[0].decode()} record {feature['offset'].int64_list.value[0]}"
+            if example_id in seen:
+                raise InputError(
+                    f"the id {example_id!r} is used twice, by {seen[example_id]} and {place}: ids must be unique in a data set; "
+                    "mend the data, or name another key with --id_key"
+                )
+            seen[example_id] = place
+
+
+def assemble_manifest(
+    draft: FeatureManifest, parts: Sequence[WrittenPart], max_rejected_fraction: float, directory: str
+) -> FeatureManifest:
+    """The manifest of a feature set whose parts have been written.
+
+    Raises:
+        InputError: more than `max_rejected_fraction` of what was read was set aside.
+    """
+    ordered = sorted(parts, key=lambda part: part.order)
+    reasons: Counter[str] = Counter()
+    for part in ordered:
+        reasons.update(part.reasons)
+    written = tuple(part.features for part in ordered if part.features)
+    set_aside = tuple(part.rejected for part in ordered if part.rejected)
+    examples, rejected = sum(file.count for file in written), sum(reasons.values())
+    if rejected > max_rejected_fraction * (examples + rejected):
+        first = next(part.first_reject for part in ordered if part.first_reject)
+        told = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common())
+        raise InputError(
+            f"{rejected:,} of {examples + rejected:,} examples were rejected ({told}), more than "
+            f"--max_rejected_fraction={max_rejected_fraction:g} allows; the first: {first.source} record {first.offset}: {first.detail}; "
+            f"all are in {files.join(directory, REJECTED_FILES)}"
+        )
+    return dataclasses.replace(
+        draft,
+        files=written,
+        rejected_files=set_aside,
+        rejected=dict(reasons.most_common()),
+        counts={"examples": examples, "rejected": rejected},
+    )
+
+
+@dataclasses.dataclass
+class WriteFeatures(beam.PTransform):
+    """Writes features as TFRecord files and commits them with a manifest: FeatureBatch → FeatureManifest (one).
+
+    Attributes:
+        directory: where to.
+        draft: the manifest, its files and counts still missing.
+        max_rejected_fraction: the share of examples that may be set aside.
+    """
+
+    directory: str
+    draft: FeatureManifest
+    max_rejected_fraction: float
+
+    def _commit(self, _: None, parts: list[WrittenPart], repeats: list[list[tuple[str, int]]]) -> FeatureManifest:
+        committed = assemble_manifest(self.draft, parts, self.max_rejected_fraction, self.directory)
+        check_repeats(self.directory, parts, repeats)
+        manifest.write(self.directory, committed)
+        logging.getLogger(__name__).info("%s: %d examples, %d rejected", self.directory, *committed.counts.values())
+        return committed
+
+    def expand(self, batches: beam.PCollection) -> beam.PCollection:
+        written = batches | "WriteFiles" >> beam.ParDo(_WriteDoFn(self.directory)).with_outputs(_WriteDoFn.IDS, main="parts")
+        repeats = (
+            written[_WriteDoFn.IDS]  # (bucket, (file name, rows, hashes))
+            | "GroupIdHashes" >> beam.GroupByKey()  # (bucket, [(file name, rows, hashes)])
+            | "FindRepeatedIds" >> beam.FlatMapTuple(lambda _, bucket: repeated_hashes(bucket))  # [(file name, row)]
+        )
+        return (
+            batches.pipeline
+            | "StartCommit" >> beam.Create([None])
+            | "CommitFeatures"
+            >> beam.Map(self._commit, beam.pvalue.AsList(written["parts"]), beam.pvalue.AsList(repeats))  # FeatureManifest
+        )
+
+
+@dataclasses.dataclass
+class ComputeFeatureSet(beam.PTransform):
+    """Stage 1, whole: files of examples in, a committed feature set out; yields its FeatureManifest.
+
+    Attributes:
+        input_files: the files, in the set's order.
+        form: how their records are read.
+        model: the checkpoints.
+        batch_size: examples per call of the model.
+        predicted_labels: whether the last checkpoint's prediction serves as label.
+        allow_truncated: whether a file with an unreadable tail is used as far as it goes.
+        write: where the set goes.
+    """
+
+    input_files: Sequence[InputFile]
+    form: ExampleFormat
+    model: Model
+    batch_size: int
+    predicted_labels: bool
+    allow_truncated: bool
+    write: WriteFeatures
+
+    def expand(self, pipeline: Any) -> beam.PCollection:
+        return (
+            pipeline
+            | "ListFiles" >> beam.Create(list(self.input_files), reshuffle=False)  # InputFile
+            | "SpreadFiles" >> beam.Reshuffle()  # InputFile
+            | "ReadExamples" >> ReadExamples(self.form, self.batch_size, self.allow_truncated)  # ExampleBatch
+            | "ExtractFeatures" >> ExtractFeatures(self.model, self.batch_size, self.predicted_labels)  # FeatureBatch
+            | "WriteFeatures" >> self.write  # FeatureManifest
+        )
