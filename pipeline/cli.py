@@ -1,0 +1,73 @@
+"""The command line: `tracin COMMAND --flag=value …`."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+from pipeline import options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status: 0 done, 1 the run failed, 2 nothing was started."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"tracin-beam {version('tracin-beam')}")
+        return 0
+    command = words[0]
+    if command not in options.COMMANDS:
+        print(f"tracin: there is no command {command!r}; the commands are {', '.join(options.COMMANDS)}", file=sys.stderr)
+        return 2
+    # Flags are looked at before anything heavy is imported.
+    options.parse(command, words[1:])
+    with _quiet_import():
+        module = importlib.import_module(f"pipeline.{command}")
+        importlib.import_module("tensorflow").config.list_physical_devices()
+    status: int = module.run(words[1:])
+    return status
+
+
+def _usage() -> str:
+    commands = "\n".join(f"  {name:<10} {text}" for name, text in options.COMMANDS.items())
+    return (
+        "usage: tracin COMMAND --flag=value …\n\n"
+        "Which training examples made the model say this, and which of them are wrong?\n\n"
+        f"commands:\n{commands}\n\n"
+        "tracin COMMAND --help lists a command's flags."
+    )
+
+
+@contextlib.contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Keeps TensorFlow's C++ libraries from complaining of the GPU that is not there, which they do before any log level counts.
+
+    Where there is one, what they say of it may matter.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if glob.glob("/dev/nvidia*"):
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

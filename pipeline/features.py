@@ -1,0 +1,48 @@
+"""`tracin features`: the features of a set of examples, extracted once and scored many times."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from pipeline import inputs, options, progress, report, runner
+from transforms import counting, features, files, manifest
+from transforms.manifest import FeatureManifest
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    return runner.exit_with("features", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    args, flags = options.parse("features", argv)
+    started = time.monotonic()
+    beam_options = runner.beam_options(flags)
+    prepared = inputs.prepare_model(args, rates_needed=False)
+    wanted = inputs.prepare_features(args, args.examples, "examples", args.labels, args.output, prepared, args.overwrite)
+    if wanted.complete:
+        print(f"{args.output} is complete with the same settings: nothing to do")
+        if args.learning_rates and args.learning_rates != manifest.read(args.output, FeatureManifest, "output").learning_rates:
+            print("learning rates are no part of the features: pass --learning_rates to tracin score")
+        return
+    files.check_writable(args.output)
+    if args.overwrite:
+        manifest.remove(args.output, (features.FEATURE_FILES, features.REJECTED_FILES))
+    print(report.checkpoints(prepared))
+    state = runner.run_graph(lambda pipeline: pipeline | "ComputeFeatureSet" >> wanted.stage, beam_options, [extraction([wanted])])
+    if state == "LAUNCHED":
+        return
+    print(report.features(args.output, manifest.read(args.output, FeatureManifest, "output")))
+    print(report.rates(counting.snapshot(), started))
+
+
+def extraction(wanted: Sequence[inputs.PreparedFeatures]) -> progress.Stage:
+    """How the extraction of some sets is shown."""
+    total = sum(one.bytes_to_read for one in wanted)
+    return progress.Stage("Extract features", "example-bytes-read", total, "examples-extracted", "examples")
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

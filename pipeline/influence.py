@@ -1,0 +1,81 @@
+"""`tracin influence`: both stages in one graph, from examples and checkpoints to each test example's proponents and opponents."""
+
+from __future__ import annotations
+
+import dataclasses
+import posixpath
+import sys
+import time
+from collections.abc import Sequence
+
+import apache_beam as beam
+
+from pipeline import inputs, options, progress, report, runner
+from pipeline.features import extraction
+from pipeline.score import influence_draft, read_set, scoring_plan, write_influence
+from transforms import counting, features, files, manifest, sinks
+from transforms.manifest import FeatureManifest, Manifest
+from transforms.scores import FeatureSet, usable_rate
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    return runner.exit_with("influence", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    args, flags = options.parse("influence", argv)
+    started = time.monotonic()
+    beam_options = runner.beam_options(flags)
+    prepared = inputs.prepare_model(args, rates_needed=True)
+    wanted = {
+        name: inputs.prepare_features(
+            args, examples, f"{name}_examples", labels, files.join(args.output, f"{name}_features"), prepared, args.overwrite
+        )
+        for name, examples, labels in (("test", args.test_examples, args.test_labels), ("train", args.train_examples, args.train_labels))
+    }
+    rates = tuple(
+        usable_rate(rate, posixpath.basename(info.path)) for rate, info in zip(prepared.learning_rates, prepared.infos, strict=True)
+    )
+    # Named, because a feature set that is already there may have been written with other rates in its manifest.
+    plan = dataclasses.replace(scoring_plan(args, beam_options), learning_rates=rates)
+    draft = influence_draft(args, rates, wanted["test"].fingerprint, wanted["train"].fingerprint)
+    if not args.overwrite and manifest.is_complete(args.output, draft.fingerprint, draft.settings):
+        print(f"{args.output} is complete with the same settings: nothing to do")
+        return
+    files.check_writable(args.output)
+    if args.overwrite:
+        manifest.remove(args.output, sinks.INFLUENCE_FILES)
+        for one in wanted.values():
+            manifest.remove(one.directory, (features.FEATURE_FILES, features.REJECTED_FILES))
+    print(report.checkpoints(prepared))
+    for name, one in wanted.items():
+        if one.complete:
+            print(f"{name}_features: already complete, used as they are")
+
+    def feature_set(pipeline: beam.Pipeline, name: str, one: inputs.PreparedFeatures) -> beam.PCollection:
+        if one.complete:
+            return pipeline | f"Name{name}Set" >> beam.Create([one.directory]) | f"Read{name}Manifest" >> beam.Map(read_set, "output")
+        return (
+            pipeline
+            | f"Compute{name}Features" >> one.stage  # FeatureManifest
+            | f"Name{name}Set" >> beam.Map(lambda committed, directory=one.directory: FeatureSet(directory, committed))  # FeatureSet
+        )
+
+    def build(pipeline: beam.Pipeline) -> None:
+        sets = (feature_set(pipeline, "Test", wanted["test"]), feature_set(pipeline, "Train", wanted["train"]))
+        write_influence(sets, args.output, plan, draft, wanted["train"].stage.write.draft)
+
+    missing = [one for one in wanted.values() if not one.complete]
+    stages = ([extraction(missing)] if missing else []) + [progress.SCORING]
+    state = runner.run_graph(build, beam_options, stages)
+    if state == "LAUNCHED":
+        return
+    for name, one in wanted.items():
+        print(report.features(one.directory, manifest.read(one.directory, FeatureManifest, "output"), f"{name}_features"))
+    print(report.influence(args.output, manifest.read(args.output, Manifest, "output")))
+    print(report.rates(counting.snapshot(), started))
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,234 @@
+"""What a command's flags name, found and checked before any work starts."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import math
+import posixpath
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+from apache_beam.io.filesystem import BeamIOError
+
+from transforms import checkpoints, features, files, manifest
+from transforms.checkpoints import CheckpointInfo, Checkpoints, ModelSpec
+from transforms.errors import InputError
+from transforms.examples import ExampleFormat, InputFile, InputSpec, first_record, resolve_function
+from transforms.features import ComputeFeatureSet, Model, WriteFeatures
+from transforms.manifest import FeatureManifest
+from transforms.scores import usable_rate
+
+# One call of the model takes at most this much input, so that activations inside it stay within a worker's memory.
+_BATCH_BYTES = 64 << 20
+_BATCH_EXAMPLES = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedModel:
+    """The checkpoints of a run, loaded once in this process.
+
+    Attributes:
+        model: what the graph carries.
+        loaded: the loaded checkpoints; whoever runs the graph in this process shares them while this is held.
+        infos: what is known of each checkpoint, in order.
+        learning_rates: η of each, from the flag or its optimizer; None where neither tells.
+        settings: what went into the fingerprint.
+        fingerprint: the model fingerprint.
+    """
+
+    model: Model
+    loaded: Checkpoints
+    infos: tuple[CheckpointInfo, ...]
+    learning_rates: tuple[float | None, ...]
+    settings: dict[str, Any]
+    fingerprint: str
+
+
+def find_checkpoints(patterns: str) -> tuple[list[str], bool]:
+    """Finds the checkpoints of a comma-separated list of paths, prefixes and globs; and whether the list gives their order.
+
+    Raises:
+        InputError: one of them matches nothing.
+    """
+    wanted = files.split_patterns(patterns)
+    found: list[str] = []
+    for pattern in wanted:
+        try:
+            matched = [m.path for glob in (pattern, pattern + ".index") for m in files.match(glob)]
+        except (BeamIOError, ValueError) as error:
+            raise InputError(f"--checkpoints={pattern!r} cannot be read: {error}") from error
+        paths = checkpoints.group_paths(matched)
+        if not paths:
+            raise InputError(
+                f"--checkpoints={pattern!r} matches no checkpoint: expected .keras or .weights.h5 files, or a TensorFlow checkpoint's "
+                "prefix"
+            )
+        found += [path for path in paths if path not in found]
+    if not found:
+        raise InputError("--checkpoints is empty: give .keras or .weights.h5 files, or prefixes of TensorFlow checkpoints")
+    return found, not any(character in pattern for pattern in wanted for character in "*?[")
+
+
+def prepare_model(args: argparse.Namespace, rates_needed: bool) -> PreparedModel:
+    """Finds, orders, loads and fingerprints the checkpoints that the flags name.
+
+    `rates_needed`: whether every checkpoint must have a usable learning rate, as scoring demands.
+
+    Raises:
+        InputError: any of them cannot be used.
+    """
+    paths, keep_order = find_checkpoints(args.checkpoints)
+    spec = ModelSpec(tuple(paths), args.model, args.imports, args.layer, args.loss, args.include_bias)
+    checkpoints.import_modules(args.imports)
+    local = features.localize(spec)
+    stored = dict(zip(local.checkpoints, paths, strict=True))
+    infos = checkpoints.order([checkpoints.inspect(path) for path in local.checkpoints], keep_order)
+    spec = dataclasses.replace(spec, checkpoints=tuple(stored[info.path] for info in infos))
+    rates = tuple(args.learning_rates or (info.learning_rate for info in infos))
+    if len(rates) != len(infos):
+        names = ", ".join(posixpath.basename(info.path) for info in infos)
+        raise InputError(
+            f"--learning_rates has {len(rates)} numbers, there are {len(infos)} checkpoints ({names}): give one for each, in this order"
+        )
+    for rate, info in zip(rates, infos, strict=True):
+        if rates_needed or args.learning_rates:
+            usable_rate(rate, posixpath.basename(info.path))
+    model = Model(spec, tuple(info.digest for info in infos))
+    loaded = model.acquire()
+    local_model = features.localize(spec).model
+    settings = {
+        "model": local_model
+        and (hashlib.sha256(files.read(local_model)).hexdigest() if local_model.endswith((".keras", ".json")) else local_model),
+        "checkpoints": [{"name": posixpath.basename(info.path), "sha256": info.digest} for info in infos],
+        "layer": loaded.layer,
+        "loss": loaded.loss.description,
+        "include_bias": args.include_bias,
+    }
+    return PreparedModel(model, loaded, tuple(infos), rates, settings, manifest.fingerprint(settings))
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedFeatures:
+    """A feature set that a run needs: where, its fingerprint, whether it is already there, and the stage that computes it."""
+
+    directory: str
+    settings: dict[str, Any]
+    fingerprint: str
+    complete: bool
+    stage: ComputeFeatureSet
+    bytes_to_read: int
+
+
+def prepare_features(
+    args: argparse.Namespace, examples: str, flag: str, labels: str, directory: str, prepared: PreparedModel, overwrite: bool
+) -> PreparedFeatures:
+    """Finds the examples of a set, checks how they are read, and whether `directory` already holds their features.
+
+    `flag` is the name of the option that `examples` comes from.
+
+    Raises:
+        InputError: the examples cannot be used, or `directory` is complete with other settings.
+    """
+    found = files.find(examples, flag)
+    loaded = prepared.loaded
+    loaded.loss.check_label_mode(labels)
+    form = _example_format(args, labels, loaded)
+    input_files = [InputFile(i, file.path, file.name, file.size) for i, file in enumerate(found)]
+    _look_at_first(input_files, form, flag)
+    settings = {
+        **prepared.settings,
+        "examples": [{"name": file.name, "size": file.size, "modified": file.modified} for file in found],
+        "directory": files.literal_directory(files.split_patterns(examples)[0]),
+        "labels": labels,
+        "label_key": args.label_key if labels == "given" else None,
+        "input_keys": list(args.input_keys),
+        "id_key": args.id_key,
+        "keep_keys": list(args.keep_keys),
+        "parse_fn": args.parse_fn,
+        "dtype": "float32",
+    }
+    fingerprint = manifest.fingerprint(settings)
+    complete = not overwrite and manifest.is_complete(directory, fingerprint, settings)
+    draft = FeatureManifest(
+        kind="features",
+        fingerprint=fingerprint,
+        settings=settings,
+        files=(),
+        counts={},
+        model_fingerprint=prepared.fingerprint,
+        task=loaded.loss.task,
+        outputs=loaded.outputs,
+        units=loaded.units + int(args.include_bias),
+        checkpoints=tuple(posixpath.basename(info.path) for info in prepared.infos),
+        learning_rates=prepared.learning_rates,
+        rejected_files=(),
+        rejected={},
+    )
+    stage = ComputeFeatureSet(
+        input_files,
+        form,
+        prepared.model,
+        args.batch_size or _batch_size(form.inputs),
+        labels == "predicted",
+        args.allow_truncated_files,
+        WriteFeatures(directory, draft, args.max_rejected_fraction),
+    )
+    return PreparedFeatures(directory, settings, fingerprint, complete, stage, sum(file.size for file in found))
+
+
+def _example_format(args: argparse.Namespace, labels: str, loaded: Checkpoints) -> ExampleFormat:
+    inputs = loaded.inputs
+    if len(args.input_keys) != len(inputs):
+        told = ", ".join(f"{spec.name} {spec.shape}" for spec in inputs)
+        raise InputError(
+            f"--input_keys names {len(args.input_keys)} keys, the model has {len(inputs)} inputs ({told}): name one for each, in this order"
+        )
+    for spec in inputs:
+        if any(size is None for size in spec.shape):
+            raise InputError(
+                f"the model's input {spec.name} has the free shape {spec.shape}: batches need a fixed one; "
+                "save the model with a fixed input shape"
+            )
+    if args.parse_fn:
+        resolve_function(args.parse_fn, "parse_fn")
+    return ExampleFormat(
+        tuple(InputSpec(key, tuple(size for size in spec.shape if size is not None), spec.dtype) for key, spec in zip(args.input_keys, inputs, strict=True)),
+        args.label_key,
+        loaded.loss.label_width,
+        labels == "given",
+        args.id_key,
+        args.keep_keys,
+        args.parse_fn,
+    )
+
+
+def _batch_size(inputs: Sequence[InputSpec]) -> int:
+    size = sum(math.prod(spec.shape) * tf.as_dtype(spec.dtype).size for spec in inputs)
+    return max(1, min(_BATCH_EXAMPLES, _BATCH_BYTES // size))
+
+
+def _look_at_first(input_files: Sequence[InputFile], form: ExampleFormat, flag: str) -> None:
+    """Reads one record, so that a wrong key is told now and not after every record has been rejected."""
+    if form.parse_fn:
+        return
+    serialized = next((record for file in input_files if (record := first_record(file)) is not None), None)
+    if serialized is None:
+        return
+    try:
+        keys = sorted(tf.train.Example.FromString(serialized).features.feature)
+    except Exception:
+        return
+    wanted = [(spec.key, "input_keys") for spec in form.inputs]
+    wanted += [(form.label_key, "label_key")] if form.labelled else []
+    wanted += [(form.id_key, "id_key")] if form.id_key else []
+    wanted += [(key, "keep_keys") for key in form.keep_keys]
+    for key, option in wanted:
+        if key not in keys:
+            hint = f"; without labels, use --{flag.replace('examples', 'labels')}=predicted" if option == "label_key" else ""
+            raise InputError(
+                f"the first record of --{flag} has no key {key!r} (its keys: {', '.join(keys) or 'none'}): "
+                f"name the right one with --{option}{hint}"
+            )

@@ -1,0 +1,231 @@
+"""The flags of every command, and which of Beam's may follow them.
+
+This module imports nothing heavy, so that `--help` and mistakes in flags are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+COMMANDS = {
+    "influence": "trace test predictions to the training examples behind them: features and scores in one run",
+    "features": "extract the features of a set of examples (stage 1)",
+    "score": "score a test feature set against a training feature set (stage 2)",
+    "demo": "see the whole story on real handwritten digits that come with the install",
+}
+
+_EPILOG = (
+    "Any flag of Apache Beam may follow: --runner, --direct_num_workers, --project, --region, --temp_location, --sdk_container_image, …"
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _boolean(text: str) -> bool:
+    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
+    return values[text.lower()]
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return value
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, found {text!r}")
+    return value
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of gigabytes above 0, found {text!r}")
+    return value
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(rate) for rate in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, found {text!r}") from error
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def parser(command: str) -> argparse.ArgumentParser:
+    """The parser of a command's own flags."""
+    built = _Parser(prog=f"tracin {command}", description=COMMANDS[command].capitalize() + ".", epilog=_EPILOG, allow_abbrev=False)
+    if command == "demo":
+        built.add_argument(
+            "--output", default="tracin-demo", metavar="DIR", help="directory for data, checkpoints, results and picture (%(default)s)"
+        )
+        _add_overwrite(built)
+        return built
+    sets = built.add_argument_group("data")
+    if command == "features":
+        sets.add_argument(
+            "--examples", required=True, metavar="GLOBS", help="TFRecord files of tf.train.Example, gzip or not; globs separated by commas"
+        )
+    elif command == "influence":
+        sets.add_argument(
+            "--train_examples", required=True, metavar="GLOBS", help="TFRecord files of the training examples; globs separated by commas"
+        )
+        sets.add_argument("--test_examples", required=True, metavar="GLOBS", help="TFRecord files of the test examples")
+    else:
+        sets.add_argument(
+            "--train_features", required=True, metavar="DIR", help="feature set of the training examples, as `tracin features` wrote it"
+        )
+        sets.add_argument("--test_features", required=True, metavar="DIR", help="feature set of the test examples")
+    sets.add_argument("--output", required=True, metavar="DIR", help="directory for the results, on any filesystem that Beam writes")
+    _add_overwrite(sets)
+    if command in ("features", "influence"):
+        _add_examples(sets, command)
+        _add_model(built.add_argument_group("model"))
+    if command in ("score", "influence"):
+        _add_scoring(built.add_argument_group("scoring"))
+    if command == "score":
+        _add_rates(built.add_argument_group("model"))
+    return built
+
+
+def _add_overwrite(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--overwrite",
+        nargs="?",
+        const=True,
+        default=False,
+        type=_boolean,
+        metavar="true|false",
+        help="replace a complete result; its manifest goes first",
+    )
+
+
+def _add_examples(group: argparse._ActionsContainer, command: str) -> None:
+    group.add_argument(
+        "--input_keys", type=_names, default=("image",), metavar="KEYS", help="keys of the model's inputs, in its order (image)"
+    )
+    group.add_argument("--label_key", default="label", metavar="KEY", help="key of the label (%(default)s)")
+    group.add_argument(
+        "--id_key", metavar="KEY", help="key of a unique id; else ids are FILE#INDEX, which change when records are inserted"
+    )
+    group.add_argument("--keep_keys", type=_names, default=(), metavar="KEYS", help="further keys to copy into the feature records")
+    group.add_argument(
+        "--parse_fn",
+        metavar="MODULE:FUNCTION",
+        help="function from a serialized record to a mapping of the keys above, for other kinds of records",
+    )
+    modes = ("given", "predicted")
+    if command == "influence":
+        group.add_argument(
+            "--train_labels",
+            choices=modes,
+            default="given",
+            help="labels of the training examples: as given, or the last checkpoint's predictions (given)",
+        )
+        group.add_argument(
+            "--test_labels",
+            choices=modes,
+            default="given",
+            help="likewise for the test examples; predicted explains predictions without labels (given)",
+        )
+    else:
+        group.add_argument("--labels", choices=modes, default="given", help="labels as given, or the last checkpoint's predictions (given)")
+    group.add_argument(
+        "--max_rejected_fraction",
+        type=_fraction,
+        default=0.01,
+        metavar="X",
+        help="fail if a larger part of the examples is rejected (%(default)s)",
+    )
+    group.add_argument(
+        "--allow_truncated_files",
+        nargs="?",
+        const=True,
+        default=False,
+        type=_boolean,
+        metavar="true|false",
+        help="use a file whose tail cannot be read as far as it goes",
+    )
+
+
+def _add_model(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--checkpoints",
+        required=True,
+        metavar="GLOBS",
+        help=".keras files, .weights.h5 files, or prefixes of TensorFlow checkpoints; a list without globs keeps its order, "
+        "else the optimizer's step decides",
+    )
+    group.add_argument("--model", metavar="SOURCE", help="architecture for weights: a .keras or .json file, or module:function")
+    group.add_argument(
+        "--import", dest="imports", type=_names, default=(), metavar="MODULES", help="modules that register custom code, also on workers"
+    )
+    group.add_argument("--layer", metavar="NAME", help="the last dense layer, where it is not found by itself")
+    group.add_argument("--loss", metavar="LOSS", help="loss, such as 'SparseCategoricalCrossentropy(from_logits=True)' (the compiled one)")
+    _add_rates(group)
+    group.add_argument(
+        "--include_bias", type=_boolean, default=True, metavar="true|false", help="whether the last layer's bias counts (true)"
+    )
+    group.add_argument("--batch_size", type=_positive, metavar="N", help="examples per call of the model (256, fewer for large inputs)")
+
+
+def _add_rates(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--learning_rates",
+        type=_rates,
+        metavar="η,η,…",
+        help="learning rate of each checkpoint, in their order (as their optimizers had them)",
+    )
+
+
+def _add_scoring(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--k", type=_positive, default=10, metavar="K", help="proponents and opponents of each test example (%(default)s)")
+    group.add_argument(
+        "--normalize",
+        choices=("none", "cosine", "relatif"),
+        default="none",
+        help="none; cosine: divide by both gradients' lengths; relatif: by the training example's (%(default)s)",
+    )
+    group.add_argument("--memory_gb", type=_gigabytes, default=2.0, metavar="GB", help="memory for scoring on each machine (%(default)s)")
+    group.add_argument("--test_rows_per_tile", type=_positive, metavar="N", help="size of the test blocks (planned from the memory)")
+    group.add_argument("--train_rows_per_tile", type=_positive, metavar="N", help="size of the training ranges (planned from the memory)")
+
+
+def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parses a command's own flags; returns them and what is left, which are Beam's.
+
+    A left-over that looks like one of our flags misspelt ends the program with status 2.
+    """
+    own = parser(command)
+    args, left = own.parse_known_args(argv)
+    names = [option for action in own._actions for option in action.option_strings]
+    for flag in (word.split("=")[0] for word in left if word.startswith("--")):
+        close = difflib.get_close_matches(flag, names, n=1, cutoff=0.85)
+        if close:
+            own.error(f"unknown flag {flag}; did you mean {close[0]}?")
+    return args, left

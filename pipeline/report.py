@@ -1,0 +1,55 @@
+"""What a person is told in words: the checkpoints of a run, and what it read, set aside and wrote."""
+
+from __future__ import annotations
+
+import posixpath
+import time
+from collections.abc import Mapping
+
+from pipeline.inputs import PreparedModel
+from transforms.manifest import FeatureManifest, Manifest
+
+
+def checkpoints(prepared: PreparedModel) -> str:
+    """The checkpoints in their order, with steps and learning rates."""
+    lines = [f"{len(prepared.infos)} checkpoints, last dense layer {prepared.loaded.layer!r}, loss {prepared.loaded.loss.description}:"]
+    for info, rate in zip(prepared.infos, prepared.learning_rates, strict=True):
+        step = "" if info.step is None else f"  step {info.step:,}"
+        told = f"  learning rate {rate:g}" if rate is not None else f"  no learning rate ({info.note or 'unknown'})"
+        lines.append(f"  {posixpath.basename(info.path)}{step}{told}")
+    return "\n".join(lines)
+
+
+def features(directory: str, manifest: FeatureManifest, name: str = "") -> str:
+    """What became of a set of examples."""
+    size = sum(file.size for file in manifest.files)
+    lines = [f"{name or 'features'}: {manifest.examples:,} examples, {_bytes(size)} in {len(manifest.files)} files at {directory}"]
+    if manifest.rejected:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.rejected.items())
+        lines.append(f"  {sum(manifest.rejected.values()):,} rejected ({reasons}): see {posixpath.join(directory, 'rejected-*.jsonl')}")
+    return "\n".join(lines)
+
+
+def influence(directory: str, manifest: Manifest) -> str:
+    """What scoring wrote."""
+    size = sum(file.size for file in manifest.files)
+    return f"influence: {manifest.counts['rows']:,} rows, {_bytes(size)} in {len(manifest.files)} files at {directory}"
+
+
+def rates(counts: Mapping[str, int], started: float) -> str:
+    """How long a run took, and how much it did."""
+    seconds = time.monotonic() - started
+    told = []
+    if counts.get("examples-read"):
+        told.append(f"read {counts['examples-read']:,} examples")
+    if counts.get("pairs-scored"):
+        told.append(f"scored {counts['pairs-scored']:,} pairs")
+    return f"took {seconds:.1f} s" + (": " + ", ".join(told) if told else "")
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

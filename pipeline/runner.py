@@ -1,0 +1,123 @@
+"""One graph, run: Beam's options, the runner, the watch over it, and what is told when it fails.
+
+Everything that a correct result needs happens inside the graph; what follows `run` only prints. So the same program serves a
+Flex Template's launcher, which keeps the graph and runs nothing after it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    SetupOptions,
+    StandardOptions,
+    _BeamArgumentParser,
+)
+
+from pipeline import progress
+from transforms import counting
+from transforms.errors import InputError
+
+# Named in full, because `DirectRunner` is a switch that may fetch another runner's program from the network.
+IN_PROCESS = "FnApiRunner"
+
+
+class RunFailed(Exception):
+    """A run was started and ended without a result; the message is the one line for the user."""
+
+
+def beam_options(flags: Sequence[str]) -> PipelineOptions:
+    """Beam's options from the flags that are not ours; the in-process runner unless another is named.
+
+    Raises:
+        InputError: Beam does not know a flag, and the runner is not one that takes flags of its own.
+    """
+    options = PipelineOptions(list(flags))
+    standard = options.view_as(StandardOptions)
+    standard.runner = standard.runner or IN_PROCESS
+    if standard.runner in (IN_PROCESS, "DirectRunner", "DataflowRunner", "PrismRunner"):
+        known = _BeamArgumentParser(add_help=False, allow_abbrev=False)
+        for kind in PipelineOptions.__subclasses__():
+            kind._add_argparse_args(known)
+        _, unknown = known.parse_known_args(list(flags))
+        if unknown:
+            raise InputError(f"unknown flag {unknown[0]}: neither tracin nor Apache Beam has it")
+    # The programs are installed packages: nothing of __main__ is needed on workers.
+    options.view_as(SetupOptions).save_main_session = False
+    return options
+
+
+def processes_per_machine(options: PipelineOptions) -> int | None:
+    """How many worker processes share a machine: known on the in-process runner, else None for one per processor."""
+    if options.view_as(StandardOptions).runner != IN_PROCESS:
+        return 1 if "no_use_multiple_sdk_containers" in (options.get_all_options().get("experiments") or []) else None
+    direct = options.view_as(DirectOptions)
+    return int(direct.direct_num_workers or 0) or None if direct.direct_running_mode == "multi_processing" else 1
+
+
+def run_graph(build: Callable[[beam.Pipeline], Any], options: PipelineOptions, stages: Sequence[progress.Stage]) -> str:
+    """Builds a graph and runs it to its end; returns the state it ended in, or `LAUNCHED` where a template was written.
+
+    Raises:
+        RunFailed: the run was ended by something that the user can mend, or did not end well.
+    """
+    local = options.view_as(StandardOptions).runner == IN_PROCESS
+    if local:
+        # It logs a worker's exception, with the whole graph's trace, before it raises the same.
+        for name in ("apache_beam.runners.common", "apache_beam.runners.worker", "apache_beam.runners.portability"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    pipeline = beam.Pipeline(options=options)
+    build(pipeline)
+    counting.reset()
+    watch = progress.Watch()
+    try:
+        with progress.shown(stages, watch):
+            result = pipeline.run()
+            if options.view_as(GoogleCloudOptions).template_location:
+                return "LAUNCHED"
+            if not local:
+                watch.follow(result)
+            state = str(result.wait_until_finish())
+    except Exception as error:
+        told = _told(error)
+        if told is None:
+            raise
+        raise RunFailed(told) from error
+    if state not in ("DONE", "UNKNOWN"):
+        raise RunFailed(f"the run ended as {state}: see the runner's own logs")
+    return state
+
+
+def _told(error: BaseException) -> str | None:
+    """The message of the InputError that ended a run, out of the text that a runner made of it."""
+    if isinstance(error, InputError):
+        return re.sub(r" \[while running .*", "", str(error), flags=re.DOTALL)
+    found = re.findall(r"\bInputError: (.*)", str(error))
+    return re.sub(r" \[while running .*", "", found[-1]).strip().rstrip("'\"") if found else None
+
+
+def exit_with(command: str, run: Callable[[], None]) -> int:
+    """Runs a command's body and turns what it raises into a line on standard error and an exit status.
+
+    0 where it is done, 2 where something that the user gave kept it from being started, 1 where a run failed.
+    """
+    try:
+        run()
+    except RunFailed as error:
+        print(f"tracin {command}: failed: {error}", file=sys.stderr)
+        return 1
+    except InputError as error:
+        print(f"tracin {command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"tracin {command}: stopped", file=sys.stderr)
+        return 130
+    return 0

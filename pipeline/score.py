@@ -1,0 +1,105 @@
+"""`tracin score`: the strongest proponents and opponents of each test example, from two feature sets."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline import options, progress, report, runner
+from transforms import counting, files, manifest, sinks
+from transforms.errors import InputError
+from transforms.manifest import FeatureManifest, Manifest
+from transforms.scores import FeatureSet, ScoreInfluence, ScoringPlan, check_same_model
+from transforms.sinks import WriteInfluence
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    return runner.exit_with("score", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    args, flags = options.parse("score", argv)
+    started = time.monotonic()
+    beam_options = runner.beam_options(flags)
+    train = manifest.read(args.train_features, FeatureManifest, "train_features")
+    test = manifest.read(args.test_features, FeatureManifest, "test_features")
+    check_same_model(test, train, args.test_features, args.train_features)
+    if not train.examples:
+        raise InputError(f"--train_features={args.train_features!r} holds no example: there is nothing to score against")
+    plan = scoring_plan(args, beam_options)
+    draft = influence_draft(args, plan.scoring(train).learning_rates, test.fingerprint, train.fingerprint)
+    plan.grid(FeatureSet(args.test_features, test), FeatureSet(args.train_features, train))
+    if not args.overwrite and manifest.is_complete(args.output, draft.fingerprint, draft.settings):
+        print(f"{args.output} is complete with the same settings: nothing to do")
+        return
+    files.check_writable(args.output)
+    if args.overwrite:
+        manifest.remove(args.output, sinks.INFLUENCE_FILES)
+
+    def build(pipeline: beam.Pipeline) -> None:
+        sets = tuple(
+            pipeline | f"Name{name}Set" >> beam.Create([directory]) | f"Read{name}Manifest" >> beam.Map(read_set, flag)
+            for name, directory, flag in (("Test", args.test_features, "test_features"), ("Train", args.train_features, "train_features"))
+        )
+        write_influence(sets, args.output, plan, draft, train)
+
+    state = runner.run_graph(build, beam_options, [progress.SCORING])
+    if state == "LAUNCHED":
+        return
+    print(report.influence(args.output, manifest.read(args.output, Manifest, "output")))
+    print(report.rates(counting.snapshot(), started))
+
+
+def read_set(directory: str, flag: str) -> FeatureSet:
+    """A committed feature set."""
+    return FeatureSet(directory, manifest.read(directory, FeatureManifest, flag))
+
+
+def scoring_plan(args: argparse.Namespace, beam_options: PipelineOptions) -> ScoringPlan:
+    """What the scoring flags ask for."""
+    return ScoringPlan(
+        args.learning_rates,
+        args.k,
+        args.normalize,
+        args.memory_gb,
+        runner.processes_per_machine(beam_options),
+        args.test_rows_per_tile,
+        args.train_rows_per_tile,
+    )
+
+
+def influence_draft(args: argparse.Namespace, learning_rates: Sequence[float], test_fingerprint: str, train_fingerprint: str) -> Manifest:
+    """The manifest of the result, its files and counts still missing.
+
+    Memory and tiles are no part of its settings: the rows do not depend on them.
+    """
+    settings: dict[str, Any] = {
+        "test_features": test_fingerprint,
+        "train_features": train_fingerprint,
+        "learning_rates": list(learning_rates),
+        "k": args.k,
+        "normalize": args.normalize,
+    }
+    return Manifest("influence", manifest.fingerprint(settings), settings, (), {})
+
+
+def write_influence(
+    sets: tuple[beam.PCollection, beam.PCollection], output: str, plan: ScoringPlan, draft: Manifest, train: FeatureManifest
+) -> beam.PCollection:
+    """Stage 2, whole: (test, train) FeatureSet → Manifest of the result. `train` tells the type of labels."""
+    return (
+        sets
+        | "ScoreInfluence" >> ScoreInfluence(plan)  # (test_start, ScoredBlock)
+        | "WriteInfluence" >> WriteInfluence(output, draft, train.task, train.outputs)  # Manifest
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
