@@ -1,0 +1,1 @@
+"""Every claim of speed or memory, as a command that measures it."""
