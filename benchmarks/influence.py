@@ -167,8 +167,8 @@ def report(data: pathlib.Path, scratch: pathlib.Path, k: int, runs: int) -> None
     def told(name: str, measured: Sequence[Measured]) -> None:
         inside = [float(found.group(1)) for one in measured if (found := re.search(r"took ([\d.]+) s", one.out))]
         print(
-            f"{name:<20} {statistics.median(one.seconds for one in measured):6.1f} s wall, {statistics.median(inside):6.1f} s after imports, "
-            f"{max(one.peak_bytes for one in measured) / 1e9:.2f} GB peak"
+            f"{name:<20} {statistics.median(one.seconds for one in measured):6.1f} s wall, "
+            f"{statistics.median(inside):6.1f} s after imports, {max(one.peak_bytes for one in measured) / 1e9:.2f} GB peak"
         )
 
     print(f"Fashion-MNIST {trains:,} x {tests:,}, {fashion_mnist.CHECKPOINTS} checkpoints, top-{k}, medians of {runs} runs")

@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory [--memory_gb=0.6] [--tests=500]
 
-Writes synthetic feature sets of Fashion-MNIST's shape (6 checkpoints, C = 10, D = 129) with 25,000, 100,000 and 400,000 training examples, scores
-them by the whole command and prints each peak and its ratio to the first.
+Writes synthetic feature sets of Fashion-MNIST's shape (6 checkpoints, C = 10, D = 129) with 25,000, 100,000 and 400,000 training
+examples, scores them by the whole command and prints each peak and its ratio to the first.
 """
 
 from __future__ import annotations

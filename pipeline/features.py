@@ -31,8 +31,8 @@ def _run(argv: Sequence[str]) -> None:
     if args.overwrite:
         manifest.remove(args.output, (features.FEATURE_FILES, features.REJECTED_FILES))
     print(report.checkpoints(prepared))
-    state = runner.run_graph(lambda pipeline: pipeline | "ComputeFeatureSet" >> wanted.stage, beam_options, [extraction([wanted])])
-    if state == "LAUNCHED":
+    if not runner.run_graph(lambda pipeline: pipeline | "ComputeFeatureSet" >> wanted.stage, beam_options, [extraction([wanted])]):
+        print("the graph is built; nothing has run")
         return
     print(report.features(args.output, manifest.read(args.output, FeatureManifest, "output")))
     print(report.rates(counting.snapshot(), started))

@@ -68,8 +68,8 @@ def _run(argv: Sequence[str]) -> None:
 
     missing = [one for one in wanted.values() if not one.complete]
     stages = ([extraction(missing)] if missing else []) + [progress.SCORING]
-    state = runner.run_graph(build, beam_options, stages)
-    if state == "LAUNCHED":
+    if not runner.run_graph(build, beam_options, stages):
+        print("the graph is built; nothing has run")
         return
     for name, one in wanted.items():
         print(report.features(one.directory, manifest.read(one.directory, FeatureManifest, "output"), f"{name}_features"))

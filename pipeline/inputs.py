@@ -148,10 +148,14 @@ def prepare_features(
         "id_key": args.id_key,
         "keep_keys": list(args.keep_keys),
         "parse_fn": args.parse_fn,
+        "allow_truncated_files": args.allow_truncated_files,
         "dtype": "float32",
     }
     fingerprint = manifest.fingerprint(settings)
     complete = not overwrite and manifest.is_complete(directory, fingerprint, settings)
+    if complete:
+        # The limit changes nothing that is written, but a set that a laxer run made must still meet it.
+        features.check_rejected(manifest.read(directory, FeatureManifest, "output"), directory, args.max_rejected_fraction)
     draft = FeatureManifest(
         kind="features",
         fingerprint=fingerprint,
@@ -195,7 +199,10 @@ def _example_format(args: argparse.Namespace, labels: str, loaded: Checkpoints) 
     if args.parse_fn:
         resolve_function(args.parse_fn, "parse_fn")
     return ExampleFormat(
-        tuple(InputSpec(key, tuple(size for size in spec.shape if size is not None), spec.dtype) for key, spec in zip(args.input_keys, inputs, strict=True)),
+        tuple(
+            InputSpec(key, tuple(size for size in spec.shape if size is not None), spec.dtype)
+            for key, spec in zip(args.input_keys, inputs, strict=True)
+        ),
         args.label_key,
         loaded.loss.label_width,
         labels == "given",

@@ -73,6 +73,12 @@ def _rates(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"expected numbers separated by commas, found {text!r}") from error
 
 
+def _directory(text: str) -> str:
+    if not text or any(character in text for character in "*?[]{}"):
+        raise argparse.ArgumentTypeError(f"expected a directory, without glob characters, found {text!r}")
+    return text
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
@@ -82,7 +88,11 @@ def parser(command: str) -> argparse.ArgumentParser:
     built = _Parser(prog=f"tracin {command}", description=COMMANDS[command].capitalize() + ".", epilog=_EPILOG, allow_abbrev=False)
     if command == "demo":
         built.add_argument(
-            "--output", default="tracin-demo", metavar="DIR", help="directory for data, checkpoints, results and picture (%(default)s)"
+            "--output",
+            default="tracin-demo",
+            type=_directory,
+            metavar="DIR",
+            help="directory for data, checkpoints, results and picture (%(default)s)",
         )
         _add_overwrite(built)
         return built
@@ -101,7 +111,9 @@ def parser(command: str) -> argparse.ArgumentParser:
             "--train_features", required=True, metavar="DIR", help="feature set of the training examples, as `tracin features` wrote it"
         )
         sets.add_argument("--test_features", required=True, metavar="DIR", help="feature set of the test examples")
-    sets.add_argument("--output", required=True, metavar="DIR", help="directory for the results, on any filesystem that Beam writes")
+    sets.add_argument(
+        "--output", required=True, type=_directory, metavar="DIR", help="directory for the results, on any filesystem that Beam writes"
+    )
     _add_overwrite(sets)
     if command in ("features", "influence"):
         _add_examples(sets, command)
@@ -224,6 +236,10 @@ def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[s
     own = parser(command)
     args, left = own.parse_known_args(argv)
     names = [option for action in own._actions for option in action.option_strings]
+    for word, before in zip(left, ["", *left], strict=False):
+        # Beam's flags may have their values as words of their own.
+        if not word.startswith("-") and (not before.startswith("--") or "=" in before):
+            own.error(f"unexpected word {word!r}: flags are --name=value, and globs are quoted so that the shell leaves them alone")
     for flag in (word.split("=")[0] for word in left if word.startswith("--")):
         close = difflib.get_close_matches(flag, names, n=1, cutoff=0.85)
         if close:

@@ -19,8 +19,10 @@ from apache_beam.options.pipeline_options import (
     PipelineOptions,
     SetupOptions,
     StandardOptions,
+    TestOptions,
     _BeamArgumentParser,
 )
+from apache_beam.runners.runner import create_runner
 
 from pipeline import progress
 from transforms import counting
@@ -43,6 +45,10 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
     options = PipelineOptions(list(flags))
     standard = options.view_as(StandardOptions)
     standard.runner = standard.runner or IN_PROCESS
+    try:
+        create_runner(standard.runner)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"--runner={standard.runner} is not a runner that Apache Beam knows here: {error}") from error
     if standard.runner in (IN_PROCESS, "DirectRunner", "DataflowRunner", "PrismRunner"):
         known = _BeamArgumentParser(add_help=False, allow_abbrev=False)
         for kind in PipelineOptions.__subclasses__():
@@ -63,8 +69,8 @@ def processes_per_machine(options: PipelineOptions) -> int | None:
     return int(direct.direct_num_workers or 0) or None if direct.direct_running_mode == "multi_processing" else 1
 
 
-def run_graph(build: Callable[[beam.Pipeline], Any], options: PipelineOptions, stages: Sequence[progress.Stage]) -> str:
-    """Builds a graph and runs it to its end; returns the state it ended in, or `LAUNCHED` where a template was written.
+def run_graph(build: Callable[[beam.Pipeline], Any], options: PipelineOptions, stages: Sequence[progress.Stage]) -> bool:
+    """Builds a graph and runs it to its end; returns False where it was only built, for a template or a dry run.
 
     Raises:
         RunFailed: the run was ended by something that the user can mend, or did not end well.
@@ -81,11 +87,11 @@ def run_graph(build: Callable[[beam.Pipeline], Any], options: PipelineOptions, s
     try:
         with progress.shown(stages, watch):
             result = pipeline.run()
-            if options.view_as(GoogleCloudOptions).template_location:
-                return "LAUNCHED"
+            if options.view_as(GoogleCloudOptions).template_location or options.view_as(TestOptions).dry_run:
+                return False
             if not local:
                 watch.follow(result)
-            state = str(result.wait_until_finish())
+            state = str(result.wait_until_finish())  # a state's name
     except Exception as error:
         told = _told(error)
         if told is None:
@@ -93,7 +99,7 @@ def run_graph(build: Callable[[beam.Pipeline], Any], options: PipelineOptions, s
         raise RunFailed(told) from error
     if state not in ("DONE", "UNKNOWN"):
         raise RunFailed(f"the run ended as {state}: see the runner's own logs")
-    return state
+    return True
 
 
 def _told(error: BaseException) -> str | None:

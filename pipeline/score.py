@@ -50,8 +50,8 @@ def _run(argv: Sequence[str]) -> None:
         )
         write_influence(sets, args.output, plan, draft, train)
 
-    state = runner.run_graph(build, beam_options, [progress.SCORING])
-    if state == "LAUNCHED":
+    if not runner.run_graph(build, beam_options, [progress.SCORING]):
+        print("the graph is built; nothing has run")
         return
     print(report.influence(args.output, manifest.read(args.output, Manifest, "output")))
     print(report.rates(counting.snapshot(), started))

@@ -7,6 +7,7 @@ by `parse_example`, which says what is wrong with which; both give the same arra
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import math
@@ -112,8 +113,8 @@ class ExampleBatch:
     inputs: tuple[np.ndarray, ...]
     labels: np.ndarray | None
     rejects: list[Reject]
-    last: bool
-    bytes_read: int
+    last: bool = False
+    bytes_read: int = 0
 
 
 class _Unusable(Exception):
@@ -146,12 +147,15 @@ def parse_example(serialized: bytes, name: str, offset: int, source: str, form: 
 
 def _mapping(serialized: bytes, form: ExampleFormat) -> Mapping[str, Any]:
     if form.parse_fn:
+        function = resolve_function(form.parse_fn, "parse_fn")
         try:
-            values = resolve_function(form.parse_fn, "parse_fn")(serialized)
+            values = function(serialized)
         except Exception as error:
             raise _Unusable(rejects.PARSE_FN_FAILED, f"{form.parse_fn} raised {type(error).__name__}: {error}") from error
         if not isinstance(values, Mapping):
-            raise _Unusable(rejects.PARSE_FN_FAILED, f"{form.parse_fn} returned {type(values).__name__}, expected a mapping of keys to values")
+            raise _Unusable(
+                rejects.PARSE_FN_FAILED, f"{form.parse_fn} returned {type(values).__name__}, expected a mapping of keys to values"
+            )
         return values
     try:
         example = tf.train.Example.FromString(serialized)
@@ -211,16 +215,37 @@ def _input(values: Mapping[str, Any], spec: InputSpec) -> np.ndarray:
             raise TypeError(f"holds {array.dtype}")
     except (TypeError, ValueError) as error:
         raise _Unusable(rejects.WRONG_TYPE, f"key {spec.key!r} is not numbers: {error}") from error
-    if array.size != math.prod(spec.shape):
-        raise _Unusable(rejects.WRONG_SIZE, f"key {spec.key!r} has {array.size} numbers of shape {array.shape}, the model's input has {spec.shape}")
+    if array.size != math.prod(spec.shape) or not _is_shaped(array, spec):
+        raise _Unusable(
+            rejects.WRONG_SIZE, f"key {spec.key!r} has {array.size} numbers of shape {array.shape}, the model's input has {spec.shape}"
+        )
     if not np.isfinite(array).all():
         raise _Unusable(rejects.NON_FINITE_INPUT, f"key {spec.key!r} holds a NaN or an infinity")
-    return array.reshape(spec.shape).astype(spec.dtype)
+    cast = _cast(array, spec)
+    if cast is None:
+        raise _Unusable(rejects.WRONG_TYPE, f"key {spec.key!r} holds numbers that the model's input of type {spec.dtype} cannot hold")
+    return cast.reshape(spec.shape)
+
+
+def _is_shaped(array: np.ndarray, spec: InputSpec) -> bool:
+    """Whether an array that has a shape of its own has the input's; as many numbers in another shape are another image."""
+    if array.ndim < 2 or len(spec.shape) < 2:
+        return True
+    return [n for n in array.shape if n != 1] == [n for n in spec.shape if n != 1]
+
+
+def _cast(array: np.ndarray, spec: InputSpec) -> np.ndarray | None:
+    """An array in the input's dtype, or None where an integer dtype would change a number."""
+    with np.errstate(invalid="ignore"):
+        cast = array.astype(spec.dtype, copy=False)
+    return cast if cast.dtype.kind not in "iu" or np.array_equal(cast, array) else None
 
 
 def _image(data: bytes, spec: InputSpec) -> np.ndarray:
     if not data.startswith((_JPEG, _PNG)):
-        raise _Unusable(rejects.BAD_IMAGE, f"key {spec.key!r} is {len(data)} bytes that are neither PNG nor JPEG: decode them with --parse_fn")
+        raise _Unusable(
+            rejects.BAD_IMAGE, f"key {spec.key!r} is {len(data)} bytes that are neither PNG nor JPEG: decode them with --parse_fn"
+        )
     channels = spec.shape[-1] if len(spec.shape) == 3 and spec.shape[-1] in (1, 3, 4) else 0
     try:
         with tf.device("/CPU:0"):
@@ -236,7 +261,9 @@ def _label(values: Mapping[str, Any], form: ExampleFormat) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise _Unusable(rejects.WRONG_TYPE, f"the label under {form.label_key!r} is not numbers") from error
     if label.size != form.label_width:
-        raise _Unusable(rejects.WRONG_SIZE, f"the label under {form.label_key!r} has {label.size} numbers, the loss takes {form.label_width}")
+        raise _Unusable(
+            rejects.WRONG_SIZE, f"the label under {form.label_key!r} has {label.size} numbers, the loss takes {form.label_width}"
+        )
     return label
 
 
@@ -252,36 +279,38 @@ def _kept(value: Any) -> tf.train.Feature:
     return tf.train.Feature(float_list=tf.train.FloatList(value=array.tolist()))
 
 
+@functools.cache
 def resolve_function(name: str, flag: str) -> Callable[..., Any]:
     """The function that `module:function` names; `flag` names the option in messages."""
     module, _, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"--{flag}={name!r} cannot be imported ({error}): expected module:function on the Python path of every worker") from error
+        raise InputError(
+            f"--{flag}={name!r} cannot be imported ({error}): expected module:function on the Python path of every worker"
+        ) from error
     if not callable(function):
         raise InputError(f"--{flag}={name!r} is not a function")
     return function
 
 
 class BatchParser:
-    """Parses many records of one format at once; keeps the layout that the first good record had as its guess for the next ones."""
+    """Parses many records of a file at once; keeps the layout that the first good record had as its guess for the next ones."""
 
-    def __init__(self, form: ExampleFormat) -> None:
+    def __init__(self, form: ExampleFormat, file: InputFile) -> None:
         self._form = form
+        self._file = file
         self._guess: dict[str, tf.io.FixedLenFeature] | None = None
         self._fast = not form.parse_fn and not form.keep_keys
         # Decoding an image releases the interpreter lock.
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
 
-    def parse(self, serialized: Sequence[bytes], offsets: Sequence[int], file: InputFile, aside: list[Reject], last: bool, bytes_read: int) -> ExampleBatch:
-        """Parses records of `file` at `offsets`; what is wrong among them joins `aside`, which becomes the batch's rejects."""
-        batch = self._parse_at_once(serialized, offsets, file, aside, last, bytes_read) if self._fast and serialized else None
-        return batch or self._parse_singly(serialized, offsets, file, aside, last, bytes_read)
+    def parse(self, serialized: Sequence[bytes], offsets: Sequence[int]) -> ExampleBatch:
+        """Parses the records at `offsets` of the file; the batch's rejects are what is wrong among them."""
+        batch = self._parse_at_once(serialized, offsets) if self._fast and serialized else None
+        return batch or self._parse_singly(serialized, offsets)
 
-    def _parse_at_once(
-        self, serialized: Sequence[bytes], offsets: Sequence[int], file: InputFile, aside: list[Reject], last: bool, bytes_read: int
-    ) -> ExampleBatch | None:
+    def _parse_at_once(self, serialized: Sequence[bytes], offsets: Sequence[int]) -> ExampleBatch | None:
         self._guess = self._guess or self._layout(serialized[0])
         if self._guess is None:
             return None
@@ -289,14 +318,16 @@ class BatchParser:
         try:
             with tf.device("/CPU:0"):
                 parsed = tf.io.parse_example(tf.constant(serialized, tf.string), self._guess)
-        except tf.errors.InvalidArgumentError:
+        except (tf.errors.InvalidArgumentError, UnicodeDecodeError):
+            # The second where TensorFlow's message quotes bytes of a record that is no example.
             self._guess = None
             return None
         arrays = [parsed[spec.key].numpy() for spec in form.inputs]
-        if not all(array.dtype.kind in "iu" or np.isfinite(array).all() for array in arrays):
+        inputs = [_cast(array, spec) for array, spec in zip(arrays, form.inputs, strict=True)]
+        if any(array is None for array in inputs) or not all(np.isfinite(array).all() for array in arrays):
             return None
         if form.id_key is None:
-            ids = [f"{file.name}#{offset}" for offset in offsets]
+            ids = [f"{self._file.name}#{offset}" for offset in offsets]
         else:
             raw = parsed[form.id_key].numpy().tolist()
             try:
@@ -306,16 +337,14 @@ class BatchParser:
             if any(not value or "\0" in value for value in ids):
                 return None
         return ExampleBatch(
-            file,
+            self._file,
             ids,
             list(offsets),
             [digest(record) for record in serialized],
             [{} for _ in ids],
-            tuple(array.reshape(-1, *spec.shape).astype(spec.dtype, copy=False) for array, spec in zip(arrays, form.inputs, strict=True)),
+            tuple(array.reshape(-1, *spec.shape) for array, spec in zip(inputs, form.inputs, strict=True) if array is not None),
             parsed[form.label_key].numpy().astype(np.float64) if form.labelled else None,
-            aside,
-            last,
-            bytes_read,
+            [],
         )
 
     def _layout(self, serialized: bytes) -> dict[str, tf.io.FixedLenFeature] | None:
@@ -331,18 +360,19 @@ class BatchParser:
         if form.id_key is not None:
             sizes[form.id_key] = []
         for key, size in sizes.items():
-            kind = features[key].WhichOneof("kind") if key in features else None
+            kind = str(features[key].WhichOneof("kind")) if key in features else "missing"
             dtype = {"float_list": tf.float32, "int64_list": tf.int64, "bytes_list": tf.string}.get(kind)
-            is_id = key == form.id_key
-            if dtype is None or (dtype is tf.string) is not is_id and not (is_id and dtype is tf.int64):
+            if dtype is None or dtype not in ((tf.string, tf.int64) if key == form.id_key else (tf.float32, tf.int64)):
                 return None
             layout[key] = tf.io.FixedLenFeature(size, dtype)
+        # A key in two roles, say id and label, is left to the parser of single records.
         return layout if len(layout) == len(form.inputs) + form.labelled + (form.id_key is not None) else None
 
-    def _parse_singly(self, serialized: Sequence[bytes], offsets: Sequence[int], file: InputFile, aside: list[Reject], last: bool, bytes_read: int) -> ExampleBatch:
-        form = self._form
-        outcomes = list(self._pool.map(lambda pair: parse_example(pair[0], file.name, pair[1], file.path, form), zip(serialized, offsets, strict=True)))
-        aside = aside + [outcome for outcome in outcomes if isinstance(outcome, Reject)]
+    def _parse_singly(self, serialized: Sequence[bytes], offsets: Sequence[int]) -> ExampleBatch:
+        form, file = self._form, self._file
+        outcomes = list(
+            self._pool.map(lambda record, offset: parse_example(record, file.name, offset, file.path, form), serialized, offsets)
+        )
         good = [(i, outcome) for i, outcome in enumerate(outcomes) if isinstance(outcome, ParsedExample)]
         inputs = tuple(
             np.stack([example.inputs[j] for _, example in good]) if good else np.empty((0, *spec.shape), spec.dtype)
@@ -357,9 +387,7 @@ class BatchParser:
             [example.kept for _, example in good],
             inputs,
             labels,
-            aside,
-            last,
-            bytes_read,
+            [outcome for outcome in outcomes if isinstance(outcome, Reject)],
         )
 
 
@@ -374,7 +402,7 @@ def read_examples(file: InputFile, form: ExampleFormat, batch_size: int, allow_t
     Raises:
         InputError: the file's tail cannot be read and `allow_truncated` is false.
     """
-    parser = BatchParser(form)
+    parser = BatchParser(form, file)
     serialized: list[bytes] = []
     offsets: list[int] = []
     aside: list[Reject] = []
@@ -384,7 +412,9 @@ def read_examples(file: InputFile, form: ExampleFormat, batch_size: int, allow_t
         def batch(last: bool) -> ExampleBatch:
             nonlocal serialized, offsets, aside, position
             reached = file.size if last else stream.tell()
-            parsed = parser.parse(serialized, offsets, file, aside, last, reached - position)
+            parsed = parser.parse(serialized, offsets)
+            found = sorted(aside + parsed.rejects, key=lambda reject: reject.offset)
+            parsed = dataclasses.replace(parsed, rejects=found, last=last, bytes_read=reached - position)
             serialized, offsets, aside, position = [], [], [], reached
             return parsed
 
@@ -393,10 +423,15 @@ def read_examples(file: InputFile, form: ExampleFormat, batch_size: int, allow_t
             try:
                 frame = next(frames, None)
             except UnreadableTail as error:
-                if not allow_truncated:
+                if not allow_truncated or error.is_no_record:
+                    hint = (
+                        "is it a TFRecord file?"
+                        if error.is_no_record
+                        else "write the file again, or accept the loss with --allow_truncated_files"
+                    )
                     raise InputError(
-                        f"{file.path}: the file cannot be read from record {error.index} at byte {error.offset} on ({error.reason}), and nobody "
-                        "knows how many records that is: write the file again, or accept the loss with --allow_truncated_files"
+                        f"{file.path}: the file cannot be read from record {error.index} at byte {error.offset} on ({error.reason}), "
+                        f"and nobody knows how many records that is: {hint}"
                     ) from error
                 aside.append(Reject(file.path, error.index, None, rejects.UNREADABLE_TAIL, f"from byte {error.offset} on: {error.reason}"))
                 frame = None

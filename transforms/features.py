@@ -115,7 +115,8 @@ class FeatureExtractor:
 
     def __init__(self, model: Checkpoints, batch_size: int, predicted_labels: bool) -> None:
         self._model = model
-        self._batch_size = batch_size
+        # A batch of one goes through another matrix product, whose last bits differ.
+        self._batch_size = max(batch_size, 2)
         self._predicted_labels = predicted_labels
         self._function = tf.function(self._compute)
 
@@ -293,9 +294,10 @@ class _WriteDoFn(beam.DoFn):
                 if len(rows):
                     yield beam.pvalue.TaggedOutput(self.IDS, (bucket, (written.name, rows.astype(np.int32), hashes[rows])))
         if part.rejects:
-            set_aside = files.write(self._directory, f"rejected-{stem}.jsonl", rejects.to_jsonl(part.rejects), len(part.rejects))
+            ordered = sorted(part.rejects, key=lambda reject: reject.offset)
+            set_aside = files.write(self._directory, f"rejected-{stem}.jsonl", rejects.to_jsonl(ordered), len(ordered))
         yield WrittenPart(
-            (part.file.index, start), written, set_aside, rejects.count_reasons(part.rejects), part.rejects[0] if part.rejects else None
+            (part.file.index, start), written, set_aside, rejects.count_reasons(part.rejects), ordered[0] if part.rejects else None
         )
 
 
@@ -358,22 +360,33 @@ def assemble_manifest(
         reasons.update(part.reasons)
     written = tuple(part.features for part in ordered if part.features)
     set_aside = tuple(part.rejected for part in ordered if part.rejected)
-    examples, rejected = sum(file.count for file in written), sum(reasons.values())
-    if rejected > max_rejected_fraction * (examples + rejected):
-        first = next(part.first_reject for part in ordered if part.first_reject)
-        told = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common())
-        raise InputError(
-            f"{rejected:,} of {examples + rejected:,} examples were rejected ({told}), more than "
-            f"--max_rejected_fraction={max_rejected_fraction:g} allows; the first: {first.source} record {first.offset}: {first.detail}; "
-            f"all are in {files.join(directory, REJECTED_FILES)}"
-        )
-    return dataclasses.replace(
+    assembled = dataclasses.replace(
         draft,
         files=written,
         rejected_files=set_aside,
         rejected=dict(reasons.most_common()),
-        counts={"examples": examples, "rejected": rejected},
+        counts={"examples": sum(file.count for file in written), "rejected": sum(reasons.values())},
     )
+    first = next((part.first_reject for part in ordered if part.first_reject), None)
+    check_rejected(assembled, directory, max_rejected_fraction, first)
+    return assembled
+
+
+def check_rejected(assembled: FeatureManifest, directory: str, max_rejected_fraction: float, first: Reject | None = None) -> None:
+    """Makes sure that not too much was set aside; `first` is told as an example.
+
+    Raises:
+        InputError: more than `max_rejected_fraction` of what was read was set aside.
+    """
+    examples, rejected = assembled.counts["examples"], assembled.counts["rejected"]
+    if rejected > max_rejected_fraction * (examples + rejected):
+        told = ", ".join(f"{reason} {n:,}" for reason, n in assembled.rejected.items())
+        example = f"; the first: {first.source} record {first.offset}: {first.detail}" if first else ""
+        raise InputError(
+            f"{rejected:,} of {examples + rejected:,} examples were rejected ({told}), more than "
+            f"--max_rejected_fraction={max_rejected_fraction:g} allows{example}; "
+            f"see {files.join(directory, assembled.rejected_files[0].name)}"
+        )
 
 
 @dataclasses.dataclass

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import IO
 
 import google_crc32c
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 from transforms.errors import InputError
@@ -52,6 +52,16 @@ def literal_directory(pattern: str) -> str:
     return literal[: literal.rfind("/") + 1]
 
 
+def match(pattern: str) -> list[FileMetadata]:
+    """The files that a glob matches, on any filesystem."""
+    literal = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+    if not is_local(pattern) or "/" in literal or literal == pattern:
+        return list(FileSystems.match([pattern])[0].metadata_list)
+    # Beam finds nothing for a local glob whose literal part has no directory.
+    found = FileSystems.match([f"./{pattern}"])[0].metadata_list
+    return [FileMetadata(m.path.removeprefix("./"), m.size_in_bytes, m.last_updated_in_seconds) for m in found]
+
+
 def find(patterns: str, flag: str) -> list[FoundFile]:
     """Finds the files of a comma-separated list of globs, sorted by path.
 
@@ -67,13 +77,13 @@ def find(patterns: str, flag: str) -> list[FoundFile]:
     found: dict[str, FoundFile] = {}
     for pattern in wanted:
         try:
-            matched = FileSystems.match([pattern])[0].metadata_list
+            matched = match(pattern)
         except (BeamIOError, ValueError) as error:
             raise InputError(f"--{flag}={pattern!r} cannot be read: {error}") from error
         prefix = literal_directory(pattern)
-        files = [m for m in matched if not m.path.endswith("/")]
+        files = [m for m in matched if not m.path.endswith("/") and not (is_local(m.path) and os.path.isdir(m.path))]
         if not files:
-            raise InputError(f"--{flag}={pattern!r} matches no file: check the path and the glob, and quote it so that the shell leaves it alone")
+            raise InputError(f"--{flag}={pattern!r} matches no file: check the path and the glob")
         for m in files:
             # Beam may return a local path made absolute; the name is then what follows the same directory made absolute.
             base = prefix if m.path.startswith(prefix) else os.path.abspath(prefix) + "/"
@@ -169,6 +179,8 @@ def check_writable(directory: str) -> None:
     Raises:
         InputError: a small file could not be written there and removed again.
     """
+    if is_local(directory) and os.path.isfile(directory):
+        raise InputError(f"--output={directory!r} is a file, expected a directory or a place where one can be made")
     name = f".tracin-writable-{uuid.uuid4().hex}"
     try:
         write(directory, name, b"", 0)

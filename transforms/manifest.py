@@ -116,6 +116,9 @@ def read_if_any(directory: str, flag: str) -> Manifest | None:
     try:
         if not files.exists(path):
             return None
+    except (BeamIOError, ValueError) as error:
+        raise InputError(f"--{flag}={directory!r} cannot be read: {error}") from error
+    try:
         content = json.loads(files.read(path))
         if content.pop("format") != _FORMAT:
             raise ValueError("written by another version")

@@ -7,11 +7,12 @@ record starts. Format: `uint64 length, masked CRC-32C of it, payload, masked CRC
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, NamedTuple
+from typing import IO
 
 import google_crc32c
 
@@ -25,16 +26,25 @@ _LONGEST = 1 << 31
 
 
 class UnreadableTail(Exception):
-    """The rest of a stream cannot be read: `offset` is where (in bytes, after decompression), `index` the record that should start there."""
+    """The rest of a stream cannot be read.
 
-    def __init__(self, index: int, offset: int, reason: str) -> None:
+    Attributes:
+        index: the record that should start there.
+        offset: where, in bytes, after decompression.
+        reason: what is wrong.
+        is_no_record: whether not even the first record's header is one, so that this is hardly a TFRecord file.
+    """
+
+    def __init__(self, index: int, offset: int, reason: str, is_no_record: bool = False) -> None:
         super().__init__(f"record {index} at byte {offset}: {reason}")
         self.index = index
         self.offset = offset
         self.reason = reason
+        self.is_no_record = is_no_record
 
 
-class Frame(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Frame:
     """One record of a stream: its index, and its payload or None where the payload's checksum is wrong."""
 
     index: int
@@ -121,7 +131,8 @@ def _read_plain(read: Callable[[int], bytes], buffer: bytes) -> Iterator[Frame]:
             return
         length, length_crc = _HEADER.unpack_from(buffer, position)
         if length_crc != _masked_crc(buffer[position : position + 8]) or length > _LONGEST:
-            raise UnreadableTail(index, offset, "the record's length is damaged, or this is not a TFRecord file")
+            reason = "the record's length is damaged" if index else "what stands there is not a record's length"
+            raise UnreadableTail(index, offset, reason, is_no_record=not index)
         if not fill(length + 16):
             raise UnreadableTail(index, offset, broken or f"the file ends inside a record of {length} bytes")
         payload = buffer[position + 12 : position + 12 + length]

@@ -129,7 +129,7 @@ def test_overwrite_takes_back_the_results_and_nothing_else(tmp_path):
     assert not any(path.exists() for path in own)
 
 
-@pytest.mark.parametrize("output", ["gs://bucket/demo", "a,b", "demo*", "demo[1]"])
+@pytest.mark.parametrize("output", ["gs://bucket/demo", "a,b"])
 def test_output_that_flags_cannot_name_is_refused(output, capfd):
     assert demo.run([f"--output={output}"]) == 2
     assert "--output=" in capfd.readouterr().err

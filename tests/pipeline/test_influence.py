@@ -246,6 +246,21 @@ def test_predicted_labels_explain_what_the_model_says(result, data, tiny, tracin
     assert not all(agree)
 
 
+def test_a_graph_that_is_only_built_runs_nothing_here(data, tiny, tracin, tmp_path):
+    # As a Flex Template's launcher does: whatever a correct result needs is in the graph, not after run().
+    cloud = [
+        "--runner=DataflowRunner",
+        "--dry_run=True",
+        "--project=some-project",
+        "--region=us-central1",
+        "--temp_location=gs://bucket/tmp",
+    ]
+    outcome = tracin("influence", *flags(data, tiny, tmp_path / "out"), *cloud)
+    assert outcome.status == 0, outcome.err
+    assert "the graph is built; nothing has run" in outcome.out
+    assert not list((tmp_path / "out").rglob("*"))
+
+
 def test_the_result_manifest_lists_its_files_and_settings(result):
     manifest = json.loads((result / "manifest.json").read_text())
     assert manifest["kind"] == "influence"

@@ -1,0 +1,140 @@
+"""The command line before anything heavy is imported: help, and mistakes in flags."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from pipeline import options
+from tests.conftest import Outcome
+
+Run = Callable[..., Outcome]
+FEATURES = ("--examples=e", "--checkpoints=c", "--output=o")
+SCORE = ("--train_features=a", "--test_features=b", "--output=o")
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def assert_told(outcome: Outcome, *parts: str) -> None:
+    """Nothing was started, and one line says why."""
+    assert outcome.status == 2, outcome
+    assert len(outcome.err.strip().splitlines()) == 1, outcome.err
+    for part in parts:
+        assert part in outcome.err, outcome.err
+
+
+# In a new process, since this one has imported everything. All at once, because a process costs more than an answer.
+HEAVY = """
+import contextlib, io, sys
+from pipeline import cli, options
+for words in [[c, "--help"] for c in options.COMMANDS] + [["--help"], ["--version"], ["score"], ["features", "--exmaples=x"], ["nonsense"]]:
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        try:
+            status = cli.main(words)
+        except SystemExit as error:
+            status = error.code
+    print(status, *words, "|", len(told.getvalue()))
+print("heavy:", sorted({"tensorflow", "keras", "apache_beam", "numpy", "pyarrow", "matplotlib", "sklearn"} & set(sys.modules)))
+"""
+
+
+def test_help_and_mistakes_are_answered_without_importing_anything_heavy() -> None:
+    done = subprocess.run([sys.executable, "-c", HEAVY], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    *answers, heavy = done.stdout.splitlines()
+    assert heavy == "heavy: []"
+    expected = [f"0 {command} --help" for command in options.COMMANDS] + [
+        "0 --help",
+        "0 --version",
+        "2 score",
+        "2 features --exmaples=x",
+        "2 nonsense",
+    ]
+    assert [answer.split(" |")[0] for answer in answers] == expected
+    assert all(int(answer.split("|")[1]) > 10 for answer in answers)
+
+
+@pytest.mark.parametrize("command", options.COMMANDS)
+def test_help_names_every_flag_with_what_it_does(tracin: Run, command: str) -> None:
+    outcome = tracin(command, "--help")
+    assert outcome.status == 0 and outcome.err == ""
+    for action in options.parser(command)._actions:
+        assert action.option_strings[-1] in outcome.out
+        assert action.help, action.option_strings
+
+
+def test_the_usage_names_every_command(tracin: Run) -> None:
+    outcome = tracin("--help")
+    assert outcome.status == 0
+    assert all(command in outcome.out for command in options.COMMANDS)
+
+
+def test_an_unknown_command_is_told_with_those_there_are(tracin: Run) -> None:
+    assert_told(tracin("scores"), "'scores'", "influence", "features", "score")
+
+
+def test_a_missing_flag_is_named(tracin: Run) -> None:
+    assert_told(tracin("features", *FEATURES[:2]), "tracin features:", "--output", "tracin features --help")
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (("features", *FEATURES, "--lable_key=x"), "--label_key"),
+        (("features", *FEATURES, "--batchsize=3"), "--batch_size"),
+        (("features", *FEATURES, "--keep_key", "x"), "--keep_keys"),
+        (("score", *SCORE, "--normalise=cosine"), "--normalize"),
+        (("score", *SCORE, "--learning_rate=1"), "--learning_rates"),
+    ],
+)
+def test_a_misspelt_flag_is_told_with_the_one_that_was_meant(tracin: Run, words: tuple[str, ...], meant: str) -> None:
+    assert_told(tracin(*words), words[-1].split("=")[0] if "=" in words[-1] else words[-2], f"did you mean {meant}?")
+
+
+def test_flags_are_not_guessed_from_their_beginnings(tracin: Run) -> None:
+    # argparse would take --batch for --batch_size.
+    assert_told(tracin("features", *FEATURES, "--batch_siz=3"), "did you mean --batch_size?")
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (("features", *FEATURES, "--batch_size=0"), "--batch_size"),
+        (("features", *FEATURES, "--batch_size=many"), "--batch_size"),
+        (("features", *FEATURES, "--labels=guessed"), "--labels"),
+        (("features", *FEATURES, "--max_rejected_fraction=1.5"), "--max_rejected_fraction"),
+        (("features", *FEATURES, "--max_rejected_fraction=nan"), "--max_rejected_fraction"),
+        (("features", *FEATURES, "--include_bias=maybe"), "--include_bias"),
+        (("features", *FEATURES, "--learning_rates=0.1;0.2"), "--learning_rates"),
+        (("score", *SCORE, "--k=0"), "--k"),
+        (("score", *SCORE, "--k=2.5"), "--k"),
+        (("score", *SCORE, "--memory_gb=0"), "--memory_gb"),
+        (("score", *SCORE, "--memory_gb=inf"), "--memory_gb"),
+        (("score", *SCORE, "--normalize=l2"), "--normalize"),
+    ],
+)
+def test_a_value_out_of_range_is_told_with_its_flag(tracin: Run, words: tuple[str, ...], flag: str) -> None:
+    assert_told(tracin(*words), flag, words[-1].split("=")[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [([], False), (["--overwrite"], True), (["--overwrite=true"], True), (["--overwrite=False"], False)]
+)
+def test_a_switch_is_given_alone_or_with_a_value(words: list[str], expected: bool) -> None:
+    # A Flex Template's launcher can give no flag without a value.
+    args, left = options.parse("features", [*FEATURES, *words])
+    assert args.overwrite is expected and left == []
+
+
+def test_what_is_not_ours_is_left_for_beam() -> None:
+    args, left = options.parse("features", [*FEATURES, "--runner=FlinkRunner", "--input_keys=a, b,", "--parallelism=3"])
+    assert left == ["--runner=FlinkRunner", "--parallelism=3"]
+    assert args.input_keys == ("a", "b") and args.learning_rates is None
+
+
+def test_rates_keep_their_order() -> None:
+    args, _ = options.parse("features", [*FEATURES, "--learning_rates=0.1,1e-3,2"])
+    assert args.learning_rates == (0.1, 1e-3, 2.0)

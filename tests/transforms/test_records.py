@@ -1,0 +1,206 @@
+"""The feature record: what is stored is what is read, bit for bit; and sums whose bits do not depend on the array around them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tests.conftest import feature
+from transforms import records, rejects
+from transforms.records import NO_LABEL, Features, Origin, concatenate_labels, decode, encode
+from transforms.rejects import Reject
+from transforms.sums import fold_sum, norms
+
+ARRAYS = ("probabilities", "label_probabilities", "loss_grads", "activations", "loss_grad_norms", "activation_norms")
+
+
+def make(n: int, t: int = 2, c: int = 3, d: int = 5, labels: np.ndarray | None = None, seed: int = 0) -> Features:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, c, (n, 1)) if labels is None else labels
+    return Features.of(
+        [f"bild-ä-{i}" for i in range(n)],
+        labels,
+        labels[::-1].copy(),
+        rng.random(n),
+        rng.random((n, t)),
+        rng.normal(size=(n, t, c)) * 10.0 ** rng.integers(-30, 10, (n, 1, 1)),
+        rng.normal(size=(n, t, d)),
+    )
+
+
+def origins(n: int) -> list[Origin]:
+    return [Origin(f"gs://b/ü-{i}", i * 7, bytes([i] * 16)) for i in range(n)]
+
+
+def there_and_back(features: Features) -> Features:
+    _, t, c = features.loss_grads.shape
+    d = features.activations.shape[2]
+    return decode(encode(features, origins(len(features))), t, c, d, np.issubdtype(features.labels.dtype, np.integer))
+
+
+def check_equal(found: Features, expected: Features) -> None:
+    assert found.example_ids.tolist() == expected.example_ids.tolist()
+    for name in ("labels", "predictions"):
+        assert getattr(found, name).dtype == getattr(expected, name).dtype
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), name)
+    for name in ARRAYS:
+        assert getattr(found, name).dtype == getattr(expected, name).dtype, name
+        assert getattr(found, name).shape == getattr(expected, name).shape, name
+        assert getattr(found, name).tobytes() == getattr(expected, name).tobytes(), name
+
+
+@pytest.mark.parametrize(("n", "t", "c", "d"), [(1, 1, 1, 1), (4, 2, 3, 5), (3, 6, 10, 129), (2, 1, 1, 7)])
+def test_records_survive_a_round_trip_bit_for_bit(n: int, t: int, c: int, d: int) -> None:
+    features = make(n, t, c, d)
+    check_equal(there_and_back(features), features)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    loss_grads=hnp.arrays(np.float32, (2, 2, 3), elements=st.floats(width=32)),
+    probabilities=hnp.arrays(np.float32, 2, elements=st.floats(width=32)),
+)
+def test_any_float_survives_a_round_trip(loss_grads: np.ndarray, probabilities: np.ndarray) -> None:
+    features = make(2)
+    with np.errstate(all="ignore"):
+        features = Features.of(
+            ["a", "b"], features.labels, features.predictions, probabilities, features.label_probabilities, loss_grads, features.activations
+        )
+    found = there_and_back(features)
+    assert found.loss_grads.tobytes() == features.loss_grads.tobytes()
+    np.testing.assert_array_equal(found.probabilities, features.probabilities)
+
+
+def test_lists_of_active_outputs_keep_their_padding() -> None:
+    labels = np.array([[0, 2, 4], [1, NO_LABEL, NO_LABEL], [NO_LABEL, NO_LABEL, NO_LABEL]])
+    features = make(3, c=5, labels=labels)
+    check_equal(there_and_back(features), features)
+    stored = tf.train.Example.FromString(encode(features, origins(3))[1])
+    assert list(stored.features.feature["label"].int64_list.value) == [1]
+
+
+def test_no_active_output_anywhere_is_padding_of_width_one() -> None:
+    found = there_and_back(make(2, labels=np.full((2, 3), NO_LABEL)))
+    assert found.labels.tolist() == [[NO_LABEL], [NO_LABEL]] and found.labels.dtype == np.int64
+
+
+def test_regression_values_stay_what_they_are_even_minus_one() -> None:
+    labels = np.array([[-1.0, 0.5], [2.5, -1.0]])
+    features = make(2, labels=labels)
+    found = there_and_back(features)
+    check_equal(found, features)
+    assert found.labels.dtype == np.float64
+
+
+def test_an_empty_batch_keeps_its_shapes() -> None:
+    assert encode(make(0), []) == []
+    for integer in (True, False):
+        found = decode([], 2, 3, 5, integer)
+        assert len(found) == 0
+        assert found.loss_grads.shape == (0, 2, 3) and found.activations.shape == (0, 2, 5)
+        assert found.label_probabilities.shape == (0, 2) and found.loss_grad_norms.shape == (0, 2)
+        assert found.labels.shape[0] == 0 and found.labels.dtype == (np.int64 if integer else np.float64)
+
+
+def test_the_stored_fields_are_those_of_the_table() -> None:
+    features = make(1)
+    origin = Origin("gs://b/f", 3, b"d" * 16, {"city": feature("Ulm")})
+    (serialized,) = encode(features, [origin])
+    stored = tf.train.Example.FromString(serialized).features.feature
+    assert set(stored) == {*records.FIELDS, "city"}
+    assert stored["source"].bytes_list.value[0] == b"gs://b/f"
+    assert stored["offset"].int64_list.value[0] == 3
+    assert stored["content_digest"].bytes_list.value[0] == b"d" * 16
+    assert stored["city"] == feature("Ulm")
+    assert np.frombuffer(stored["loss_grads"].bytes_list.value[0], "<f4").tolist() == features.loss_grads[0].ravel().tolist()
+    assert np.frombuffer(stored["activation_norms"].bytes_list.value[0], "<f8").tolist() == features.activation_norms[0].tolist()
+
+
+def test_equal_records_give_equal_bytes_however_their_keys_were_added() -> None:
+    features = make(1)
+    kept = {f"k{i}": feature(i) for i in range(20)}
+    one, other = (Origin("f", 0, b"", keys) for keys in (kept, dict(reversed(kept.items()))))
+    assert encode(features, [one]) == encode(features, [other])
+
+
+def test_a_record_of_another_shape_is_refused() -> None:
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
+        decode(encode(make(2), origins(2)), 3, 3, 5, True)
+
+
+def test_rows_are_taken_and_put_together_again() -> None:
+    features = make(5)
+    parts = [features.take(slice(0, 2)), features.take(np.array([2])), features.take(np.arange(5) > 2)]
+    assert [len(part) for part in parts] == [2, 1, 2]
+    check_equal(Features.concatenate(parts), features)
+
+
+def test_labels_of_different_width_are_padded_when_put_together() -> None:
+    joined = concatenate_labels([np.array([[1]]), np.array([[2, 3]]), np.empty((0, 4), np.int64)])
+    assert joined.tolist() == [[1, -1, -1, -1], [2, 3, -1, -1]]
+
+
+def test_ids_sort_as_bytes() -> None:
+    ids = records.id_array([b"b", "ä".encode(), b"ab", b"a"])
+    assert np.sort(ids).tolist() == [b"a", b"ab", b"b", "ä".encode()]
+    assert len(records.id_array([])) == 0
+
+
+# Sums
+
+
+def test_norms_are_those_of_numpy_in_float64() -> None:
+    vectors = np.random.default_rng(1).normal(size=(6, 4, 129)).astype(np.float32) * np.float32(1e-25)
+    found = norms(vectors)
+    assert found.dtype == np.float64 and found.shape == (6, 4)
+    np.testing.assert_allclose(found, np.linalg.norm(vectors.astype(np.float64), axis=-1), rtol=1e-15)
+    assert (found > 0).all()  # whose squares underflow in float32
+
+
+@settings(max_examples=100, deadline=None)
+@given(hnp.arrays(np.float64, st.integers(0, 70), elements=st.floats(-1e100, 1e100)))
+def test_the_sum_is_within_a_rounding_per_halving_of_the_exact_one(terms: np.ndarray) -> None:
+    exact, size = math.fsum(terms), math.fsum(np.abs(terms))
+    depth = math.ceil(math.log2(max(len(terms), 1)))
+    assert abs(float(fold_sum(terms.copy())) - exact) <= (depth + 1) * 2.0**-53 * size
+
+
+@settings(max_examples=50, deadline=None)
+@given(hnp.arrays(np.float64, st.tuples(st.integers(1, 9), st.integers(0, 40)), elements=st.floats(-1e10, 1e10)))
+def test_a_sums_bits_do_not_depend_on_the_array_around_it(terms: np.ndarray) -> None:
+    together = fold_sum(terms.copy())
+    for i, row in enumerate(terms):
+        assert together[i].tobytes() == np.asarray(fold_sum(row.copy())).tobytes()
+    strided = np.asfortranarray(terms)
+    assert fold_sum(strided.copy(order="F")).tobytes() == together.tobytes()
+    assert fold_sum(np.broadcast_to(terms, (3, *terms.shape)).copy())[1].tobytes() == together.tobytes()
+
+
+def test_the_order_of_additions_is_the_written_one() -> None:
+    # (1 + 1e16) + (−1e16 + 1), second half onto the first: 1 + −1e16, then 1e16 + 1.
+    one, big = 1.0, 1e16
+    assert fold_sum(np.array([one, big, -big, one])) == (one + -big) + (big + one)
+    assert fold_sum(np.array([one, one, one])) == 3
+    # The middle of an odd number of terms waits: terms 0 and 3, 1 and 4, then 2.
+    assert fold_sum(np.array([one, big, one, one, -big])) == ((one + one) + one) + (big + -big)
+
+
+# What was set aside
+
+
+def test_rejects_survive_a_round_trip_and_are_counted_by_frequency() -> None:
+    aside = [
+        Reject("a", 0, None, rejects.BAD_CHECKSUM, "x"),
+        Reject("a", 2, "größe\n", rejects.BAD_LABEL, 'with "quotes"\nand lines'),
+        Reject("b", 1, "c", rejects.BAD_LABEL, ""),
+    ]
+    data = rejects.to_jsonl(aside)
+    assert data.count(b"\n") == 3
+    assert rejects.from_jsonl(data) == aside
+    assert list(rejects.count_reasons(aside).items()) == [(rejects.BAD_LABEL, 2), (rejects.BAD_CHECKSUM, 1)]
