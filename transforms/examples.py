@@ -12,11 +12,9 @@ import hashlib
 import importlib
 import math
 import os
-import queue
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -24,6 +22,7 @@ import tensorflow as tf
 
 from transforms import counting, files, rejects
 from transforms.errors import InputError
+from transforms.overlap import prefetch
 from transforms.records import FIELDS
 from transforms.rejects import Reject
 from transforms.tfrecords import UnreadableTail, read_frames
@@ -454,48 +453,6 @@ def first_record(file: InputFile) -> bytes | None:
             return next((frame.payload for frame in read_frames(stream) if frame.payload is not None), None)
         except UnreadableTail:
             return None
-
-
-_E = TypeVar("_E")
-
-
-def prefetch(elements: Iterator[_E], depth: int = 2) -> Iterator[_E]:
-    """Yields `elements`, computed up to `depth` ahead by a thread, so that reading overlaps with what is done to each."""
-    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def put(item: tuple[bool, Any]) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for element in elements:
-                if not put((True, element)):
-                    return
-            put((False, None))
-        except BaseException as error:
-            put((False, error))
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            more, value = ready.get()
-            if more:
-                yield value
-            elif value is None:
-                return
-            else:
-                raise value
-    finally:
-        stopped.set()
-        thread.join()
 
 
 @dataclasses.dataclass

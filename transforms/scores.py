@@ -16,9 +16,9 @@ import numpy as np
 
 from transforms import counting, files, records, tfrecords, topk
 from transforms.errors import InputError
-from transforms.examples import prefetch
 from transforms.kernels import Scoring, Search, self_influence
 from transforms.manifest import FeatureManifest
+from transforms.overlap import prefetch
 from transforms.records import Features
 from transforms.tiles import Grid, Shape, Span, Tile, choose_grid, chunks, tiles
 from transforms.topk import TopK
