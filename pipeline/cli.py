@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     # Flags are looked at before anything heavy is imported.
     options.parse(command, words[1:])
-    with _quiet_import():
+    with _told("loading TensorFlow and Apache Beam …"), _quiet_import():
         module = importlib.import_module(f"pipeline.{command}")
         importlib.import_module("tensorflow").config.list_physical_devices()
     status: int = module.run(words[1:])
@@ -44,6 +44,19 @@ def _usage() -> str:
         f"commands:\n{commands}\n\n"
         "tracin COMMAND --help lists a command's flags."
     )
+
+
+@contextlib.contextmanager
+def _told(text: str) -> Iterator[None]:
+    """Shows a line at a terminal while the block runs, since seconds without a word feel like a fault."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    print(text, end="", flush=True, file=sys.stderr)
+    try:
+        yield
+    finally:
+        print("\r\033[K", end="", flush=True, file=sys.stderr)
 
 
 @contextlib.contextmanager

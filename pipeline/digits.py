@@ -100,7 +100,7 @@ def train(directory: str, digits: Digits) -> int:
             keras.layers.Input((8, 8)),
             keras.layers.Flatten(),
             keras.layers.Dense(64, activation="relu"),
-            keras.layers.Dense(10),
+            keras.layers.Dense(10, name="logits"),
         ]
     )
     rate = keras.optimizers.schedules.ExponentialDecay(0.05, len(digits) // _BATCH_SIZE, 0.9)

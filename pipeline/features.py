@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from pipeline import inputs, options, progress, report, runner
-from transforms import counting, features, files, manifest
+from transforms import features, files, manifest
 from transforms.manifest import FeatureManifest
 
 
@@ -34,8 +34,9 @@ def _run(argv: Sequence[str]) -> None:
     if not runner.run_graph(lambda pipeline: pipeline | "ComputeFeatureSet" >> wanted.stage, beam_options, [extraction([wanted])]):
         print("the graph is built; nothing has run")
         return
-    print(report.features(args.output, manifest.read(args.output, FeatureManifest, "output")))
-    print(report.rates(counting.snapshot(), started))
+    written = manifest.read(args.output, FeatureManifest, "output")
+    print(report.features(args.output, written))
+    print(report.done(started, read=sum(written.counts.values())))
 
 
 def extraction(wanted: Sequence[inputs.PreparedFeatures]) -> progress.Stage:

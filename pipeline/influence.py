@@ -13,7 +13,7 @@ import apache_beam as beam
 from pipeline import inputs, options, progress, report, runner
 from pipeline.features import extraction
 from pipeline.score import influence_draft, read_set, scoring_plan, write_influence
-from transforms import counting, features, files, manifest, sinks
+from transforms import features, files, manifest, sinks
 from transforms.manifest import FeatureManifest, Manifest
 from transforms.scores import FeatureSet, usable_rate
 
@@ -71,10 +71,12 @@ def _run(argv: Sequence[str]) -> None:
     if not runner.run_graph(build, beam_options, stages):
         print("the graph is built; nothing has run")
         return
+    written = {name: manifest.read(one.directory, FeatureManifest, "output") for name, one in wanted.items()}
     for name, one in wanted.items():
-        print(report.features(one.directory, manifest.read(one.directory, FeatureManifest, "output"), f"{name}_features"))
+        print(report.features(one.directory, written[name], f"{name}_features"))
     print(report.influence(args.output, manifest.read(args.output, Manifest, "output")))
-    print(report.rates(counting.snapshot(), started))
+    read = sum(sum(written[name].counts.values()) for name, one in wanted.items() if not one.complete)
+    print(report.done(started, read, scored=written["test"].examples * written["train"].examples))
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def prepare_model(args: argparse.Namespace, rates_needed: bool) -> PreparedModel
         "model": local_model
         and (hashlib.sha256(files.read(local_model)).hexdigest() if local_model.endswith((".keras", ".json")) else local_model),
         "checkpoints": [{"name": posixpath.basename(info.path), "sha256": info.digest} for info in infos],
-        "layer": loaded.layer,
+        "layer": checkpoints.base_name(loaded.layer),
         "loss": loaded.loss.description,
         "include_bias": args.include_bias,
     }

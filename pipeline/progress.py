@@ -122,7 +122,9 @@ def _looker(bars: Progress, tasks: Sequence[tuple[Any, Stage]], counts: Callable
                 bars.start_task(task)
                 started.add(task)
             if task in started:
-                elapsed = bars.tasks[bars.task_ids.index(task)].elapsed or 0
+                shown_task = bars.tasks[bars.task_ids.index(task)]
+                # A stage that is done keeps the rate that it had.
+                elapsed = shown_task.finished_time or shown_task.elapsed or 0
                 rate = f", {_short(number / elapsed)}/s" if elapsed > 1 else ""
                 bars.update(task, completed=done, total=total or None, told=f"{_short(number)} {stage.unit}{rate}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import posixpath
 import time
-from collections.abc import Mapping
 
 from pipeline.inputs import PreparedModel
 from transforms.manifest import FeatureManifest, Manifest
@@ -36,15 +35,10 @@ def influence(directory: str, manifest: Manifest) -> str:
     return f"influence: {manifest.counts['rows']:,} rows, {_bytes(size)} in {len(manifest.files)} files at {directory}"
 
 
-def rates(counts: Mapping[str, int], started: float) -> str:
-    """How long a run took, and how much it did."""
-    seconds = time.monotonic() - started
-    told = []
-    if counts.get("examples-read"):
-        told.append(f"read {counts['examples-read']:,} examples")
-    if counts.get("pairs-scored"):
-        told.append(f"scored {counts['pairs-scored']:,} pairs")
-    return f"took {seconds:.1f} s" + (": " + ", ".join(told) if told else "")
+def done(started: float, read: int = 0, scored: int = 0) -> str:
+    """How long a run took since `started` (of `time.monotonic`), how many examples it read and pairs it scored."""
+    told = ([f"read {read:,} examples"] if read else []) + ([f"scored {scored:,} pairs"] if scored else [])
+    return f"took {time.monotonic() - started:.1f} s" + (": " + ", ".join(told) if told else "")
 
 
 def _bytes(size: float) -> str:

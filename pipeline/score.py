@@ -12,7 +12,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import options, progress, report, runner
-from transforms import counting, files, manifest, sinks
+from transforms import files, manifest, sinks
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest, Manifest
 from transforms.scores import FeatureSet, ScoreInfluence, ScoringPlan, check_same_model
@@ -54,7 +54,7 @@ def _run(argv: Sequence[str]) -> None:
         print("the graph is built; nothing has run")
         return
     print(report.influence(args.output, manifest.read(args.output, Manifest, "output")))
-    print(report.rates(counting.snapshot(), started))
+    print(report.done(started, scored=test.examples * train.examples))
 
 
 def read_set(directory: str, flag: str) -> FeatureSet:

@@ -322,7 +322,7 @@ def load(spec: ModelSpec) -> Checkpoints:
     for path, head, loss, specs in zip(reversed(spec.checkpoints), heads, losses, inputs, strict=True):
         for what, found, wanted in (
             ("inputs", _comparable(specs), _comparable(inputs[0])),
-            ("last dense layer", _base_name(head.layer), _base_name(heads[0].layer)),
+            ("last dense layer", base_name(head.layer), base_name(heads[0].layer)),
             ("number of outputs", head.outputs, heads[0].outputs),
             ("number of units before the last dense layer", head.units, heads[0].units),
             ("loss", loss.description, losses[0].description),
@@ -393,10 +393,10 @@ def _inputs(model: Any) -> tuple[InputSpec, ...]:
 
 def _comparable(inputs: Sequence[InputSpec]) -> list[Any]:
     """Gives what must agree between checkpoints; Keras numbers the names of unnamed inputs anew in every process."""
-    return [(_base_name(spec.name) if len(inputs) > 1 else "", spec.shape, spec.dtype) for spec in inputs]
+    return [(base_name(spec.name) if len(inputs) > 1 else "", spec.shape, spec.dtype) for spec in inputs]
 
 
-def _base_name(name: str) -> str:
+def base_name(name: str) -> str:
     """Takes the number away that Keras adds to the name of an unnamed layer."""
     return re.sub(r"_\d+$", "", name)
 
