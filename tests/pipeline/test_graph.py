@@ -1,0 +1,93 @@
+"""The graph that `tracin influence` builds: what is fused, what is shuffled, what it carries."""
+
+from __future__ import annotations
+
+import copy
+import pathlib
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.portability import common_urns
+from apache_beam.runners.portability.fn_api_runner import fn_runner
+
+from pipeline import influence, runner
+from tests.conftest import Tiny, write_records
+
+
+def build(tiny: Tiny, directory: pathlib.Path, payloads: list[bytes]) -> Any:
+    """The graph as it is handed to a runner, with `payloads` as training and as test examples."""
+    write_records(directory / "train-0", payloads)
+    write_records(directory / "test-0", payloads)
+    graphs = []
+
+    def keep(assemble: Any, options: Any, stages: Any) -> bool:
+        pipeline = beam.Pipeline(options=options)
+        assemble(pipeline)
+        graphs.append(pipeline.to_runner_api())
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "run_graph", keep)
+        words = [f"--{name}_examples={directory}/{name}-*" for name in ("train", "test")]
+        assert influence.run([*words, f"--checkpoints={tiny.glob}", f"--output={directory}/out", "--id_key=id"]) == 0
+    (graph,) = graphs
+    return graph
+
+
+@pytest.fixture(scope="module")
+def graph(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return build(tiny, tmp_path_factory.mktemp("graph"), tiny.payloads())
+
+
+@pytest.mark.parametrize("name", ["Train", "Test"])
+def test_reading_extracting_and_writing_are_one_stage(graph, name):
+    _, stages = fn_runner.FnApiRunner().create_stages(copy.deepcopy(graph))
+    fused = [{transform.unique_name for transform in stage.transforms} for stage in stages]
+    (stage,) = (names for names in fused if any(f"Compute{name}Features/ReadExamples" in one for one in names))
+    for part in ("ReadExamples/ReadFiles", "ExtractFeatures/RunCheckpoints", "WriteFeatures/WriteFiles"):
+        assert any(f"Compute{name}Features/{part}" in one for one in stage), part
+
+
+def test_only_small_things_are_grouped(graph):
+    grouped = {
+        transform.unique_name.removesuffix("/GroupByKey").removesuffix("/ReshufflePerKey")
+        for transform in graph.components.transforms.values()
+        if transform.spec.urn == common_urns.primitives.GROUP_BY_KEY.urn
+    }
+    assert grouped == {
+        # Names of files, and hashes of ids.
+        "ComputeTrainFeatures/SpreadFiles",
+        "ComputeTestFeatures/SpreadFiles",
+        "ComputeTrainFeatures/WriteFeatures/GroupIdHashes",
+        "ComputeTestFeatures/WriteFeatures/GroupIdHashes",
+        # Tiles, their candidates, and the candidates of one output file.
+        "ScoreInfluence/SpreadTiles",
+        "ScoreInfluence/MergeTopK",
+        "WriteInfluence/GroupByFile",
+    }
+
+
+def test_planning_waits_for_both_manifests(graph):
+    transforms = graph.components.transforms.values()
+    producers = {output: t.unique_name for t in transforms if not t.subtransforms for output in t.outputs.values()}
+    (plan,) = (t for t in transforms if t.unique_name == "ScoreInfluence/PlanTiles")
+    assert sorted(producers[collection] for collection in plan.inputs.values()) == ["NameTestSet", "NameTrainSet"]
+    for name in ("Test", "Train"):
+        (named,) = (t for t in transforms if t.unique_name == f"Name{name}Set")
+        assert [producers[collection] for collection in named.inputs.values()] == [f"Compute{name}Features/WriteFeatures/CommitFeatures"]
+
+
+def test_every_step_of_ours_has_a_name(graph):
+    # Beam names an unnamed step after its code, and a job's monitoring shows that. Below these steps the names are Beam's own.
+    beams = ("ListFiles/", "SpreadFiles/", "WriteFiles/", "StartCommit/", "SpreadTiles/", "MergeTopK/")
+    names = [transform.unique_name for transform in graph.components.transforms.values()]
+    ours = [name for name in names if not any(part in name for part in beams)]
+    assert len(ours) > 20
+    assert [name for name in ours if "(" in name] == []
+
+
+def test_the_graph_does_not_grow_with_the_examples(graph, tiny, tmp_path):
+    # Else a graph of a billion examples could not be submitted.
+    small = build(tiny, tmp_path, tiny.payloads()[:1])
+    assert len(graph.SerializeToString()) == pytest.approx(len(small.SerializeToString()), abs=500)
