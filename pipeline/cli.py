@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _told("loading TensorFlow and Apache Beam …"), _quiet_import():
         module = importlib.import_module(f"pipeline.{command}")
         importlib.import_module("tensorflow").config.list_physical_devices()
+    # Where people keep the modules that --parse_fn, --model and --import name. Last, so that it shadows nothing.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     status: int = module.run(words[1:])
     return status
 

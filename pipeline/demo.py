@@ -73,7 +73,8 @@ def _prepare_directory(directory: str, overwrite: bool) -> None:
         if not overwrite:
             raise InputError(f"{directory} already holds a demo: pass --overwrite to run it anew, or choose another --output")
         # First of all, so that a run that is stopped half-way does not leave old results beside new examples.
-        manifest.remove(results, sinks.INFLUENCE_FILES)
+        for committed in (results, *(files.join(results, f"{name}_features") for name in ("train", "test"))):
+            manifest.take_back(committed)
     files.check_writable(directory)
 
 
@@ -97,7 +98,6 @@ def _command(directory: str, flags: Sequence[str]) -> list[str]:
         f"--checkpoints={files.join(directory, 'checkpoints')}/{digits.CHECKPOINTS}",
         f"--k={_K}",
         f"--output={files.join(directory, 'influence')}",
-        "--overwrite",
         *flags,
     ]
 

@@ -93,7 +93,7 @@ def train(directory: str, digits: Digits) -> int:
     """
     os.makedirs(directory, exist_ok=True)
     # Another version of the demo may have left checkpoints that the glob would take for this run's.
-    files.delete_matching(directory, [CHECKPOINTS])
+    files.delete(directory, files.names_matching(directory, [CHECKPOINTS]))
     keras.utils.set_random_seed(_SEED)
     model = keras.Sequential(
         [

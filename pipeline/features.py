@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from pipeline import inputs, options, progress, report, runner
-from transforms import features, files, manifest
+from transforms import files, manifest
 from transforms.manifest import FeatureManifest
 
 
@@ -28,8 +28,6 @@ def _run(argv: Sequence[str]) -> None:
             print("learning rates are no part of the features: pass --learning_rates to tracin score")
         return
     files.check_writable(args.output)
-    if args.overwrite:
-        manifest.remove(args.output, (features.FEATURE_FILES, features.REJECTED_FILES))
     print(report.checkpoints(prepared))
     if not runner.run_graph(lambda pipeline: pipeline | "ComputeFeatureSet" >> wanted.stage, beam_options, [extraction([wanted])]):
         print("the graph is built; nothing has run")

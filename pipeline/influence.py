@@ -13,9 +13,10 @@ import apache_beam as beam
 from pipeline import inputs, options, progress, report, runner
 from pipeline.features import extraction
 from pipeline.score import influence_draft, read_set, scoring_plan, write_influence
-from transforms import features, files, manifest, sinks
+from transforms import files, manifest
 from transforms.manifest import FeatureManifest, Manifest
 from transforms.scores import FeatureSet, usable_rate
+from transforms.tiles import Shape
 
 
 def run(argv: Sequence[str]) -> int:
@@ -40,14 +41,12 @@ def _run(argv: Sequence[str]) -> None:
     # Named, because a feature set that is already there may have been written with other rates in its manifest.
     plan = dataclasses.replace(scoring_plan(args, beam_options), learning_rates=rates)
     draft = influence_draft(args, rates, wanted["test"].fingerprint, wanted["train"].fingerprint)
-    if not args.overwrite and manifest.is_complete(args.output, draft.fingerprint, draft.settings):
+    train = wanted["train"].stage.write.draft
+    plan.check_memory(Shape(len(train.checkpoints), train.outputs, train.units))
+    if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
         print(f"{args.output} is complete with the same settings: nothing to do")
         return
     files.check_writable(args.output)
-    if args.overwrite:
-        manifest.remove(args.output, sinks.INFLUENCE_FILES)
-        for one in wanted.values():
-            manifest.remove(one.directory, (features.FEATURE_FILES, features.REJECTED_FILES))
     print(report.checkpoints(prepared))
     for name, one in wanted.items():
         if one.complete:
@@ -55,16 +54,22 @@ def _run(argv: Sequence[str]) -> None:
 
     def feature_set(pipeline: beam.Pipeline, name: str, one: inputs.PreparedFeatures) -> beam.PCollection:
         if one.complete:
-            return pipeline | f"Name{name}Set" >> beam.Create([one.directory]) | f"Read{name}Manifest" >> beam.Map(read_set, "output")
+            return (
+                pipeline
+                | f"Name{name}Set" >> beam.Create([one.directory])  # directory
+                | f"Read{name}Manifest" >> beam.Map(read_set, "output", one.fingerprint)  # FeatureSet
+            )
         return (
             pipeline
             | f"Compute{name}Features" >> one.stage  # FeatureManifest
             | f"Name{name}Set" >> beam.Map(lambda committed, directory=one.directory: FeatureSet(directory, committed))  # FeatureSet
+            # Planning waits for both sets. Without a border it would be fused with the commit of one, which then waited for the other.
+            | f"Publish{name}Set" >> beam.Reshuffle()  # FeatureSet
         )
 
     def build(pipeline: beam.Pipeline) -> None:
         sets = (feature_set(pipeline, "Test", wanted["test"]), feature_set(pipeline, "Train", wanted["train"]))
-        write_influence(sets, args.output, plan, draft, wanted["train"].stage.write.draft)
+        write_influence(sets, args.output, plan, draft, train, args.overwrite)
 
     missing = [one for one in wanted.values() if not one.complete]
     stages = ([extraction(missing)] if missing else []) + [progress.SCORING]

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import math
 import posixpath
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,14 +17,17 @@ from apache_beam.io.filesystem import BeamIOError
 from transforms import checkpoints, features, files, manifest
 from transforms.checkpoints import CheckpointInfo, Checkpoints, ModelSpec
 from transforms.errors import InputError
-from transforms.examples import ExampleFormat, InputFile, InputSpec, first_record, resolve_function
+from transforms.examples import ExampleFormat, InputFile, InputSpec, ParsedExample, first_records, parse_example, resolve_function
 from transforms.features import ComputeFeatureSet, Model, WriteFeatures
+from transforms.losses import Loss
 from transforms.manifest import FeatureManifest
+from transforms.rejects import Reject
 from transforms.scores import usable_rate
 
 # One call of the model takes at most this much input, so that activations inside it stay within a worker's memory.
 _BATCH_BYTES = 64 << 20
 _BATCH_EXAMPLES = 256
+_FIRST_RECORDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +70,10 @@ def find_checkpoints(patterns: str) -> tuple[list[str], bool]:
                 f"--checkpoints={pattern!r} matches no checkpoint: expected .keras or .weights.h5 files, or a TensorFlow checkpoint's "
                 "prefix"
             )
-        found += [path for path in paths if path not in found]
+        repeated = [path for path in paths if path in found]
+        if repeated:
+            raise InputError(f"--checkpoints names {repeated[0]} twice: name each checkpoint once")
+        found += paths
     if not found:
         raise InputError("--checkpoints is empty: give .keras or .weights.h5 files, or prefixes of TensorFlow checkpoints")
     return found, not any(character in pattern for pattern in wanted for character in "*?[")
@@ -87,7 +94,8 @@ def prepare_model(args: argparse.Namespace, rates_needed: bool) -> PreparedModel
     stored = dict(zip(local.checkpoints, paths, strict=True))
     infos = checkpoints.order([checkpoints.inspect(path) for path in local.checkpoints], keep_order)
     spec = dataclasses.replace(spec, checkpoints=tuple(stored[info.path] for info in infos))
-    rates = tuple(args.learning_rates or (info.learning_rate for info in infos))
+    own = (info.learning_rate for info in infos)
+    rates = tuple(args.learning_rates or (rate if rate is not None and math.isfinite(rate) else None for rate in own))
     if len(rates) != len(infos):
         names = ", ".join(posixpath.basename(info.path) for info in infos)
         raise InputError(
@@ -115,7 +123,6 @@ class PreparedFeatures:
     """A feature set that a run needs: where, its fingerprint, whether it is already there, and the stage that computes it."""
 
     directory: str
-    settings: dict[str, Any]
     fingerprint: str
     complete: bool
     stage: ComputeFeatureSet
@@ -137,11 +144,10 @@ def prepare_features(
     loaded.loss.check_label_mode(labels)
     form = _example_format(args, labels, loaded)
     input_files = [InputFile(i, file.path, file.name, file.size) for i, file in enumerate(found)]
-    _look_at_first(input_files, form, flag)
+    _look_at_first(input_files, form, loaded.loss, flag)
     settings = {
         **prepared.settings,
         "examples": [{"name": file.name, "size": file.size, "modified": file.modified} for file in found],
-        "directory": files.literal_directory(files.split_patterns(examples)[0]),
         "labels": labels,
         "label_key": args.label_key if labels == "given" else None,
         "input_keys": list(args.input_keys),
@@ -152,7 +158,7 @@ def prepare_features(
         "dtype": "float32",
     }
     fingerprint = manifest.fingerprint(settings)
-    complete = not overwrite and manifest.is_complete(directory, fingerprint, settings)
+    complete = manifest.is_complete(directory, "features", fingerprint, settings, overwrite)
     if complete:
         # The limit changes nothing that is written, but a set that a laxer run made must still meet it.
         features.check_rejected(manifest.read(directory, FeatureManifest, "output"), directory, args.max_rejected_fraction)
@@ -178,9 +184,9 @@ def prepare_features(
         args.batch_size or _batch_size(form.inputs),
         labels == "predicted",
         args.allow_truncated_files,
-        WriteFeatures(directory, draft, args.max_rejected_fraction),
+        WriteFeatures(directory, draft, args.max_rejected_fraction, overwrite),
     )
-    return PreparedFeatures(directory, settings, fingerprint, complete, stage, sum(file.size for file in found))
+    return PreparedFeatures(directory, fingerprint, complete, stage, sum(file.size for file in found))
 
 
 def _example_format(args: argparse.Namespace, labels: str, loaded: Checkpoints) -> ExampleFormat:
@@ -217,16 +223,35 @@ def _batch_size(inputs: Sequence[InputSpec]) -> int:
     return max(1, min(_BATCH_EXAMPLES, _BATCH_BYTES // size))
 
 
-def _look_at_first(input_files: Sequence[InputFile], form: ExampleFormat, flag: str) -> None:
-    """Reads one record, so that a wrong key is told now and not after every record has been rejected."""
-    if form.parse_fn:
+def _look_at_first(input_files: Sequence[InputFile], form: ExampleFormat, loss: Loss, flag: str) -> None:
+    """Reads a few records, so that a wrong flag is told now and not after every record has been rejected."""
+    empty = [file.path for file in input_files if not file.size]
+    if empty:
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        print(f"warning: --{flag}: {empty[0]}{more} is empty, as a writer that died leaves it", file=sys.stderr)
+    for file in input_files:
+        found = first_records(file, _FIRST_RECORDS)
+        if found:
+            break
+    else:
         return
-    serialized = next((record for file in input_files if (record := first_record(file)) is not None), None)
-    if serialized is None:
-        return
+    if not form.parse_fn:
+        _check_keys(found[0], form, flag)
+    outcomes = [parse_example(record, file.name, i, file.path, form) for i, record in enumerate(found)]
+    details = [outcome.detail if isinstance(outcome, Reject) else _label_detail(outcome, loss) for outcome in outcomes]
+    if details[0] is not None and None not in details:
+        raise InputError(f"--{flag}: none of the first {len(found)} records of {file.path} can be used; the first: {details[0]}")
+
+
+def _label_detail(example: ParsedExample, loss: Loss) -> str | None:
+    return None if example.label is None else loss.invalid_labels(example.label[None])[0]
+
+
+def _check_keys(serialized: bytes, form: ExampleFormat, flag: str) -> None:
     try:
         keys = sorted(tf.train.Example.FromString(serialized).features.feature)
     except Exception:
+        # Said with the other details of records that cannot be used.
         return
     wanted = [(spec.key, "input_keys") for spec in form.inputs]
     wanted += [(form.label_key, "label_key")] if form.labelled else []

@@ -210,8 +210,8 @@ def _add_rates(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--learning_rates",
         type=_rates,
-        metavar="η,η,…",
-        help="learning rate of each checkpoint, in their order (as their optimizers had them)",
+        metavar="RATES",
+        help="learning rate of each checkpoint, separated by commas, in their order (as their optimizers had them)",
     )
 
 

@@ -97,7 +97,7 @@ def run_graph(build: Callable[[beam.Pipeline], Any], options: PipelineOptions, s
         if told is None:
             raise
         raise RunFailed(told) from error
-    if state not in ("DONE", "UNKNOWN"):
+    if state != "DONE":
         raise RunFailed(f"the run ended as {state}: see the runner's own logs")
     return True
 
@@ -105,9 +105,15 @@ def run_graph(build: Callable[[beam.Pipeline], Any], options: PipelineOptions, s
 def _told(error: BaseException) -> str | None:
     """The message of the InputError that ended a run, out of the text that a runner made of it."""
     if isinstance(error, InputError):
-        return re.sub(r" \[while running .*", "", str(error), flags=re.DOTALL)
-    found = re.findall(r"\bInputError: (.*)", str(error))
-    return re.sub(r" \[while running .*", "", found[-1]).strip().rstrip("'\"") if found else None
+        text = str(error)
+    else:
+        # The traceback of the last exception of a chain; what was handled on the way stands before it.
+        last = re.split(r"During handling of the above exception, another exception occurred", str(error))[-1]
+        found = re.findall(r"^(?:\w+\.)*InputError: (.*)$", last.replace("\\n", "\n"), flags=re.MULTILINE)
+        if not found:
+            return None
+        text = found[-1]
+    return re.split(r" \[while running ", text)[0].strip()
 
 
 def exit_with(command: str, run: Callable[[], None]) -> int:

@@ -12,11 +12,12 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import options, progress, report, runner
-from transforms import files, manifest, sinks
+from transforms import files, manifest
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest, Manifest
 from transforms.scores import FeatureSet, ScoreInfluence, ScoringPlan, check_same_model
 from transforms.sinks import WriteInfluence
+from transforms.tiles import rows_per_file
 
 
 def run(argv: Sequence[str]) -> int:
@@ -35,20 +36,21 @@ def _run(argv: Sequence[str]) -> None:
         raise InputError(f"--train_features={args.train_features!r} holds no example: there is nothing to score against")
     plan = scoring_plan(args, beam_options)
     draft = influence_draft(args, plan.scoring(train).learning_rates, test.fingerprint, train.fingerprint)
-    plan.grid(FeatureSet(args.test_features, test), FeatureSet(args.train_features, train))
-    if not args.overwrite and manifest.is_complete(args.output, draft.fingerprint, draft.settings):
+    plan.check_memory(FeatureSet(args.train_features, train).shape)
+    if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
         print(f"{args.output} is complete with the same settings: nothing to do")
         return
     files.check_writable(args.output)
-    if args.overwrite:
-        manifest.remove(args.output, sinks.INFLUENCE_FILES)
 
     def build(pipeline: beam.Pipeline) -> None:
         sets = tuple(
-            pipeline | f"Name{name}Set" >> beam.Create([directory]) | f"Read{name}Manifest" >> beam.Map(read_set, flag)
-            for name, directory, flag in (("Test", args.test_features, "test_features"), ("Train", args.train_features, "train_features"))
+            pipeline | f"Name{name}Set" >> beam.Create([directory]) | f"Read{name}Manifest" >> beam.Map(read_set, flag, found.fingerprint)
+            for name, directory, flag, found in (
+                ("Test", args.test_features, "test_features", test),
+                ("Train", args.train_features, "train_features", train),
+            )
         )
-        write_influence(sets, args.output, plan, draft, train)
+        write_influence(sets, args.output, plan, draft, train, args.overwrite)
 
     if not runner.run_graph(build, beam_options, [progress.SCORING]):
         print("the graph is built; nothing has run")
@@ -57,9 +59,16 @@ def _run(argv: Sequence[str]) -> None:
     print(report.done(started, scored=test.examples * train.examples))
 
 
-def read_set(directory: str, flag: str) -> FeatureSet:
-    """A committed feature set."""
-    return FeatureSet(directory, manifest.read(directory, FeatureManifest, flag))
+def read_set(directory: str, flag: str, expected: str | None = None) -> FeatureSet:
+    """A committed feature set.
+
+    Raises:
+        InputError: there is none, or one with another fingerprint than `expected`.
+    """
+    found = manifest.read(directory, FeatureManifest, flag)
+    if expected not in (None, found.fingerprint):
+        raise InputError(f"--{flag}={directory!r} was computed anew since this run was started: start it again")
+    return FeatureSet(directory, found)
 
 
 def scoring_plan(args: argparse.Namespace, beam_options: PipelineOptions) -> ScoringPlan:
@@ -91,13 +100,18 @@ def influence_draft(args: argparse.Namespace, learning_rates: Sequence[float], t
 
 
 def write_influence(
-    sets: tuple[beam.PCollection, beam.PCollection], output: str, plan: ScoringPlan, draft: Manifest, train: FeatureManifest
+    sets: tuple[beam.PCollection, beam.PCollection],
+    output: str,
+    plan: ScoringPlan,
+    draft: Manifest,
+    train: FeatureManifest,
+    overwrite: bool,
 ) -> beam.PCollection:
     """Stage 2, whole: (test, train) FeatureSet → Manifest of the result. `train` tells the type of labels."""
     return (
         sets
         | "ScoreInfluence" >> ScoreInfluence(plan)  # (test_start, ScoredBlock)
-        | "WriteInfluence" >> WriteInfluence(output, draft, train.task, train.outputs)  # Manifest
+        | "WriteInfluence" >> WriteInfluence(output, draft, train.task, train.outputs, rows_per_file(plan.k), overwrite)  # Manifest
     )
 
 

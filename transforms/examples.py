@@ -6,6 +6,7 @@ by `parse_example`, which says what is wrong with which; both give the same arra
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -27,6 +28,8 @@ from transforms.records import FIELDS
 from transforms.rejects import Reject
 from transforms.tfrecords import UnreadableTail, read_frames
 
+# Ids are held in arrays as wide as the longest.
+_LONGEST_ID = 512
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
@@ -48,7 +51,7 @@ class ExampleFormat:
         label_key: key of the label; unused where `labelled` is false.
         label_width: how many numbers a label has: 1, or C for one number per output.
         labelled: whether labels are read; they are not where the model's prediction serves as label.
-        id_key: key of the id, or None for `<file>#<index>`.
+        id_key: key of the id, at most 512 bytes; or None for `<file>#<index>`.
         keep_keys: keys that are copied into the feature record.
         parse_fn: `module:function` that turns a serialized record into a mapping of the keys above, or None for `tf.train.Example`.
     """
@@ -185,9 +188,14 @@ def _value(values: Mapping[str, Any], key: str) -> Any:
 
 
 def _id(values: Mapping[str, Any], name: str, offset: int, form: ExampleFormat) -> str:
-    if form.id_key is None:
-        return f"{name}#{offset}"
-    value = _value(values, form.id_key)
+    found = f"{name}#{offset}" if form.id_key is None else _given_id(values, form.id_key)
+    if len(found.encode()) > _LONGEST_ID:
+        raise _Unusable(rejects.BAD_ID, f"the id has {len(found.encode())} bytes, expected at most {_LONGEST_ID}")
+    return found
+
+
+def _given_id(values: Mapping[str, Any], key: str) -> str:
+    value = _value(values, key)
     if isinstance(value, np.ndarray) and value.size == 1 and np.issubdtype(value.dtype, np.integer):
         value = int(value.reshape(()))
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
@@ -196,11 +204,11 @@ def _id(values: Mapping[str, Any], name: str, offset: int, form: ExampleFormat) 
         try:
             value = value.decode()
         except UnicodeDecodeError as error:
-            raise _Unusable(rejects.BAD_ID, f"the id under {form.id_key!r} is not UTF-8") from error
+            raise _Unusable(rejects.BAD_ID, f"the id under {key!r} is not UTF-8") from error
     if not isinstance(value, str):
-        raise _Unusable(rejects.BAD_ID, f"the id under {form.id_key!r} is neither text nor one integer")
+        raise _Unusable(rejects.BAD_ID, f"the id under {key!r} is neither text nor one integer")
     if not value or "\0" in value:
-        raise _Unusable(rejects.BAD_ID, f"the id under {form.id_key!r} is empty or holds a NUL character")
+        raise _Unusable(rejects.BAD_ID, f"the id under {key!r} is empty or holds a NUL character")
     return value
 
 
@@ -293,6 +301,11 @@ def resolve_function(name: str, flag: str) -> Callable[..., Any]:
     return function
 
 
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count() or 1, "parse")
+
+
 class BatchParser:
     """Parses many records of a file at once; keeps the layout that the first good record had as its guess for the next ones."""
 
@@ -301,8 +314,6 @@ class BatchParser:
         self._file = file
         self._guess: dict[str, tf.io.FixedLenFeature] | None = None
         self._fast = not form.parse_fn and not form.keep_keys
-        # Decoding an image releases the interpreter lock.
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
 
     def parse(self, serialized: Sequence[bytes], offsets: Sequence[int]) -> ExampleBatch:
         """Parses the records at `offsets` of the file; the batch's rejects are what is wrong among them."""
@@ -333,8 +344,8 @@ class BatchParser:
                 ids = [str(value) if isinstance(value, int) else value.decode() for value in raw]
             except UnicodeDecodeError:
                 return None
-            if any(not value or "\0" in value for value in ids):
-                return None
+        if any(not value or "\0" in value or len(value.encode()) > _LONGEST_ID for value in ids):
+            return None
         return ExampleBatch(
             self._file,
             ids,
@@ -369,9 +380,12 @@ class BatchParser:
 
     def _parse_singly(self, serialized: Sequence[bytes], offsets: Sequence[int]) -> ExampleBatch:
         form, file = self._form, self._file
-        outcomes = list(
-            self._pool.map(lambda record, offset: parse_example(record, file.name, offset, file.path, form), serialized, offsets)
-        )
+
+        def parse(record: bytes, offset: int) -> ParsedExample | Reject:
+            return parse_example(record, file.name, offset, file.path, form)
+
+        # Decoding an image releases the interpreter lock; a user's function need not be ready for threads.
+        outcomes = list(map(parse, serialized, offsets) if form.parse_fn else _threads().map(parse, serialized, offsets))
         good = [(i, outcome) for i, outcome in enumerate(outcomes) if isinstance(outcome, ParsedExample)]
         inputs = tuple(
             np.stack([example.inputs[j] for _, example in good]) if good else np.empty((0, *spec.shape), spec.dtype)
@@ -446,13 +460,16 @@ def read_examples(file: InputFile, form: ExampleFormat, batch_size: int, allow_t
             offsets.append(frame.index)
 
 
-def first_record(file: InputFile) -> bytes | None:
-    """The first readable record of a file, or None where it has none."""
-    with files.open_raw(file.path) as stream:
-        try:
-            return next((frame.payload for frame in read_frames(stream) if frame.payload is not None), None)
-        except UnreadableTail:
-            return None
+def first_records(file: InputFile, n: int) -> list[bytes]:
+    """The first readable records of a file, at most n."""
+    found: list[bytes] = []
+    with files.open_raw(file.path) as stream, contextlib.suppress(UnreadableTail):
+        for frame in read_frames(stream):
+            if frame.payload is not None:
+                found.append(frame.payload)
+            if len(found) == n:
+                break
+    return found
 
 
 @dataclasses.dataclass

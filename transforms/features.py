@@ -38,9 +38,6 @@ BYTES_PER_FILE = 32 << 20
 _ID_BUCKETS = 64
 _TOLD_REPEATS = 5
 
-FEATURE_FILES = "features-*.tfrecord"
-REJECTED_FILES = "rejected-*.jsonl"
-
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -243,7 +240,7 @@ class _Part:
 
     @property
     def is_full(self) -> bool:
-        return len(self.payloads) >= RECORDS_PER_FILE or self.size >= BYTES_PER_FILE
+        return len(self.payloads) >= RECORDS_PER_FILE or len(self.rejects) >= RECORDS_PER_FILE or self.size >= BYTES_PER_FILE
 
 
 class _WriteDoFn(beam.DoFn):
@@ -266,7 +263,7 @@ class _WriteDoFn(beam.DoFn):
             if part.is_full:
                 yield from self._write(part)
                 part = self._open[batch.file.index] = _Part(batch.file)
-        if batch.last:
+        if batch.last or part.is_full:
             del self._open[batch.file.index]
             yield from self._write(part)
 
@@ -397,16 +394,18 @@ class WriteFeatures(beam.PTransform):
         directory: where to.
         draft: the manifest, its files and counts still missing.
         max_rejected_fraction: the share of examples that may be set aside.
+        overwrite: whether what is committed there is replaced; it stands until then.
     """
 
     directory: str
     draft: FeatureManifest
     max_rejected_fraction: float
+    overwrite: bool
 
     def _commit(self, _: None, parts: list[WrittenPart], repeats: list[list[tuple[str, int]]]) -> FeatureManifest:
         committed = assemble_manifest(self.draft, parts, self.max_rejected_fraction, self.directory)
         check_repeats(self.directory, parts, repeats)
-        manifest.write(self.directory, committed)
+        committed = manifest.commit(self.directory, committed, self.overwrite)
         logging.getLogger(__name__).info("%s: %d examples, %d rejected", self.directory, *committed.counts.values())
         return committed
 

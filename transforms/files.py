@@ -121,11 +121,11 @@ def read_verified(directory: str, file: StoredFile) -> bytes:
     try:
         data = read(path)
     except (BeamIOError, OSError) as error:
-        raise InputError(f"{path} is listed in its manifest and cannot be read: {error}; compute the set again with --overwrite") from error
+        raise InputError(f"{path} is listed in its manifest and cannot be read: {error}; compute the set again") from error
     if len(data) != file.size or crc32c(data) != file.crc32c:
         raise InputError(
             f"{path} is damaged: its manifest says {file.size} bytes with CRC-32C {file.crc32c:08x}, found {len(data)} bytes with "
-            f"{crc32c(data):08x}; compute the set again with --overwrite"
+            f"{crc32c(data):08x}; compute the set again"
         )
     return data
 
@@ -144,7 +144,6 @@ def write(directory: str, name: str, data: bytes, count: int) -> StoredFile:
     path = join(directory, name)
     if is_local(path):
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        path = path.removeprefix("file://")
         hidden = join(os.path.dirname(path) or ".", f".{posixpath.basename(path)}.{uuid.uuid4().hex}")
         try:
             with open(hidden, "wb") as stream:
@@ -165,12 +164,22 @@ def exists(path: str) -> bool:
     return bool(FileSystems.exists(path))
 
 
-def delete_matching(directory: str, patterns: Iterable[str]) -> int:
-    """Deletes the files of `directory` that match any of the globs and returns how many there were."""
-    paths = [m.path for pattern in patterns for m in FileSystems.match([join(directory, pattern)])[0].metadata_list]
+def delete(directory: str, names: Iterable[str]) -> None:
+    """Deletes files of `directory` by name; those that are gone already do not matter."""
+    paths = [path for name in names if exists(path := join(directory, name))]
     if paths:
         FileSystems.delete(paths)
-    return len(paths)
+
+
+def names_matching(directory: str, patterns: Iterable[str]) -> set[str]:
+    """The names of the files of `directory` that match any of the globs."""
+    return {posixpath.basename(m.path) for pattern in patterns for m in match(join(directory, pattern))}
+
+
+def sizes(directory: str, names: Iterable[str]) -> dict[str, int]:
+    """The sizes in bytes of those files of `directory` that are there."""
+    found = FileSystems.match([join(directory, name) for name in names])
+    return {posixpath.basename(m.path): m.size_in_bytes for result in found for m in result.metadata_list}
 
 
 def check_writable(directory: str) -> None:
@@ -184,14 +193,16 @@ def check_writable(directory: str) -> None:
     name = f".tracin-writable-{uuid.uuid4().hex}"
     try:
         write(directory, name, b"", 0)
-        FileSystems.delete([join(directory, name)])
     except Exception as error:
         raise InputError(f"--output={directory!r} cannot be written: {error}") from error
+    # Some may write to a bucket and not delete from it.
+    with contextlib.suppress(BeamIOError, OSError):
+        FileSystems.delete([join(directory, name)])
 
 
 def is_local(path: str) -> bool:
     """Whether `path` is on this machine's own disk."""
-    return "://" not in path or path.startswith("file://")
+    return "://" not in path
 
 
 def join(directory: str, name: str) -> str:

@@ -4,8 +4,11 @@ The search multiplies in float32, whose bits depend on shapes, threads and proce
 score lies within a proven error margin of its test example's k-th, and the canonical score of the two records alone decides among
 those. The result is the same for every way of cutting the work.
 
+Where so many pass the margin that this is no sieve (a large k, many activations), the block is multiplied again in float64, whose margin
+is 10⁹ times smaller; and where ties leave a test example too many candidates, they are decided at once and the bound rises.
+
 The margin. Let `n_t = √η_t ‖δ_t‖ ‖ĥ_t‖` and `N² = Σ_t n_t²` (the self-influence). Activations are scaled to length 1 and loss
-gradients to `n_t` over a common unit, so that all factors are at most 1 and nothing overflows. With `u = 2⁻²⁴`, a float32 dot
+gradients to `n_t` over a unit that is no smaller, so that all factors are at most 1 and nothing overflows. With `u = 2⁻²⁴`, a float32 dot
 product of n terms in any order, of factors rounded once, is off by at most `γ(n + 3) ‖x‖ ‖y‖`, `γ(m) = m u / (1 − m u)` (Higham,
 Accuracy and Stability of Numerical Algorithms, section 3.1). The product of the two dot products of a checkpoint and the sum over
 checkpoints add to that, so a score is off by at most `γ(C + D + T + 8) Σ_t n_t n'_t ≤ γ(C + D + T + 8) N N'`. Where a factor or a
@@ -28,6 +31,12 @@ NORMALIZATIONS = ("none", "cosine", "relatif")
 
 # One multiplication makes a block of this many test × train scores; three float32 blocks of it (48 MB) stay near the processor's caches.
 BLOCK_TESTS, BLOCK_TRAINS = 1024, 4096
+
+# What the candidates of a block of tests may take before they are sifted; for a large k the block has fewer tests.
+_POOL_BYTES = 96 << 20
+
+# Pairs that are scored canonically and cut at once.
+_DECIDED_PAIRS = 1 << 19
 
 # Numbers of the pairs that are scored canonically at once: half a megabyte of float64, which a processor's cache holds.
 _PAIR_SCRATCH = 1 << 16
@@ -85,46 +94,54 @@ def canonical_scores(test: Features, train: Features, tests: np.ndarray, trains:
 class _Side:
     """Scaled factors of n records: activations [T, n, D] of length 1, loss gradients [T, n, C] of length n_t over the record's unit."""
 
-    loss_grads: np.ndarray
-    activations: np.ndarray
+    loss_grads: tf.Tensor
+    activations: tf.Tensor
 
 
-def _scaled(features: Features, rows: np.ndarray, learning_rates: Sequence[float], units: np.ndarray, size: int) -> _Side:
+def _scaled(
+    features: Features, rows: np.ndarray, learning_rates: Sequence[float], units: np.ndarray | float, size: int, dtype: type = np.float32
+) -> _Side:
     """Scales `rows` of `features`, divided by `units` [n]; rows of zeros fill up to `size`, so that shapes do not change."""
     rates = np.sqrt(np.asarray(learning_rates))
     lengths = features.activation_norms[rows]
     inverse = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-    loss_grads = np.zeros((len(rates), size, features.loss_grads.shape[2]), np.float32)
-    activations = np.zeros((len(rates), size, features.activations.shape[2]), np.float32)
+    loss_grads: np.ndarray = np.zeros((len(rates), size, features.loss_grads.shape[2]), dtype)
+    activations: np.ndarray = np.zeros((len(rates), size, features.activations.shape[2]), dtype)
     for t, rate in enumerate(rates):
-        np.multiply(
-            features.loss_grads[rows, t],
-            (rate * lengths[:, t] / units)[:, None],
-            out=loss_grads[t, : len(rows)],
-            dtype=np.float64,
-            casting="same_kind",
-        )
-        np.multiply(
-            features.activations[rows, t], inverse[:, t, None], out=activations[t, : len(rows)], dtype=np.float64, casting="same_kind"
-        )
-    return _Side(loss_grads, activations)
+        for source, factor, target in (
+            (features.loss_grads, rate * lengths[:, t] / units, loss_grads),
+            (features.activations, inverse[:, t], activations),
+        ):
+            np.multiply(source[rows, t], factor[:, None], out=target[t, : len(rows)], dtype=np.float64, casting="same_kind")
+    # On the CPU by name: a GPU may multiply in TensorFloat-32, for which the margin is not proven.
+    with tf.device("/CPU:0"):
+        return _Side(tf.constant(loss_grads), tf.constant(activations))
+
+
+def _block_scores(test: _Side, train: _Side) -> np.ndarray:
+    """`Σ_t (δ_t δ'_tᵀ) ∘ (ĥ_t ĥ'_tᵀ)` of scaled factors: [tests, trains], in their dtype."""
+    with tf.device("/CPU:0"):
+        scores: np.ndarray = _multiply(test.loss_grads, test.activations, train.loss_grads, train.activations).numpy()
+    return scores
 
 
 @tf.function
-def _block_scores(test_grads: tf.Tensor, test_activations: tf.Tensor, train_grads: tf.Tensor, train_activations: tf.Tensor) -> tf.Tensor:
-    """`Σ_t (δ_t δ'_tᵀ) ∘ (ĥ_t ĥ'_tᵀ)` of scaled factors: [tests, trains] float32. The sum over checkpoints is outside the product."""
+def _multiply(test_grads: tf.Tensor, test_activations: tf.Tensor, train_grads: tf.Tensor, train_activations: tf.Tensor) -> tf.Tensor:
     total = None
     for t in range(test_grads.shape[0]):
-        product = tf.matmul(test_grads[t], train_grads[t], transpose_b=True) * tf.matmul(
-            test_activations[t], train_activations[t], transpose_b=True
-        )
+        loss_grads = tf.matmul(test_grads[t], train_grads[t], transpose_b=True)
+        # The sum over checkpoints is outside the product.
+        product = loss_grads * tf.matmul(test_activations[t], train_activations[t], transpose_b=True)
         total = product if total is None else total + product
     return total
 
 
-def relative_margin(checkpoints: int, outputs: int, units: int) -> float:
-    """The proven error of a float32 score over `N N'`, plus that of the canonical score, which is far smaller."""
-    terms = (outputs + units + checkpoints + 8) * 2.0**-24
+def relative_margin(checkpoints: int, outputs: int, units: int, roundoff: float = 2.0**-24) -> float:
+    """The proven error of a score over `N N'`, and that of the canonical score, which is far smaller.
+
+    `roundoff` is u of the product's type: 2⁻²⁴ for float32, 2⁻⁵³ for float64.
+    """
+    terms = (outputs + units + checkpoints + 8) * roundoff
     if terms >= 0.5:
         raise ValueError(f"{outputs} outputs and {units} units are too many for a float32 search")
     return terms / (1 - terms) + 1e-12
@@ -138,44 +155,51 @@ def absolute_margin(checkpoints: int, outputs: int, units: int) -> float:
 class _Pool:
     """Candidates of one sign for the tests of a block, with a bound below each one's k-th best score that rises as they come in.
 
-    Scores are in scaled units and, for opponents, negated.
+    Scores are in units of the test example's N and, for opponents, negated.
     """
 
     def __init__(self, k: int, bound: np.ndarray, columns: int) -> None:
         n = len(bound)
         self._k = k
         self.bound = bound.copy()
-        self._capacity = max(1, min(4 * k + 64, columns))
+        self._capacity = max(1, min(_slots(k), columns))
         self._lower = np.full((n, self._capacity), -np.inf)
         self._upper = np.full((n, self._capacity), -np.inf)
         self._column = np.zeros((n, self._capacity), np.int32)
         self._fill = np.zeros(n, np.int64)
 
-    def offer(self, scores: np.ndarray, sign: int, margin: float, first_column: int) -> None:
-        """Takes in, from `sign · scores` [n, m], whatever can be among the k best."""
-        rows, columns = self._passing(scores, sign, margin)
-        counts = np.bincount(rows, minlength=len(self.bound))
+    def offer(self, scores: np.ndarray, sign: int, unit: float, margin: float, first_column: int, final: bool) -> bool:
+        """Takes in, from `sign · unit · scores` [n, m], whatever can be among the k best.
+
+        Returns False, and takes nothing, where the margin lets so many pass that a product in a finer type pays; not if `final`.
+        """
+        n, m = scores.shape
+        rows, columns = self._passing(scores, sign, unit, margin)
+        counts = np.bincount(rows, minlength=n)
         if (self._fill + counts).max(initial=0) > self._capacity:
             self._compact()
             # k of this block alone may already raise the bound enough.
-            m = scores.shape[1]
             if counts.max() > self._k:
-                best = np.partition(scores * np.float32(sign), m - self._k, axis=1)[:, m - self._k]
-                np.maximum(self.bound, best.astype(np.float64) - margin, out=self.bound)
-                rows, columns = self._passing(scores, sign, margin)
-                counts = np.bincount(rows, minlength=len(self.bound))
+                best = np.partition(scores * scores.dtype.type(sign), m - self._k, axis=1)[:, m - self._k]
+                np.maximum(self.bound, (best.astype(np.float64) - margin) * unit, out=self.bound)
+            rows, columns = self._passing(scores, sign, unit, margin)
+            counts = np.bincount(rows, minlength=n)
+            if not final and len(rows) > n * min(self._k, m) + n * m / 16:
+                return False
             self._reserve(int((self._fill + counts).max()))
         starts = np.cumsum(counts) - counts
         slots = self._fill[rows] + np.arange(len(rows)) - starts[rows]
-        values = scores[rows, columns].astype(np.float64) * sign
-        self._lower[rows, slots] = values - margin
-        self._upper[rows, slots] = values + margin
+        values = scores[rows, columns].astype(np.float64) * (sign * unit)
+        self._lower[rows, slots] = values - margin * unit
+        self._upper[rows, slots] = values + margin * unit
         self._column[rows, slots] = columns + first_column
         self._fill += counts
+        return True
 
-    def _passing(self, scores: np.ndarray, sign: int, margin: float) -> tuple[np.ndarray, np.ndarray]:
-        # Rounded away from the bound, so that no score equal to it is lost.
-        limit = np.nextafter((self.bound - margin).astype(np.float32), np.float32(-np.inf))[:, None]
+    def _passing(self, scores: np.ndarray, sign: int, unit: float, margin: float) -> tuple[np.ndarray, np.ndarray]:
+        # Rounded away from the bound, so that no score equal to it is lost; a bound beyond the type's range lets nothing pass.
+        with np.errstate(over="ignore"):
+            limit = np.nextafter((self.bound / unit - margin).astype(scores.dtype), scores.dtype.type(-np.inf))[:, None]
         # Flat, because NumPy finds the few ones of a long mask several times faster than those of a matrix.
         return np.divmod(np.flatnonzero(scores > limit if sign > 0 else scores < -limit), scores.shape[1])
 
@@ -184,7 +208,9 @@ class _Pool:
         if self._capacity >= self._k:
             kth = np.partition(self._lower, self._capacity - self._k, axis=1)[:, self._capacity - self._k]
             np.maximum(self.bound, kth, out=self.bound)
-        keep = (self._upper >= self.bound[:, None]) & (np.arange(self._capacity) < self._fill[:, None])
+        self._keep((self._upper >= self.bound[:, None]) & (np.arange(self._capacity) < self._fill[:, None]))
+
+    def _keep(self, keep: np.ndarray) -> None:
         order = np.argsort(~keep, axis=1, kind="stable")
         self._fill = keep.sum(axis=1)
         empty = np.arange(self._capacity) >= self._fill[:, None]
@@ -195,39 +221,75 @@ class _Pool:
     def _reserve(self, capacity: int) -> None:
         if capacity <= self._capacity:
             return
-        more = max(capacity, 2 * self._capacity) - self._capacity
+        more = capacity - self._capacity
         self._lower = np.pad(self._lower, ((0, 0), (0, more)), constant_values=-np.inf)
         self._upper = np.pad(self._upper, ((0, 0), (0, more)), constant_values=-np.inf)
         self._column = np.pad(self._column, ((0, 0), (0, more)))
         self._capacity += more
 
-    def finish(self) -> tuple[np.ndarray, np.ndarray]:
+    def take_crowded(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Takes out the rows and columns of tests whose candidates, ties say, are too many to keep; None where there are none."""
+        if self._fill.max(initial=0) <= _slots(self._k):
+            return None
+        self._compact()
+        crowded = self._fill > _slots(self._k)
+        taken = self._places(crowded)
+        self._keep((np.arange(self._capacity) < self._fill[:, None]) & ~crowded[:, None])
+        keep = max(1, min(_slots(self._k), self._capacity))
+        self._lower, self._upper, self._column = self._lower[:, :keep].copy(), self._upper[:, :keep].copy(), self._column[:, :keep].copy()
+        self._capacity = keep
+        return taken
+
+    def take_all(self) -> tuple[np.ndarray, np.ndarray]:
         """The rows and columns of all that can be among the k best."""
         self._compact()
-        rows, slots = np.nonzero(np.arange(self._capacity) < self._fill[:, None])
+        return self._places(np.ones(len(self.bound), bool))
+
+    def _places(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows, slots = np.nonzero((np.arange(self._capacity) < self._fill[:, None]) & chosen[:, None])
         return rows, self._column[rows, slots]
 
 
+def _slots(k: int) -> int:
+    """How many candidates of a test example are kept before they are sifted."""
+    return 4 * k + 64
+
+
 class _TestBlock:
-    """Up to `BLOCK_TESTS` test examples: their scaled factors, and their best candidates so far."""
+    """Some test examples: their scaled factors, and their best candidates so far."""
 
     def __init__(self, test: Features, rows: np.ndarray, norms: np.ndarray, scoring: Scoring) -> None:
         self.rows = rows
         self.norms = norms[rows]
-        scaled = _scaled(test, rows, scoring.learning_rates, self.norms, min(BLOCK_TESTS, _padded(len(rows))))
-        self.loss_grads = tf.constant(scaled.loss_grads)
-        self.activations = tf.constant(scaled.activations)
+        self._test = test
+        self._scoring = scoring
         self.best: dict[int, Ranking | None] = {1: None, -1: None}
+        self.single = self.scaled(np.float32)
 
-    def kth_score(self, sign: int, k: int) -> np.ndarray:
-        """|canonical score| of the k-th candidate of each row so far, 0 where there are fewer: [n] float64."""
+    def scaled(self, dtype: type) -> _Side:
+        """The scaled factors, padded to one of a few sizes."""
+        return _scaled(self._test, self.rows, self._scoring.learning_rates, self.norms, _padded(len(self.rows)), dtype)
+
+    def kth_score(self, sign: int) -> np.ndarray:
+        """|canonical score| of the k-th candidate of each row so far, 0 where there are fewer, in units of N and rounded down: [n]."""
         kth = np.zeros(len(self.rows))
-        best = self.best[sign]
+        best, k = self.best[sign], self._scoring.k
         if best is not None and len(best):
-            offsets = np.searchsorted(best.rows, self.rows), np.searchsorted(best.rows, self.rows, side="right")
-            full = offsets[1] - offsets[0] >= k
-            kth[full] = np.abs(best.scores[offsets[0][full] + k - 1])
-        return kth
+            first, last = np.searchsorted(best.rows, self.rows), np.searchsorted(best.rows, self.rows, side="right")
+            full = last - first >= k
+            kth[full] = np.abs(best.scores[first[full] + k - 1])
+        return (kth if self._scoring.normalize == "cosine" else kth / self.norms) * (1 - 1e-12)
+
+    def decide(self, sign: int, train: Features, tests: np.ndarray, trains: np.ndarray) -> None:
+        """Scores finalists canonically, rows of the block and of `train`, and cuts; a part of them at a time."""
+        for start in range(0, len(tests), _DECIDED_PAIRS):
+            i, j = self.rows[tests[start : start + _DECIDED_PAIRS]], trains[start : start + _DECIDED_PAIRS]
+            scores = canonical_scores(self._test, train, i, j, self._scoring)
+            right = scores > 0 if sign > 0 else scores < 0
+            i, j = i[right], j[right]
+            found = cut(Ranking(i.astype(np.int32), scores[right], train.example_ids[j], train.labels[j]), self._scoring.k)
+            before = self.best[sign]
+            self.best[sign] = found if before is None else cut(concatenate([before, found]), self._scoring.k)
 
 
 def _padded(n: int) -> int:
@@ -252,64 +314,49 @@ class Search:
         norms = np.sqrt(self_influence(test, scoring.learning_rates))
         # Whose gradient is zero has neither proponents nor opponents.
         alive = np.flatnonzero(norms > 0)
-        self._blocks = [_TestBlock(test, alive[i : i + BLOCK_TESTS], norms, scoring) for i in range(0, len(alive), BLOCK_TESTS)]
+        size = int(np.clip(_POOL_BYTES // (40 * _slots(scoring.k)), 16, BLOCK_TESTS))
+        self._blocks = [_TestBlock(test, alive[i : i + size], norms, scoring) for i in range(0, len(alive), size)]
+        self._margin = relative_margin(self._checkpoints, self._outputs, self._units) + absolute_margin(
+            self._checkpoints, self._outputs, self._units
+        )
+        self._fine_margin = relative_margin(self._checkpoints, self._outputs, self._units, 2.0**-53)
 
     def scan(self, train: Features) -> Iterator[int]:
         """Searches a chunk of training examples; yields the number of pairs done, from time to time, which adds up to all of them."""
         yield (len(self._test) - sum(len(block.rows) for block in self._blocks)) * len(train)
         norms = np.sqrt(self_influence(train, self._scoring.learning_rates))
-        order = np.argsort(-norms, kind="stable")
-        # Strong gradients first: the bounds are high from the start, and a block's margin fits all of its columns.
-        order = order[: np.count_nonzero(norms > 0)]
-        if not len(order):
-            yield len(train) * sum(len(block.rows) for block in self._blocks)
-            return
+        # Strong gradients first: the bounds are high from the start, and a block's unit fits all of its columns.
+        order = np.argsort(-norms, kind="stable")[: np.count_nonzero(norms > 0)]
         normalized = self._scoring.normalize != "none"
-        unit = 1.0 if normalized else float(norms[order[0]])
-        units = norms if normalized else np.full_like(norms, unit)
-        relative = relative_margin(self._checkpoints, self._outputs, self._units)
-        absolute = absolute_margin(self._checkpoints, self._outputs, self._units)
-        columns = []
-        for start in range(0, len(order), BLOCK_TRAINS):
-            members = order[start : start + BLOCK_TRAINS]
-            scaled = _scaled(
-                train,
-                members,
-                self._scoring.learning_rates,
-                units[members],
-                min(BLOCK_TRAINS, _padded(len(members))),
-            )
-            margin = relative * (1.0 if normalized else norms[members[0]] / unit) + absolute
-            columns.append((start, len(members), tf.constant(scaled.loss_grads), tf.constant(scaled.activations), margin))
+
+        def scaled(members: np.ndarray, dtype: type) -> _Side:
+            units = norms[members] if normalized else norms[members[0]]
+            return _scaled(train, members, self._scoring.learning_rates, units, min(BLOCK_TRAINS, _padded(len(members))), dtype)
+
+        starts = range(0, len(order), BLOCK_TRAINS)
+        columns = [order[start : start + BLOCK_TRAINS] for start in starts]
+        sides = [scaled(members, np.float32) for members in columns]
         for block in self._blocks:
-            pools = {sign: _Pool(self._scoring.k, self._scaled_bound(block, sign, unit), len(order)) for sign in (1, -1)}
-            for start, size, loss_grads, activations, margin in columns:
-                scores = _block_scores(block.loss_grads, block.activations, loss_grads, activations).numpy()[: len(block.rows), :size]
+            pools = {sign: _Pool(self._scoring.k, block.kth_score(sign), len(order)) for sign in (1, -1)}
+            for start, members, side in zip(starts, columns, sides, strict=True):
+                shape = slice(len(block.rows)), slice(len(members))
+                unit = 1.0 if normalized else float(norms[members[0]])
+                scores = _block_scores(block.single, side)[shape]
+                crowded = [sign for sign, pool in pools.items() if not pool.offer(scores, sign, unit, self._margin, start, False)]
+                if crowded:
+                    fine = _block_scores(block.scaled(np.float64), scaled(members, np.float64))[shape]
+                    for sign in crowded:
+                        pools[sign].offer(fine, sign, unit, self._fine_margin, start, True)
                 for sign, pool in pools.items():
-                    pool.offer(scores, sign, margin, start)
-                yield len(block.rows) * size
+                    taken = pool.take_crowded()
+                    if taken is not None:
+                        block.decide(sign, train, taken[0], order[taken[1]])
+                        np.maximum(pool.bound, block.kth_score(sign), out=pool.bound)
+                yield len(block.rows) * len(members)
             for sign, pool in pools.items():
-                self._decide(block, sign, train, order, *pool.finish())
+                rows, places = pool.take_all()
+                block.decide(sign, train, rows, order[places])
             yield len(block.rows) * (len(train) - len(order))
-
-    def _scaled_bound(self, block: _TestBlock, sign: int, unit: float) -> np.ndarray:
-        """The k-th score of the chunks before, in scaled units and rounded down."""
-        kth = block.kth_score(sign, self._scoring.k)
-        if self._scoring.normalize == "cosine":
-            return kth * (1 - 1e-12)
-        return kth / (block.norms * unit) * (1 - 1e-12)
-
-    def _decide(self, block: _TestBlock, sign: int, train: Features, order: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> None:
-        """Scores the finalists canonically and cuts."""
-        tests, trains = block.rows[rows], order[columns]
-        scores = canonical_scores(self._test, train, tests, trains, self._scoring)
-        right = scores > 0 if sign > 0 else scores < 0
-        found = cut(
-            Ranking(tests[right].astype(np.int32), scores[right], train.example_ids[trains[right]], train.labels[trains[right]]),
-            self._scoring.k,
-        )
-        before = block.best[sign]
-        block.best[sign] = found if before is None else cut(concatenate([before, found]), self._scoring.k)
 
     def result(self) -> TopK:
         """The top k of what was scanned; rows are those of the test examples."""

@@ -19,6 +19,11 @@ from transforms.errors import InputError
 from transforms.files import StoredFile
 
 FILE_NAME = "manifest.json"
+# The names of the data files of each kind of directory.
+_PATTERNS = {
+    "features": ("features-*.tfrecord", "rejected-*.jsonl"),
+    "influence": ("influence-*.jsonl", "influence-*.parquet"),
+}
 _FORMAT = 1
 
 
@@ -131,35 +136,89 @@ def read_if_any(directory: str, flag: str) -> Manifest | None:
         return (FeatureManifest if content["kind"] == "features" else Manifest)(**content)
     except (BeamIOError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"--{flag}: {path} cannot be read as a manifest of this version: {error}; remove it, or pass --overwrite"
+            f"--{flag}: {path} cannot be read as a manifest of this version: {error}; choose another directory, or remove the file"
         ) from error
 
 
-def is_complete(directory: str, expected_fingerprint: str, settings: Mapping[str, Any]) -> bool:
-    """Whether `directory` already holds a complete set with this fingerprint.
+def is_complete(directory: str, kind: str, expected: str, settings: Mapping[str, Any], overwrite: bool) -> bool:
+    """Whether `directory` already holds what a run would write there: a complete set of this kind with the fingerprint `expected`.
+
+    With `overwrite` it never does. `settings` tell a person what differs.
 
     Raises:
-        InputError: it holds a complete set with other settings; the message names what differs.
+        InputError: it holds another kind of set, or one with other settings or missing files that may not be overwritten.
     """
     found = read_if_any(directory, "output")
     if found is None:
         return False
-    if found.fingerprint == expected_fingerprint:
-        return True
-    keys = sorted({*found.settings, *settings})
-    differing = [key for key in keys if found.settings.get(key) != settings.get(key)]
-    told = "; ".join(f"{key} was {_short(found.settings.get(key))}, is {_short(settings.get(key))}" for key in differing[:3])
-    more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
-    raise InputError(
-        f"--output={directory!r} is complete with other settings ({told or 'another kind of content'}{more}): "
-        "choose another directory, or pass --overwrite"
-    )
+    if found.kind != kind:
+        raise InputError(f"--output={directory!r} holds {found.kind}, and {kind} would go there: choose another directory")
+    if overwrite:
+        return False
+    if found.fingerprint != expected:
+        differing = _differences(found.settings, settings)
+        more = [f"and {len(differing) - 3} more"] if len(differing) > 3 else []
+        told = "; ".join([*differing[:3], *more])
+        raise InputError(f"--output={directory!r} is complete with other settings ({told}): choose another directory, or pass --overwrite")
+    there = files.sizes(directory, sorted(_names(found)))
+    for file in _files(found):
+        if there.get(file.name) != file.size:
+            state = f"has {there[file.name]} bytes instead of {file.size}" if file.name in there else "is missing"
+            raise InputError(
+                f"{files.join(directory, file.name)} {state}, though its manifest says it is complete: pass --overwrite to compute it anew"
+            )
+    return True
 
 
-def remove(directory: str, patterns: tuple[str, ...]) -> None:
-    """Takes back a commit: deletes the manifest first, then the data files that match `patterns`."""
-    files.delete_matching(directory, [FILE_NAME])
-    files.delete_matching(directory, patterns)
+def commit(directory: str, manifest: _M, overwrite: bool) -> _M:
+    """Commits `directory` with a manifest, and deletes the files of ours that it does not list: remains of attempts that died.
+
+    Where an equal set has been committed meanwhile, say by an earlier try of this step, that one stands. Returns what is committed.
+
+    Raises:
+        InputError: a set with other settings has been committed there since this run was started.
+    """
+    before = read_if_any(directory, "output")
+    if before is not None and not overwrite:
+        if before.fingerprint != manifest.fingerprint:
+            raise InputError(
+                f"{directory} was committed by another run with other settings while this one went on: give each its own directory"
+            )
+        files.delete(directory, sorted(_names(manifest) - _names(before)))
+        return before  # type: ignore[return-value]
+    write(directory, manifest)
+    files.delete(directory, sorted(files.names_matching(directory, _PATTERNS[manifest.kind]) - _names(manifest)))
+    return manifest
+
+
+def take_back(directory: str) -> None:
+    """Takes back what is committed in `directory`, if anything: its manifest first, then its files."""
+    before = read_if_any(directory, "output")
+    if before is not None:
+        files.delete(directory, [FILE_NAME])
+        files.delete(directory, sorted(_names(before)))
+
+
+def _files(manifest: Manifest) -> tuple[StoredFile, ...]:
+    return (*manifest.files, *(manifest.rejected_files if isinstance(manifest, FeatureManifest) else ()))
+
+
+def _names(manifest: Manifest) -> set[str]:
+    return {file.name for file in _files(manifest)}
+
+
+def _differences(was: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two settings, down to the smallest part that does."""
+    if isinstance(was, Mapping) and isinstance(now, Mapping):
+        named = str(now.get("name", was.get("name", "")))
+        keys = [key for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
+        prefix = named or name
+        return [told for key in keys for told in _differences(was.get(key), now.get(key), f"{prefix} {key}".strip())]
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        return [told for a, b in zip(was, now, strict=True) if a != b for told in _differences(a, b, name)]
+    if isinstance(was, list) and isinstance(now, list):
+        return [f"{name} were {len(was)}, are {len(now)}"]
+    return [f"{name} was {_short(was)}, is {_short(now)}"]
 
 
 def _short(value: Any) -> str:

@@ -7,40 +7,40 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, TypeVar
 
 _E = TypeVar("_E")
 
 
-def prefetch(elements: Iterator[_E], depth: int = 2) -> Iterator[_E]:
-    """Yields `elements`, computed up to `depth` ahead by a thread, so that reading overlaps with what is done to each."""
-    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
-    stopped = threading.Event()
+def prefetch(elements: Iterator[_E], depth: int = 2) -> Generator[_E, None, None]:
+    """Yields `elements`, of which a thread makes up to `depth` before they are asked for.
 
-    def put(item: tuple[bool, Any]) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+    Close it (`contextlib.closing`) where it may be left early.
+    """
+    ready: queue.Queue[tuple[bool, Any]] = queue.Queue()
+    room = threading.Semaphore(depth)
+    stopped = threading.Event()
 
     def work() -> None:
         try:
-            for element in elements:
-                if not put((True, element)):
+            while True:
+                # Room first: an element that waits to be queued would be one more in memory.
+                room.acquire()
+                if stopped.is_set():
                     return
-            put((False, None))
+                ready.put((True, next(elements)))
+        except StopIteration:
+            ready.put((False, None))
         except BaseException as error:
-            put((False, error))
+            ready.put((False, error))
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
     try:
         while True:
             more, value = ready.get()
+            room.release()
             if more:
                 yield value
             elif value is None:
@@ -49,4 +49,5 @@ def prefetch(elements: Iterator[_E], depth: int = 2) -> Iterator[_E]:
                 raise value
     finally:
         stopped.set()
+        room.release()
         thread.join()

@@ -5,6 +5,7 @@ What travels is tiles and blocks of candidate arrays, never pairs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -20,11 +21,8 @@ from transforms.kernels import Scoring, Search, self_influence
 from transforms.manifest import FeatureManifest
 from transforms.overlap import prefetch
 from transforms.records import Features
-from transforms.tiles import Grid, Shape, Span, Tile, choose_grid, chunks, tiles
+from transforms.tiles import Grid, Shape, Span, Tile, choose_grid, chunks, rows_per_file, tiles
 from transforms.topk import TopK
-
-# The multiplications of one tile use all cores, and the memory budget is of one tile.
-_one_tile = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +48,6 @@ class FeatureSet:
         for span in spans:
             file = self.manifest.files[span.file]
             payloads = tfrecords.split_frames(files.read_verified(self.directory, file), span.start, span.stop)
-            counting.add("feature-records-read", len(payloads))
             shape = self.shape
             parts.append(records.decode(payloads, shape.checkpoints, shape.outputs, shape.units, self.manifest.integer_labels))
         return Features.concatenate(parts)
@@ -114,26 +111,38 @@ class ScoringPlan:
         Raises:
             InputError: the memory budget is too small.
         """
-        processes = self.processes or os.cpu_count() or 1
-        tests, trains = sum(test.counts), sum(train.counts)
-        try:
-            grid = choose_grid(train.shape, tests, trains, min(self.k, trains), self.memory_gb * 1e9 / processes)
-        except ValueError as error:
-            raise InputError(f"--memory_gb={self.memory_gb:g}: {error}") from error
+        grid = self._grid(train.shape, sum(test.counts), sum(train.counts))
         return Grid(
             self.test_rows or grid.test_rows, self.train_rows or grid.train_rows, min(grid.chunk_rows, self.train_rows or grid.chunk_rows)
         )
+
+    def check_memory(self, shape: Shape) -> None:
+        """Makes sure, before anything is computed, that the memory budget suffices; where workers share it, only they can tell.
+
+        Raises:
+            InputError: it is too small.
+        """
+        if self.processes is not None:
+            self._grid(shape, 1, 1 << 40)
+
+    def _grid(self, shape: Shape, tests: int, trains: int) -> Grid:
+        processes = self.processes or os.cpu_count() or 1
+        try:
+            return choose_grid(shape, tests, trains, self.k, self.memory_gb * 1e9 / processes)
+        except ValueError as error:
+            raise InputError(f"--memory_gb={self.memory_gb:g}: {error}") from error
 
 
 def usable_rate(rate: float | None, checkpoint: str) -> float:
     """A learning rate that can weigh a checkpoint.
 
     Raises:
-        InputError: it is unknown, zero, negative or not finite.
+        InputError: it is unknown, zero, negative, not finite, or beyond 1e±30.
     """
     if rate is None:
         raise InputError(f"no learning rate is known for {checkpoint}: give one per checkpoint with --learning_rates=0.1,0.01,…")
-    if not np.isfinite(rate) or rate <= 0:
+    # Beyond these limits self-influences would leave the range of float64.
+    if not 1e-30 <= rate <= 1e30:
         raise InputError(
             f"the learning rate of {checkpoint} is {rate:g}, which would leave it out of every score or turn its sign: give the rates "
             "that the steps before each checkpoint were made with, by --learning_rates=0.1,0.01,…, or leave the checkpoint out"
@@ -167,7 +176,7 @@ def plan_tiles(test: FeatureSet, train: FeatureSet, plan: ScoringPlan) -> Iterat
     if not sum(train.counts):
         raise InputError(f"{train.directory} holds no example: there is nothing to score against")
     grid = plan.grid(test, train)
-    planned = list(tiles(grid, test.counts, train.counts))
+    planned = list(tiles(grid, test.counts, train.counts, rows_per_file(plan.k)))
     logging.getLogger(__name__).info(
         "%d test x %d train examples: %d tiles of %d x %d",
         sum(test.counts),
@@ -181,23 +190,26 @@ def plan_tiles(test: FeatureSet, train: FeatureSet, plan: ScoringPlan) -> Iterat
 
 
 class TileScorer:
-    """Scores tiles, one at a time in this process; keeps the test block of the tile before, since neighbours share it."""
+    """Scores tiles, one at a time; keeps the test block of the tile before, since neighbours share it."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._block: tuple[tuple[str, tuple[Span, ...]], Features] | None = None
 
     def score(self, tile: Tile, test: FeatureSet, train: FeatureSet, scoring: Scoring) -> ScoredBlock:
         """The best candidates of a tile."""
-        with _one_tile:
+        with self._lock:
             key = (test.directory, tile.tests)
             if self._block is None or self._block[0] != key:
                 self._block = None
                 self._block = (key, test.read(tile.tests))
             tests = self._block[1]
             search = Search(tests, scoring)
-            for chunk in prefetch((train.read(spans) for spans in chunks(tile.trains, tile.chunk_rows)), depth=1):
-                for pairs in search.scan(chunk):
-                    counting.add("pairs-scored", pairs)
+            ahead = prefetch((train.read(spans) for spans in chunks(tile.trains, tile.chunk_rows)), depth=1)
+            with contextlib.closing(ahead):
+                for chunk in ahead:
+                    for pairs in search.scan(chunk):
+                        counting.add("pairs-scored", pairs)
             return ScoredBlock(
                 tests.example_ids,
                 tests.labels,
@@ -208,15 +220,16 @@ class TileScorer:
             )
 
 
+# One for all threads of a process: a multiplication uses all cores, and the memory budget is of one tile and one test block.
+_scorer = TileScorer()
+
+
 class _ScoreDoFn(beam.DoFn):
     def __init__(self, plan: ScoringPlan) -> None:
         self._plan = plan
 
-    def setup(self) -> None:
-        self._scorer = TileScorer()
-
     def process(self, tile: Tile, test: FeatureSet, train: FeatureSet) -> Iterator[tuple[int, ScoredBlock]]:
-        yield tile.test_start, self._scorer.score(tile, test, train, self._plan.scoring(train.manifest))
+        yield tile.test_start, _scorer.score(tile, test, train, self._plan.scoring(train.manifest))
 
 
 class MergeTopK(beam.CombineFn):

@@ -25,10 +25,7 @@ from transforms.files import StoredFile
 from transforms.manifest import Manifest
 from transforms.records import NO_LABEL
 from transforms.scores import ScoredBlock
-from transforms.tiles import ROWS_PER_FILE
 from transforms.topk import Ranking
-
-INFLUENCE_FILES = ("influence-*.jsonl", "influence-*.parquet")
 
 
 def label_type(task: str, outputs: int) -> pa.DataType:
@@ -104,7 +101,7 @@ def to_jsonl(table: pa.Table) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class WrittenRows:
-    """The two files of up to 10,000 rows, and their place among the others."""
+    """The two files of the same rows, and their place among the others."""
 
     shard: int
     jsonl: StoredFile
@@ -115,7 +112,7 @@ def write_rows(directory: str, shard: int, blocks: Iterable[tuple[int, ScoredBlo
     """Writes the rows of one output file, given the blocks that it consists of, each with its first row's number."""
     table = pa.concat_tables([to_table(block, rows) for _, block in sorted(blocks, key=lambda pair: pair[0])]).combine_chunks()
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=ROWS_PER_FILE)
+    pq.write_table(table, buffer, row_group_size=table.num_rows)
     counting.add("rows-written", table.num_rows)
     return WrittenRows(
         shard,
@@ -132,15 +129,26 @@ class WriteInfluence(beam.PTransform):
         directory: where to.
         draft: the manifest, its files and counts still missing.
         task, outputs: decide the type of labels; see `schema`.
+        rows: rows of a file; blocks do not cross its border.
+        overwrite: whether a complete result is replaced.
     """
 
     directory: str
     draft: Manifest
     task: str
     outputs: int
+    rows: int
+    overwrite: bool
 
-    def _write(self, shard: int, blocks: Iterable[tuple[int, ScoredBlock]]) -> WrittenRows:
-        return write_rows(self.directory, shard, blocks, schema(self.task, self.outputs))
+    def _take_back(self, _: None) -> None:
+        # Names of result files are fixed, so a result that is replaced is taken back before its files are. Not before the graph
+        # runs: one that is only built, or never starts, must leave it alone.
+        manifest.is_complete(self.directory, self.draft.kind, self.draft.fingerprint, self.draft.settings, self.overwrite)
+        if self.overwrite:
+            manifest.take_back(self.directory)
+
+    def _write(self, grouped: tuple[int, Iterable[tuple[int, ScoredBlock]]], _: list[None]) -> WrittenRows:
+        return write_rows(self.directory, *grouped, schema(self.task, self.outputs))
 
     def _commit(self, _: None, parts: Sequence[WrittenRows]) -> Manifest:
         ordered = sorted(parts, key=lambda part: part.shard)
@@ -149,15 +157,18 @@ class WriteInfluence(beam.PTransform):
             files=tuple(file for part in ordered for file in (part.jsonl, part.parquet)),
             counts={"rows": sum(part.jsonl.count for part in ordered)},
         )
-        manifest.write(self.directory, committed)
-        return committed
+        return manifest.commit(self.directory, committed, overwrite=False)
 
     def expand(self, blocks: beam.PCollection) -> beam.PCollection:
+        ready = (
+            blocks.pipeline | "StartWriting" >> beam.Create([None]) | "TakeBackOldResult" >> beam.Map(self._take_back)  # None
+        )
         written = (
             blocks
-            | "KeyByFile" >> beam.MapTuple(lambda start, block: (start // ROWS_PER_FILE, (start, block)))  # (shard, (row, ScoredBlock))
+            | "KeyByFile"
+            >> beam.MapTuple(lambda start, block, rows=self.rows: (start // rows, (start, block)))  # (shard, (row, ScoredBlock))
             | "GroupByFile" >> beam.GroupByKey()  # (shard, [(row, ScoredBlock)])
-            | "WriteRows" >> beam.MapTuple(self._write)  # WrittenRows
+            | "WriteRows" >> beam.Map(self._write, beam.pvalue.AsList(ready))  # WrittenRows
         )
         return (
             blocks.pipeline

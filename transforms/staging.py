@@ -28,7 +28,7 @@ def local_checkpoint(path: str) -> str:
         InputError: the file cannot be read.
     """
     if files.is_local(path):
-        return path.removeprefix("file://")
+        return path
     patterns = [path] if path.endswith(_WHOLE_FILES) else [f"{path}.index", f"{path}.data-*"]
     try:
         found = [m for match in FileSystems.match(patterns) for m in match.metadata_list]

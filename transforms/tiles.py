@@ -10,14 +10,20 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
-# Rows of one output file; test blocks do not cross its border.
-ROWS_PER_FILE = 10_000
+_ROWS_PER_FILE = 10_000
+_CANDIDATES_PER_FILE = 2_000_000
 
 # A tile of about this much arithmetic takes some seconds on a core: long against its overhead, short against a worker's life.
 _TILE_FLOPS = 4e12
-# What does not grow with the sets: blocks of scores, and the file that is being read and decoded.
-_FIXED_BYTES = 256 << 20
-_MOST_TESTS = ROWS_PER_FILE
+# What grows with nothing: blocks of scores, candidates that are not yet sifted, and the file that is being read and decoded.
+_FIXED_BYTES = 320 << 20
+# Memory of a candidate: score, row, id, label; and what merging them holds twice.
+_CANDIDATE_BYTES = 160
+
+
+def rows_per_file(k: int) -> int:
+    """Rows of an output file: 10,000, and fewer from k = 200 on, since a file's rows are written at once. A function of k alone."""
+    return max(1, min(_ROWS_PER_FILE, _CANDIDATES_PER_FILE // k))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +65,8 @@ class Shape:
 
     @property
     def record_bytes(self) -> int:
-        """Memory of one record's arrays, and something for its id and labels."""
-        return self.checkpoints * (4 * (self.outputs + self.units) + 20) + 200
+        """Memory of one record's arrays, its id (at most 512 bytes) and labels."""
+        return self.checkpoints * (4 * (self.outputs + self.units) + 20) + 600
 
     @property
     def pair_flops(self) -> int:
@@ -80,20 +86,20 @@ class Grid:
 def choose_grid(shape: Shape, tests: int, trains: int, k: int, memory_bytes: float) -> Grid:
     """The grid for a memory budget of one tile in work.
 
-    Half of what is left after the fixed part is for the test block (records, scaled factors, candidates), half for the training chunks
-    (the one in work, its scaled factors, and the next one being read).
+    Half of what is left after the fixed part is for the test block (records, scaled factors, candidates of both signs), half for the
+    training chunks (the one in work, its scaled factors, and the next one, whose files are joined while it is read).
 
     Raises:
         ValueError: not even a few records fit.
     """
     share = (memory_bytes - _FIXED_BYTES) / 2
-    per_test = 2 * shape.record_bytes + 2 * k * 64
-    per_train = 3 * shape.record_bytes
+    per_test = 2 * shape.record_bytes + 2 * k * _CANDIDATE_BYTES
+    per_train = 4 * shape.record_bytes
     most_tests, most_chunk = int(share // per_test), int(share // per_train)
     if most_tests < 16 or most_chunk < 16:
         needed = (_FIXED_BYTES + 32 * max(per_test, per_train)) / 1e9
-        raise ValueError(f"a memory budget of {memory_bytes / 1e9:.2f} GB for one worker process is too small: it needs {needed:.2f} GB")
-    test_rows = _even(min(tests, _MOST_TESTS), min(most_tests, _MOST_TESTS))
+        raise ValueError(f"{memory_bytes / 1e9:g} GB for one worker process are too little: it needs {needed:.2f} GB")
+    test_rows = _even(min(tests, rows_per_file(k)), most_tests)
     train_rows = max(most_chunk, int(_TILE_FLOPS / (shape.pair_flops * max(1, test_rows))))
     train_rows = _even(trains, train_rows)
     return Grid(test_rows, train_rows, _even(train_rows, most_chunk))
@@ -104,11 +110,14 @@ def _even(total: int, most: int) -> int:
     return max(1, math.ceil(total / math.ceil(total / most))) if total else 1
 
 
-def tiles(grid: Grid, test_counts: Sequence[int], train_counts: Sequence[int]) -> Iterator[Tile]:
-    """The tiles of two feature sets whose files hold these numbers of records; a test block meets every training example once."""
+def tiles(grid: Grid, test_counts: Sequence[int], train_counts: Sequence[int], file_rows: int) -> Iterator[Tile]:
+    """The tiles of two feature sets whose files hold these numbers of records; a test block meets every training example once.
+
+    Test blocks do not cross the borders of output files, which have `file_rows` rows.
+    """
     tests, trains = sum(test_counts), sum(train_counts)
-    for shard_start in range(0, tests, ROWS_PER_FILE):
-        shard_stop = min(shard_start + ROWS_PER_FILE, tests)
+    for shard_start in range(0, tests, file_rows):
+        shard_stop = min(shard_start + file_rows, tests)
         for test_start in range(shard_start, shard_stop, grid.test_rows):
             block = spans(test_counts, test_start, min(test_start + grid.test_rows, shard_stop))
             for train_start in range(0, trains, grid.train_rows):

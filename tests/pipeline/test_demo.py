@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from pipeline import demo, digits, gallery, options
-from transforms import manifest, sinks
+from transforms import files, manifest, sinks
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_told_command_is_one_that_the_command_line_takes(story):
     assert words[:2] == ["tracin", "influence"]
     args, left = options.parse("influence", words[2:])
     assert left == []
-    assert args.overwrite and args.id_key == "id" and args.k == 5
+    assert not args.overwrite and args.id_key == "id" and args.k == 5
     assert args.output == f"{story.directory}/influence"
 
 
@@ -120,10 +120,12 @@ def test_complete_demo_is_left_alone(story, capfd):
 
 def test_overwrite_takes_back_the_results_and_nothing_else(tmp_path):
     others = [tmp_path / "notes.txt", tmp_path / "checkpoints" / "epoch-1.keras", tmp_path / "influence" / "notes.txt"]
-    own = [tmp_path / "influence" / name for name in (manifest.FILE_NAME, "influence-00000.jsonl")]
-    for path in others + own:
+    for path in others:
         path.parent.mkdir(exist_ok=True)
         path.write_text("{}")
+    stored = files.write(str(tmp_path / "influence"), "influence-00000.jsonl", b"{}", 1)
+    manifest.write(str(tmp_path / "influence"), manifest.Manifest("influence", "f", {}, (stored,), {"rows": 1}))
+    own = [tmp_path / "influence" / name for name in (manifest.FILE_NAME, "influence-00000.jsonl")]
     demo._prepare_directory(str(tmp_path), overwrite=True)
     assert all(path.exists() for path in others)
     assert not any(path.exists() for path in own)

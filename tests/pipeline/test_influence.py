@@ -186,6 +186,31 @@ def test_overwrite_replaces_a_result_and_leaves_nothing_of_the_old_one(result, d
     assert len(left) == len(old) and not left & old
 
 
+def test_overwrite_leaves_the_old_result_until_there_is_a_new_one(result, data, tiny, tracin, tmp_path):
+    shutil.copytree(result, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    cloud = [
+        "--runner=DataflowRunner",
+        "--dry_run=True",
+        "--project=some-project",
+        "--region=us-central1",
+        "--temp_location=gs://bucket/tmp",
+    ]
+    assert tracin("influence", *flags(data, tiny, tmp_path / "out", k=2), "--overwrite", *cloud).status == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_an_input_is_never_taken_for_the_output(result, tracin, tmp_path, more):
+    shutil.copytree(result, tmp_path / "in")
+    before = {path: path.read_bytes() for path in (tmp_path / "in").rglob("*") if path.is_file()}
+    sets = [f"--train_features={tmp_path}/in/train_features", f"--test_features={tmp_path}/in/test_features"]
+    outcome = tracin("score", *sets, f"--output={tmp_path}/in/train_features", *more)
+    assert outcome.status == 2
+    assert "holds features, and influence would go there: choose another directory" in outcome.err
+    assert {path: path.read_bytes() for path in (tmp_path / "in").rglob("*") if path.is_file()} == before
+
+
 def test_an_empty_test_set_is_a_result_without_rows(data, tiny, tracin, tmp_path):
     write_records(tmp_path / "data" / "test-0", [])
     wanted = flags(data, tiny, tmp_path / "out", test_examples=tmp_path / "data" / "test-*")
@@ -199,8 +224,9 @@ def test_an_empty_training_set_fails_in_one_line(data, tiny, tracin, tmp_path):
     write_records(tmp_path / "data" / "train-0", [])
     outcome = tracin("influence", *flags(data, tiny, tmp_path / "out", train_examples=tmp_path / "data" / "train-*"))
     assert outcome.status == 1
-    assert outcome.err.count("\n") == 1
-    assert f"{tmp_path}/out/train_features holds no example: there is nothing to score against" in outcome.err
+    warning, told = outcome.err.splitlines()
+    assert warning == f"warning: --train_examples: {tmp_path}/data/train-0 is empty, as a writer that died leaves it"
+    assert f"{tmp_path}/out/train_features holds no example: there is nothing to score against" in told
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 

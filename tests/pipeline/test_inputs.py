@@ -112,7 +112,38 @@ def test_a_parsing_function_that_cannot_be_imported_is_told(features: Run) -> No
     assert_told(features(parse_fn="no_such_module:parse"), "--parse_fn='no_such_module:parse'", "module:function")
 
 
+@pytest.mark.parametrize(
+    ("flags", "detail"),
+    [({"label_key": "id"}, "is not numbers"), ({"input_keys": "label"}, "has 1 numbers"), ({"input_keys": "id"}, "neither PNG nor JPEG")],
+)
+def test_a_flag_that_makes_every_record_unusable_is_told_at_once(features: Run, flags: dict[str, str], detail: str) -> None:
+    assert_told(features(**flags), "--examples: none of the first 4 records of", "can be used; the first:", detail)
+
+
+def test_records_that_are_no_examples_are_told_at_once(features: Run, tmp_path: pathlib.Path) -> None:
+    path = write_records(tmp_path / "raw", [b"\xffraw bytes"])
+    assert_told(features(examples=path), "none of the first 1 records", "not a tf.train.Example")
+
+
+def test_an_empty_file_is_warned_of(features: Run, examples: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    write_records(tmp_path / "some" / "a", [])
+    outcome = features(examples=tmp_path / "some" / "*")
+    assert outcome.status == 0
+    assert f"warning: --examples: {tmp_path}/some/a is empty" in outcome.err
+
+
+def test_a_function_beside_the_person_is_found(features: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "parsing_beside.py").write_text("def parse(record):\n    return {'image': [0.0] * 16, 'label': 1}\n")
+    monkeypatch.chdir(tmp_path / "here")
+    assert features(parse_fn="parsing_beside:parse").status == 0
+
+
 # Checkpoints
+
+
+def test_a_checkpoint_that_is_named_twice_is_told(features: Run, tiny: Tiny) -> None:
+    assert_told(features(checkpoints=f"{tiny.paths[0]},{tiny.paths[0]}"), "--checkpoints names", "twice")
 
 
 def test_a_glob_without_checkpoints_is_told(features: Run, tmp_path: pathlib.Path) -> None:
@@ -213,8 +244,9 @@ def test_an_output_that_is_a_file_is_told(features: Run, examples: pathlib.Path)
 def test_a_damaged_manifest_in_the_output_is_told(features: Run, tmp_path: pathlib.Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / manifest.FILE_NAME).write_text("{")
-    assert_told(features(), "--output", manifest.FILE_NAME, "--overwrite")
-    assert features(overwrite="true").status == 0
+    assert_told(features(), "--output", manifest.FILE_NAME, "remove the file")
+    # What is not ours is not overwritten either.
+    assert_told(features(overwrite="true"), "remove the file")
 
 
 def test_a_flag_that_neither_knows_is_told(features: Run) -> None:

@@ -23,7 +23,7 @@ from transforms.examples import (
     InputSpec,
     ParsedExample,
     digest,
-    first_record,
+    first_records,
     parse_example,
     read_examples,
     resolve_function,
@@ -476,11 +476,20 @@ def test_a_truncated_file_is_used_as_far_as_it_goes_where_allowed(tmp_path: path
     assert f"from byte {start} on" in reject.detail
 
 
-def test_the_first_record_is_the_first_readable_one(tmp_path: pathlib.Path) -> None:
+def test_the_first_records_are_the_first_readable_ones(tmp_path: pathlib.Path) -> None:
     records = floats(3)
     path = write_records(tmp_path / "a", records)
     damage(path, 20)
-    assert first_record(input_file(path)) == records[1]
-    assert first_record(input_file(write_records(tmp_path / "b", []))) is None
+    assert first_records(input_file(path), 1) == records[1:2]
+    assert first_records(input_file(path), 9) == records[1:]
+    assert first_records(input_file(write_records(tmp_path / "b", [])), 5) == []
     (tmp_path / "c").write_bytes(b"not a TFRecord file at all")
-    assert first_record(input_file(tmp_path / "c")) is None
+    assert first_records(input_file(tmp_path / "c"), 5) == []
+
+
+def test_an_id_that_is_too_long_is_rejected_on_both_paths() -> None:
+    form = ExampleFormat((PIXELS,), id_key="id")
+    fits, too_long = (example(image=SIX, label=1, id="é" * n) for n in (256, 257))
+    assert rejected(too_long, form).reason == rejects.BAD_ID
+    batch = batch_of(form, [fits, too_long])
+    assert (batch.example_ids, [reject.reason for reject in batch.rejects]) == (["é" * 256], [rejects.BAD_ID])

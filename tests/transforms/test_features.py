@@ -380,15 +380,17 @@ def test_changed_examples_are_other_settings(extract: Run, tiny: Tiny, tmp_path:
     assert extract(write_records(path, tiny.payloads()[:5])).status == 0
     outcome = extract(write_records(path, tiny.payloads()[:6]))
     assert outcome.status == 2
-    assert_one_line(outcome.err, "examples was")
+    assert_one_line(outcome.err, "complete with other settings (examples ", "size was")
 
 
-def test_what_a_dead_attempt_left_is_not_read(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_what_a_dead_attempt_left_is_not_read_and_goes_with_the_commit(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
     left = tmp_path / "out" / "features-00000-0000000000-deadbeef.tfrecord"
     write_records(left, [b"half a record"])
     assert extract(write_records(tmp_path / "examples", tiny.payloads())).status == 0
     found, records, _ = read_set(tmp_path / "out")
-    assert left.exists() and left.name not in {file.name for file in found.files}
+    assert left.name not in {file.name for file in found.files}
+    # A person who reads `features-*` must not find it either.
+    assert not left.exists()
     assert len(records) == found.examples == 40
 
 

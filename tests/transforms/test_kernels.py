@@ -169,6 +169,80 @@ def test_float32_alone_would_choose_wrong_members():
     assert_same(search(base, train, scoring), full_sort(base, train, scoring))
 
 
+def test_where_float32_is_no_sieve_float64_is(monkeypatch):
+    # A margin that nearly everything passes, as with many activations and a large k: the block is multiplied again.
+    rng = np.random.default_rng(9)
+    test, train = draw(rng, 20, 2, 6, 40, spread=0.1), draw(rng, 900, 2, 6, 40, spread=0.1)
+    types = []
+    scaled = kernels._TestBlock.scaled
+
+    def watched(block, dtype):
+        types.append(dtype)
+        return scaled(block, dtype)
+
+    margin = kernels.relative_margin
+    monkeypatch.setattr(kernels, "relative_margin", lambda *shape: margin(*shape) * (1e4 if len(shape) == 3 else 1))
+    monkeypatch.setattr(kernels._TestBlock, "scaled", watched)
+    decided = []
+    decide = kernels._TestBlock.decide
+    monkeypatch.setattr(
+        kernels._TestBlock, "decide", lambda block, sign, train, i, j: (decided.append(len(i)), decide(block, sign, train, i, j))
+    )
+    scoring = Scoring((0.1, 0.02), 40)
+    assert_same(search(test, train, scoring), full_sort(test, train, scoring))
+    assert np.float64 in types
+    # The finalists are those that are wanted, and not all pairs.
+    assert sum(decided) < 2 * 20 * 40 * 1.2
+
+
+@pytest.mark.parametrize("normalize", ["none", "cosine"])
+def test_ties_without_end_are_decided_in_parts(monkeypatch, normalize):
+    # Thousands of equal records: no product tells them apart, ids decide, and the pool does not grow with their number.
+    monkeypatch.setattr(kernels, "BLOCK_TRAINS", 64)
+    monkeypatch.setattr(kernels, "_DECIDED_PAIRS", 500)
+    rng = np.random.default_rng(10)
+    test, one = draw(rng, 5, 2, 3, 6), draw(rng, 1, 2, 3, 6)
+    n = 3000
+    train = features(np.repeat(one.loss_grads, n, axis=0), np.repeat(one.activations, n, axis=0))
+    train = train.take(rng.permutation(n))
+    capacities = []
+    take = kernels._Pool.take_crowded
+
+    def watched(pool):
+        capacities.append(pool._capacity)
+        return take(pool)
+
+    monkeypatch.setattr(kernels._Pool, "take_crowded", watched)
+    scoring = Scoring((0.1, 0.02), 7, normalize)
+    assert_same(search(test, train, scoring), full_sort(test, train, scoring))
+    assert max(capacities) <= kernels._slots(7) + 64
+
+
+def test_one_outlier_does_not_blunt_the_sieve(monkeypatch):
+    rng = np.random.default_rng(11)
+    test, train = draw(rng, 10, 2, 3, 6, spread=1), draw(rng, 2000, 2, 3, 6, spread=1)
+    loss_grads = train.loss_grads.copy()
+    loss_grads[77] *= 1e34
+    train = features(loss_grads, train.activations)
+    monkeypatch.setattr(kernels, "BLOCK_TRAINS", 256)
+    decided = []
+    decide = kernels._TestBlock.decide
+    monkeypatch.setattr(
+        kernels._TestBlock, "decide", lambda block, sign, train, i, j: (decided.append(len(i)), decide(block, sign, train, i, j))
+    )
+    scoring = Scoring((0.1, 0.02), 5)
+    assert_same(search(test, train, scoring), full_sort(test, train, scoring))
+    # Only the outlier's own block, whose margin is its, lets everything pass.
+    assert sum(decided) < 2 * 10 * (256 + 2 * 5)
+
+
+def test_products_are_made_on_the_cpu():
+    # A GPU may use TensorFloat-32, for which the margin is not proven.
+    side = draw(np.random.default_rng(12), 4, 2, 3, 5)
+    scaled = kernels._scaled(side, np.arange(4), (0.1, 0.1), 1.0, 4)
+    assert all("CPU" in tensor.device for tensor in (scaled.loss_grads, scaled.activations))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -190,7 +264,7 @@ def test_the_margin_holds(seed, checkpoints, outputs, units, scale):
     unit = own_train.max()
     left = kernels._scaled(test, np.arange(20), rates, own_test, 20)
     right = kernels._scaled(train, np.arange(30), rates, unit, 30)
-    found = kernels._block_scores(left.loss_grads, left.activations, right.loss_grads, right.activations).numpy().astype(np.float64)
+    found = kernels._block_scores(left, right).astype(np.float64)
     exact = canonical_scores(test, train, *all_pairs(test, train), Scoring(rates, 1)).reshape(20, 30) / (own_test[:, None] * unit)
     shape = (checkpoints, outputs, units)
     margin = kernels.relative_margin(*shape) * own_train[None, :] / unit + kernels.absolute_margin(*shape)

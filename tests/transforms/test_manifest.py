@@ -82,7 +82,7 @@ def test_a_damaged_manifest_is_told_with_its_path_and_what_to_do(tmp_path: pathl
     with pytest.raises(InputError) as caught:
         manifest.read(str(tmp_path), FeatureManifest, "train_features")
     message = str(caught.value)
-    assert "--train_features" in message and str(tmp_path / FILE_NAME) in message and "--overwrite" in message
+    assert "--train_features" in message and str(tmp_path / FILE_NAME) in message and "remove the file" in message
     assert "\n" not in message
 
 
@@ -111,51 +111,113 @@ def test_a_fingerprint_depends_on_content_and_not_on_the_order_of_keys() -> None
         assert manifest.fingerprint({**SETTINGS, key: None}) != manifest.fingerprint(SETTINGS)
 
 
+def is_complete(directory: pathlib.Path, settings: dict[str, Any], kind: str = "features", overwrite: bool = False) -> bool:
+    return manifest.is_complete(str(directory), kind, manifest.fingerprint(settings), settings, overwrite)
+
+
+def committed(directory: pathlib.Path) -> FeatureManifest:
+    """A committed set whose files are there, and its manifest."""
+    found = feature_manifest()
+    stored = tuple(files.write(str(directory), file.name, b"x" * file.size, file.count) for file in (*found.files, *found.rejected_files))
+    n = len(found.files)
+    found = dataclasses.replace(found, files=stored[:n], rejected_files=stored[n:])
+    manifest.write(str(directory), found)
+    return found
+
+
 def test_a_complete_set_with_the_same_fingerprint_is_recognised(tmp_path: pathlib.Path) -> None:
-    same = manifest.fingerprint(SETTINGS)
-    assert not manifest.is_complete(str(tmp_path), same, SETTINGS)
-    manifest.write(str(tmp_path), feature_manifest())
-    assert manifest.is_complete(str(tmp_path), same, SETTINGS)
+    assert not is_complete(tmp_path, SETTINGS)
+    committed(tmp_path)
+    assert is_complete(tmp_path, SETTINGS)
+    assert not is_complete(tmp_path, SETTINGS, overwrite=True)
+
+
+def test_a_set_whose_files_are_gone_or_cut_is_not_complete(tmp_path: pathlib.Path) -> None:
+    file = committed(tmp_path).files[0]
+    (tmp_path / file.name).write_bytes(b"")
+    with pytest.raises(InputError, match=f"{file.name} has 0 bytes instead of {file.size}, .* pass --overwrite"):
+        is_complete(tmp_path, SETTINGS)
+    (tmp_path / file.name).unlink()
+    with pytest.raises(InputError, match=f"{file.name} is missing, though its manifest says it is complete"):
+        is_complete(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_set_of_another_kind_is_never_overwritten(tmp_path: pathlib.Path, overwrite: bool) -> None:
+    committed(tmp_path)
+    with pytest.raises(InputError, match="holds features, and influence would go there: choose another directory"):
+        is_complete(tmp_path, SETTINGS, "influence", overwrite)
 
 
 def test_a_complete_set_with_other_settings_names_what_differs(tmp_path: pathlib.Path) -> None:
-    manifest.write(str(tmp_path), feature_manifest())
-    wanted = {**SETTINGS, "k": 20, "extra": True}
+    committed(tmp_path)
     with pytest.raises(InputError) as caught:
-        manifest.is_complete(str(tmp_path), manifest.fingerprint(wanted), wanted)
+        is_complete(tmp_path, {**SETTINGS, "k": 20, "extra": True})
     message = str(caught.value)
     assert "k was 10, is 20" in message and "extra was null, is true" in message and "--overwrite" in message
     assert "loss" not in message
+
+
+def test_a_difference_inside_a_list_is_told_by_its_smallest_part() -> None:
+    was = {"examples": [{"name": "a", "size": 1}, {"name": "b", "size": 2}]}
+    assert manifest._differences(was, {"examples": [{"name": "a", "size": 1}, {"name": "b", "size": 3}]}) == ["b size was 2, is 3"]
+    assert manifest._differences(was, {"examples": []}) == ["examples were 2, are 0"]
 
 
 def test_many_differences_are_counted_and_long_ones_cut(tmp_path: pathlib.Path) -> None:
     manifest.write(str(tmp_path), feature_manifest())
     wanted = {"k": "x" * 500, "a": 1, "b": 2}
     with pytest.raises(InputError) as caught:
-        manifest.is_complete(str(tmp_path), "other", wanted)
+        is_complete(tmp_path, wanted)
     assert "and 3 more" in str(caught.value)
     assert len(str(caught.value)) < 700
 
 
-def test_a_commit_is_taken_back_manifest_first(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest.write(str(tmp_path), feature_manifest())
-    for name in ("features-0.tfrecord", "features-1.tfrecord", "notes.txt"):
-        (tmp_path / name).write_bytes(b"x")
+def test_a_commit_is_taken_back_manifest_first_and_nothing_else_goes(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = committed(tmp_path)
+    (tmp_path / "notes.txt").write_bytes(b"x")
     deleted: list[str] = []
     delete = files.FileSystems.delete
 
     def watched(paths: list[str]) -> None:
-        deleted.extend(os.path.basename(path) for path in sorted(paths))
+        deleted.extend(os.path.basename(path) for path in paths)
         delete(paths)
 
     monkeypatch.setattr(files.FileSystems, "delete", staticmethod(watched))
-    manifest.remove(str(tmp_path), ("features-*.tfrecord", "rejected-*.jsonl"))
-    assert deleted == [FILE_NAME, "features-0.tfrecord", "features-1.tfrecord"]
+    manifest.take_back(str(tmp_path))
+    assert deleted == [FILE_NAME, *sorted(file.name for file in (*found.files, *found.rejected_files))]
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_nothing_to_take_back_is_no_error(tmp_path: pathlib.Path) -> None:
-    manifest.remove(str(tmp_path / "never written"), ("features-*.tfrecord",))
+    manifest.take_back(str(tmp_path / "never written"))
+
+
+def test_a_commit_clears_the_remains_of_attempts_and_leaves_other_files(tmp_path: pathlib.Path) -> None:
+    found = feature_manifest()
+    for name in ("features-9-dead.tfrecord", "rejected-9-dead.jsonl", "notes.txt", *(file.name for file in found.files)):
+        (tmp_path / name).write_bytes(b"x")
+    assert manifest.commit(str(tmp_path), found, overwrite=False) == found
+    assert {path.name for path in tmp_path.iterdir()} == {FILE_NAME, "notes.txt", *(file.name for file in found.files)}
+
+
+def test_of_two_runs_into_one_directory_the_second_does_not_destroy_the_first(tmp_path: pathlib.Path) -> None:
+    first = committed(tmp_path)
+    mine = files.write(str(tmp_path), "features-mine.tfrecord", b"x", 1)
+    # The same content, from another attempt: what is committed stands.
+    assert manifest.commit(str(tmp_path), dataclasses.replace(first, files=(mine,)), overwrite=False) == first
+    assert not (tmp_path / "features-mine.tfrecord").exists()
+    with pytest.raises(InputError, match="was committed by another run with other settings"):
+        manifest.commit(str(tmp_path), dataclasses.replace(first, fingerprint="other"), overwrite=False)
+    assert manifest.read(str(tmp_path), FeatureManifest, "output") == first
+
+
+def test_overwriting_replaces_a_commit_in_one_step(tmp_path: pathlib.Path) -> None:
+    first = committed(tmp_path)
+    mine = files.write(str(tmp_path), "features-mine.tfrecord", b"x", 1)
+    second = dataclasses.replace(first, files=(mine,), rejected_files=())
+    assert manifest.commit(str(tmp_path), second, overwrite=True) == second
+    assert {path.name for path in tmp_path.iterdir()} == {FILE_NAME, "features-mine.tfrecord"}
 
 
 # Files
@@ -166,12 +228,6 @@ def test_a_written_file_is_what_the_manifest_says(tmp_path: pathlib.Path) -> Non
     assert stored == StoredFile("a", 9, 0xE3069283, 4)  # the check value of CRC-32C
     assert files.read_verified(str(tmp_path / "deep" / "er"), stored) == b"123456789"
     assert [path.name for path in (tmp_path / "deep" / "er").iterdir()] == ["a"]
-
-
-def test_a_file_url_is_a_local_path(tmp_path: pathlib.Path) -> None:
-    files.write(f"file://{tmp_path}", "a", b"x", 0)
-    assert (tmp_path / "a").read_bytes() == b"x"
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("failing", ["write", "rename"])

@@ -155,5 +155,7 @@ def test_an_unknown_learning_rate_says_what_to_pass():
 
 
 def test_too_little_memory_is_said_before_the_start(sets):
-    with pytest.raises(InputError, match=r"--memory_gb=0\.1: .* too small"):
-        ScoringPlan(None, 4, "none", 0.1).grid(*sets)
+    with pytest.raises(InputError, match=r"--memory_gb=0\.1: .* too little"):
+        ScoringPlan(None, 4, "none", 0.1).check_memory(sets[1].shape)
+    # How many workers share a machine is known there only.
+    ScoringPlan(None, 4, "none", 0.1, processes=None).check_memory(sets[1].shape)

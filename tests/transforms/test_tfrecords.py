@@ -8,6 +8,7 @@ import os
 import pathlib
 import struct
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given, settings
@@ -162,13 +163,15 @@ def test_a_gzip_file_that_is_damaged_in_the_middle_gives_what_stands_before() ->
 
 
 def test_a_flipped_bit_in_a_gzip_file_is_noticed() -> None:
-    payloads = [os.urandom(100) for _ in range(10)]
-    data = gzip.compress(join_frames(payloads))
+    payloads = [bytes(np.random.default_rng(i).integers(0, 256, 100, np.uint8)) for i in range(10)]
+    whole_data = join_frames(payloads)
+    data = gzip.compress(whole_data)
     for position in range(10, len(data), 7):
         damaged = bytearray(data)
         damaged[position] ^= 4
         frames, tail = collect(bytes(damaged))
-        assert tail is not None or frames != whole(payloads), position
+        # A few bits at the end of the compressed data pad its last byte and mean nothing.
+        assert tail is not None or frames != whole(payloads) or gzip.decompress(bytes(damaged)) == whole_data, position
         for i, found in enumerate(frames):
             assert found.index == i and found.payload in (None, payloads[i]), position
 
