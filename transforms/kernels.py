@@ -176,16 +176,18 @@ class _Pool:
         n, m = scores.shape
         rows, columns = self._passing(scores, sign, unit, margin)
         counts = np.bincount(rows, minlength=n)
-        if (self._fill + counts).max(initial=0) > self._capacity:
-            self._compact()
+        if counts.max(initial=0) > self._k:
             # k of this block alone may already raise the bound enough.
-            if counts.max() > self._k:
-                best = np.partition(scores * scores.dtype.type(sign), m - self._k, axis=1)[:, m - self._k]
-                np.maximum(self.bound, (best.astype(np.float64) - margin) * unit, out=self.bound)
+            best = np.partition(scores * scores.dtype.type(sign), m - self._k, axis=1)[:, m - self._k]
+            np.maximum(self.bound, (best.astype(np.float64) - margin) * unit, out=self.bound)
             rows, columns = self._passing(scores, sign, unit, margin)
             counts = np.bincount(rows, minlength=n)
-            if not final and len(rows) > n * min(self._k, m) + n * m / 16:
-                return False
+        if not final and len(rows) > n * min(self._k, m) + n * m / 16:
+            return False
+        if (self._fill + counts).max(initial=0) > self._capacity:
+            self._compact()
+            rows, columns = self._passing(scores, sign, unit, margin)
+            counts = np.bincount(rows, minlength=n)
             self._reserve(int((self._fill + counts).max()))
         starts = np.cumsum(counts) - counts
         slots = self._fill[rows] + np.arange(len(rows)) - starts[rows]
