@@ -56,6 +56,10 @@ class Scoring:
     k: int
     normalize: str = "none"
 
+    def __post_init__(self) -> None:
+        if self.normalize not in NORMALIZATIONS:
+            raise ValueError(f"normalize is {self.normalize!r}, expected one of {', '.join(NORMALIZATIONS)}")
+
 
 def self_influence(features: Features, learning_rates: Sequence[float]) -> np.ndarray:
     """The influence of n examples on themselves, `Σ_t η_t ‖δ_t‖² ‖ĥ_t‖²`: [n] float64."""
