@@ -32,7 +32,7 @@ def _run(argv: Sequence[str]) -> None:
     if not runner.run_graph(lambda pipeline: pipeline | "ComputeFeatureSet" >> wanted.stage, beam_options, [extraction([wanted])]):
         print("the graph is built; nothing has run")
         return
-    written = manifest.read(args.output, FeatureManifest, "output")
+    written = runner.read_back(args.output, FeatureManifest)
     print(report.features(args.output, written))
     print(report.done(started, read=sum(written.counts.values())))
 

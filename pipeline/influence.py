@@ -76,10 +76,10 @@ def _run(argv: Sequence[str]) -> None:
     if not runner.run_graph(build, beam_options, stages):
         print("the graph is built; nothing has run")
         return
-    written = {name: manifest.read(one.directory, FeatureManifest, "output") for name, one in wanted.items()}
+    written = {name: runner.read_back(one.directory, FeatureManifest) for name, one in wanted.items()}
     for name, one in wanted.items():
         print(report.features(one.directory, written[name], f"{name}_features"))
-    print(report.influence(args.output, manifest.read(args.output, Manifest, "output")))
+    print(report.influence(args.output, runner.read_back(args.output, Manifest)))
     read = sum(sum(written[name].counts.values()) for name, one in wanted.items() if not one.complete)
     print(report.done(started, read, scored=written["test"].examples * written["train"].examples))
 

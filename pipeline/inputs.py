@@ -76,7 +76,7 @@ def find_checkpoints(patterns: str) -> tuple[list[str], bool]:
         found += paths
     if not found:
         raise InputError("--checkpoints is empty: give .keras or .weights.h5 files, or prefixes of TensorFlow checkpoints")
-    return found, not any(character in pattern for pattern in wanted for character in "*?[")
+    return found, not any(map(files.is_glob, wanted))
 
 
 def prepare_model(args: argparse.Namespace, rates_needed: bool) -> PreparedModel:

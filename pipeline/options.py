@@ -9,7 +9,9 @@ import argparse
 import difflib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeVar
+
+_N = TypeVar("_N", int, float)
 
 COMMANDS = {
     "influence": "trace test predictions to the training examples behind them: features and scores in one run",
@@ -36,34 +38,27 @@ def _boolean(text: str) -> bool:
     return values[text.lower()]
 
 
-def _positive(text: str) -> int:
+def _number(text: str, kind: type[_N], low: float, high: float, expected: str) -> _N:
+    """A number of a kind within limits, for a flag that takes `expected`."""
     try:
-        value = int(text)
+        value = kind(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+        value = kind(-1)
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}")
     return value
+
+
+def _positive(text: str) -> int:
+    return _number(text, int, 1, float("inf"), "a whole number of at least 1")
 
 
 def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, found {text!r}")
-    return value
+    return _number(text, float, 0, 1, "a number from 0 to 1")
 
 
 def _gigabytes(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number of gigabytes above 0, found {text!r}")
-    return value
+    return _number(text, float, sys.float_info.min, sys.float_info.max, "a number of gigabytes above 0")
 
 
 def _rates(text: str) -> tuple[float, ...]:

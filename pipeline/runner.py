@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import (
@@ -25,11 +25,14 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.runner import create_runner
 
 from pipeline import progress
-from transforms import counting
+from transforms import counting, manifest
 from transforms.errors import InputError
+from transforms.manifest import Manifest
 
 # Named in full, because `DirectRunner` is a switch that may fetch another runner's program from the network.
 IN_PROCESS = "FnApiRunner"
+
+_M = TypeVar("_M", bound=Manifest)
 
 
 class RunFailed(Exception):
@@ -114,6 +117,18 @@ def _told(error: BaseException) -> str | None:
             return None
         text = found[-1]
     return re.split(r" \[while running ", text)[0].strip()
+
+
+def read_back(directory: str, kind: type[_M]) -> _M:
+    """The manifest that a run has committed.
+
+    Raises:
+        RunFailed: it is not there.
+    """
+    try:
+        return manifest.read(directory, kind, "output")
+    except InputError as error:
+        raise RunFailed(str(error)) from error
 
 
 def exit_with(command: str, run: Callable[[], None]) -> int:

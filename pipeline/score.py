@@ -55,7 +55,7 @@ def _run(argv: Sequence[str]) -> None:
     if not runner.run_graph(build, beam_options, [progress.SCORING]):
         print("the graph is built; nothing has run")
         return
-    print(report.influence(args.output, manifest.read(args.output, Manifest, "output")))
+    print(report.influence(args.output, runner.read_back(args.output, Manifest)))
     print(report.done(started, scored=test.examples * train.examples))
 
 

@@ -1,6 +1,6 @@
 """Files on any filesystem that Beam reads: found, read and verified, written whole.
 
-The rest of the project opens files only through this module and `tfrecords`' readers of the streams it opens.
+The rest of the project reads and writes stored files through this module; `staging` copies what libraries open by themselves.
 """
 
 from __future__ import annotations
@@ -48,14 +48,23 @@ def split_patterns(patterns: str) -> list[str]:
 
 def literal_directory(pattern: str) -> str:
     """The last directory of a glob that is spelled out: `data/2024/` for `data/2024/*/train-*`, with its trailing separator."""
-    literal = re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
+    literal = _literal(pattern)
     return literal[: literal.rfind("/") + 1]
+
+
+def is_glob(pattern: str) -> bool:
+    """Whether a path holds a character that stands for others."""
+    return _literal(pattern) != pattern
+
+
+def _literal(pattern: str) -> str:
+    """What stands before a glob's first special character."""
+    return re.split(r"[*?\[]", pattern, maxsplit=1)[0]
 
 
 def match(pattern: str) -> list[FileMetadata]:
     """The files that a glob matches, on any filesystem."""
-    literal = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
-    if not is_local(pattern) or "/" in literal or literal == pattern:
+    if not is_local(pattern) or "/" in _literal(pattern) or not is_glob(pattern):
         return list(FileSystems.match([pattern])[0].metadata_list)
     # Beam finds nothing for a local glob whose literal part has no directory.
     found = FileSystems.match([f"./{pattern}"])[0].metadata_list

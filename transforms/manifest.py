@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from apache_beam.io.filesystem import BeamIOError
 
@@ -185,7 +185,7 @@ def commit(directory: str, manifest: _M, overwrite: bool) -> _M:
                 f"{directory} was committed by another run with other settings while this one went on: give each its own directory"
             )
         files.delete(directory, sorted(_names(manifest) - _names(before)))
-        return before  # type: ignore[return-value]
+        return cast(_M, before)  # of the same kind, or its fingerprint would differ
     write(directory, manifest)
     files.delete(directory, sorted(files.names_matching(directory, _PATTERNS[manifest.kind]) - _names(manifest)))
     return manifest

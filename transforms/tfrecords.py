@@ -88,6 +88,7 @@ def read_frames(stream: IO[bytes]) -> Iterator[Frame]:
     """
     head = stream.read(_HEADER.size)
     if head[:2] == _GZIP_MAGIC and not _is_header(head):
+        # It reads `fileobj` forwards only, which its type does not say.
         unzipped = gzip.GzipFile(fileobj=_Rewound(head, stream))  # type: ignore[call-overload]
         # read1, because read throws away what it has unzipped when it comes to a damaged place.
         yield from _read_plain(lambda size: unzipped.read1(min(size, _UNZIPPED)), b"")
