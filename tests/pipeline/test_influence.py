@@ -13,6 +13,8 @@ from tests.conftest import Tiny, write_records
 from transforms.sinks import read_rows
 
 K = 4
+# Submits nothing.
+DRY_RUN = ("--runner=DataflowRunner", "--dry_run=True", "--project=some-project", "--region=us-central1", "--temp_location=gs://bucket/tmp")
 
 
 @pytest.fixture(scope="module")
@@ -189,14 +191,7 @@ def test_overwrite_replaces_a_result_and_leaves_nothing_of_the_old_one(result, d
 def test_overwrite_leaves_the_old_result_until_there_is_a_new_one(result, data, tiny, tracin, tmp_path):
     shutil.copytree(result, tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    cloud = [
-        "--runner=DataflowRunner",
-        "--dry_run=True",
-        "--project=some-project",
-        "--region=us-central1",
-        "--temp_location=gs://bucket/tmp",
-    ]
-    assert tracin("influence", *flags(data, tiny, tmp_path / "out", k=2), "--overwrite", *cloud).status == 0
+    assert tracin("influence", *flags(data, tiny, tmp_path / "out", k=2), "--overwrite", *DRY_RUN).status == 0
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
@@ -274,14 +269,7 @@ def test_predicted_labels_explain_what_the_model_says(result, data, tiny, tracin
 
 def test_a_graph_that_is_only_built_runs_nothing_here(data, tiny, tracin, tmp_path):
     # As a Flex Template's launcher does: whatever a correct result needs is in the graph, not after run().
-    cloud = [
-        "--runner=DataflowRunner",
-        "--dry_run=True",
-        "--project=some-project",
-        "--region=us-central1",
-        "--temp_location=gs://bucket/tmp",
-    ]
-    outcome = tracin("influence", *flags(data, tiny, tmp_path / "out"), *cloud)
+    outcome = tracin("influence", *flags(data, tiny, tmp_path / "out"), *DRY_RUN)
     assert outcome.status == 0, outcome.err
     assert "the graph is built; nothing has run" in outcome.out
     assert not list((tmp_path / "out").rglob("*"))

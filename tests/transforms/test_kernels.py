@@ -169,7 +169,21 @@ def test_float32_alone_would_choose_wrong_members():
     assert_same(search(base, train, scoring), full_sort(base, train, scoring))
 
 
-def test_where_float32_is_no_sieve_float64_is(monkeypatch):
+@pytest.fixture
+def decided(monkeypatch) -> list[int]:
+    """The numbers of pairs that are scored canonically, as they are."""
+    counts: list[int] = []
+    decide = kernels._TestBlock.decide
+
+    def watched(block, sign, train, tests, trains):
+        counts.append(len(tests))
+        decide(block, sign, train, tests, trains)
+
+    monkeypatch.setattr(kernels._TestBlock, "decide", watched)
+    return counts
+
+
+def test_where_float32_is_no_sieve_float64_is(monkeypatch, decided):
     # A margin that nearly everything passes, as with many activations and a large k: the block is multiplied again.
     rng = np.random.default_rng(9)
     test, train = draw(rng, 20, 2, 6, 40, spread=0.1), draw(rng, 900, 2, 6, 40, spread=0.1)
@@ -183,11 +197,6 @@ def test_where_float32_is_no_sieve_float64_is(monkeypatch):
     margin = kernels.relative_margin
     monkeypatch.setattr(kernels, "relative_margin", lambda *shape: margin(*shape) * (1e4 if len(shape) == 3 else 1))
     monkeypatch.setattr(kernels._TestBlock, "scaled", watched)
-    decided = []
-    decide = kernels._TestBlock.decide
-    monkeypatch.setattr(
-        kernels._TestBlock, "decide", lambda block, sign, train, i, j: (decided.append(len(i)), decide(block, sign, train, i, j))
-    )
     scoring = Scoring((0.1, 0.02), 40)
     assert_same(search(test, train, scoring), full_sort(test, train, scoring))
     assert np.float64 in types
@@ -218,18 +227,13 @@ def test_ties_without_end_are_decided_in_parts(monkeypatch, normalize):
     assert max(capacities) <= kernels._slots(7) + 64
 
 
-def test_one_outlier_does_not_blunt_the_sieve(monkeypatch):
+def test_one_outlier_does_not_blunt_the_sieve(monkeypatch, decided):
     rng = np.random.default_rng(11)
     test, train = draw(rng, 10, 2, 3, 6, spread=1), draw(rng, 2000, 2, 3, 6, spread=1)
     loss_grads = train.loss_grads.copy()
     loss_grads[77] *= 1e34
     train = features(loss_grads, train.activations)
     monkeypatch.setattr(kernels, "BLOCK_TRAINS", 256)
-    decided = []
-    decide = kernels._TestBlock.decide
-    monkeypatch.setattr(
-        kernels._TestBlock, "decide", lambda block, sign, train, i, j: (decided.append(len(i)), decide(block, sign, train, i, j))
-    )
     scoring = Scoring((0.1, 0.02), 5)
     assert_same(search(test, train, scoring), full_sort(test, train, scoring))
     # Only the outlier's own block, whose margin is its, lets everything pass.
