@@ -10,49 +10,18 @@ noisy: quote the ratios. DIR keeps the prepared data (a temporary directory othe
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
 import pathlib
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from benchmarks import fashion_mnist
+from benchmarks.measure import Measured, command, matmul_gflops, median_seconds, read_features, run, searched
 
 UNITS, CLASSES = 129, 10  # the bias's 1 counted
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """A command that ended: wall seconds, peak resident bytes, what it printed."""
-
-    seconds: float
-    peak_bytes: int
-    out: str
-
-
-def run(words: Sequence[str]) -> Measured:
-    """Runs a command as a process of its own and measures it; ends the program if it fails."""
-    with tempfile.TemporaryFile("w+") as out:
-        started = time.perf_counter()
-        process = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        out.seek(0)
-        text = out.read()
-    if status:
-        raise SystemExit(f"{' '.join(words)} failed:\n{text}")
-    return Measured(seconds, usage.ru_maxrss * 1024, text)
-
-
-def command(*words: str) -> list[str]:
-    """A `tracin` command of this environment."""
-    return [sys.executable, "-m", "pipeline.cli", *words]
 
 
 def influence_flags(data: pathlib.Path, output: pathlib.Path, k: int) -> list[str]:
@@ -89,44 +58,12 @@ def forward_seconds(data: pathlib.Path) -> float:
     return median_seconds(all_batches, 3)
 
 
-def matmul_gflops() -> float:
-    """The machine's best float32 matrix multiply, in Gflop/s."""
-    import tensorflow as tf
-
-    a, b = tf.random.normal((2048, 2048)), tf.random.normal((2048, 2048))
-    return 2 * 2048**3 / min(timed(lambda: tf.matmul(a, b).numpy()) for _ in range(12)) / 1e9
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def median_seconds(work: Callable[[], object], runs: int) -> float:
-    """Median seconds of some calls, after one to warm up."""
-    work()
-    return statistics.median(timed(work) for _ in range(runs))
-
-
-def dense_seconds(features: pathlib.Path, k: int) -> float:
+def search_seconds(output: pathlib.Path, k: int) -> float:
     """Seconds of scoring alone: features decoded in memory → top-k arrays."""
-    from pipeline.score import read_set
-    from transforms.kernels import Scoring, Search
-    from transforms.tiles import spans
+    from transforms.scoring import Scoring
 
-    sets = {name: read_set(str(features / f"{name}_features"), "features") for name in ("test", "train")}
-    arrays = {name: one.read(spans(one.counts, 0, sum(one.counts))) for name, one in sets.items()}
-    scoring = Scoring(tuple(rate for rate in sets["train"].manifest.learning_rates if rate), k)
-
-    def score() -> None:
-        search = Search(arrays["test"], scoring)
-        for _ in search.scan(arrays["train"]):
-            pass
-        search.result()
-
-    return median_seconds(score, 3)
+    test, train, rates = read_features(output)
+    return median_seconds(lambda: searched(test, train, Scoring(rates, k)), 3)
 
 
 def main() -> None:
@@ -161,7 +98,7 @@ def report(data: pathlib.Path, scratch: pathlib.Path, k: int, runs: int) -> None
     tests, trains = (read_set(str(output / f"{name}_features"), "features").manifest.examples for name in ("test", "train"))
     pairs = tests * trains
     flops = 2 * fashion_mnist.CHECKPOINTS * (CLASSES + UNITS)
-    forward, gflops, dense = forward_seconds(data), matmul_gflops(), dense_seconds(output, k)
+    forward, gflops, search = forward_seconds(data), matmul_gflops(), search_seconds(output, k)
     limit = gflops * 1e9 / flops
 
     def told(name: str, measured: Sequence[Measured]) -> None:
@@ -179,7 +116,7 @@ def report(data: pathlib.Path, scratch: pathlib.Path, k: int, runs: int) -> None
     print(f"whole command        {pairs / seconds / 1e6:6.1f} M pairs/s")
     extraction = statistics.median(one.seconds for one in halves["features"])
     print(f"bare forward passes  {forward:6.1f} s; {forward / extraction:.2f} of the whole `tracin features`")
-    print(f"scoring alone        {pairs / dense / 1e6:6.1f} M pairs/s; {pairs / dense / limit:.2f} of the brute-force limit")
+    print(f"scoring alone        {pairs / search / 1e6:6.1f} M pairs/s; {pairs / search / limit:.2f} of the brute-force limit")
     print(f"brute-force limit    {limit / 1e6:6.1f} M pairs/s ({gflops:.0f} Gflop/s of matrix multiply over {flops} flops a pair)")
 
 

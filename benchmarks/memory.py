@@ -14,7 +14,7 @@ import tempfile
 
 import numpy as np
 
-from benchmarks.influence import command, run
+from benchmarks.measure import command, run
 
 SIZES = (25_000, 100_000, 400_000)
 CHECKPOINTS, CLASSES, UNITS = 6, 10, 129

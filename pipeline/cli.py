@@ -29,9 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     # Flags are looked at before anything heavy is imported.
     options.parse(command, words[1:])
-    with _told("loading TensorFlow and Apache Beam …"), _quiet_import():
+    computes = command not in options.WITHOUT_TENSORFLOW
+    with _told(f"loading {'TensorFlow and ' if computes else ''}Apache Beam …"), _quiet_import():
         module = importlib.import_module(f"pipeline.{command}")
-        importlib.import_module("tensorflow").config.list_physical_devices()
+        if computes:
+            importlib.import_module("tensorflow").config.list_physical_devices()
     # Where people keep the modules that --parse_fn, --model and --import name. Last, so that it shadows nothing.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

@@ -20,10 +20,10 @@ from pipeline.digits import Digits
 from pipeline.gallery import Candidate, Inspection, Traced
 from transforms import files, manifest, sinks
 from transforms.errors import InputError
-from transforms.kernels import self_influence
 from transforms.manifest import FeatureManifest
 from transforms.records import Features
-from transforms.scores import FeatureSet, usable_rate
+from transforms.scores import FeatureSet
+from transforms.scoring import self_influence
 from transforms.tiles import Span
 
 _K = 5
@@ -172,8 +172,8 @@ def trace_worst(features: Features, rows: Mapping[str, Mapping[str, Any]], train
 
 def inspect(features: Features, committed: FeatureManifest, train: Digits) -> Inspection:
     """The training digits by falling self-influence, given their features."""
-    rates = [usable_rate(rate, name) for rate, name in zip(committed.learning_rates, committed.checkpoints, strict=True)]
-    scores = dict(zip(features.example_ids.tolist(), self_influence(features, rates), strict=True))
+    own = self_influence(features, manifest.usable_rates(committed, None))
+    scores = dict(zip(features.example_ids.tolist(), own, strict=True))
     return Inspection.of(np.array([scores[example_id.encode()] for example_id in train.ids]), train.planted)
 
 

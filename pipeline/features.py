@@ -29,7 +29,7 @@ def _run(argv: Sequence[str]) -> None:
         return
     files.check_writable(args.output)
     print(report.checkpoints(prepared))
-    if not runner.run_graph(lambda pipeline: pipeline | "ComputeFeatureSet" >> wanted.stage, beam_options, [extraction([wanted])]):
+    if runner.run_graph(lambda pipeline: pipeline | "ComputeFeatureSet" >> wanted.stage, beam_options, [extraction([wanted])]) is None:
         print("the graph is built; nothing has run")
         return
     written = runner.read_back(args.output, FeatureManifest)

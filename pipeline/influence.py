@@ -14,8 +14,8 @@ from pipeline import inputs, options, progress, report, runner
 from pipeline.features import extraction
 from pipeline.score import influence_draft, read_set, scoring_plan, write_influence
 from transforms import files, manifest
-from transforms.manifest import FeatureManifest, Manifest
-from transforms.scores import FeatureSet, usable_rate
+from transforms.manifest import FeatureManifest, Manifest, usable_rate
+from transforms.scores import FeatureSet
 from transforms.tiles import Shape
 
 
@@ -73,13 +73,15 @@ def _run(argv: Sequence[str]) -> None:
 
     missing = [one for one in wanted.values() if not one.complete]
     stages = ([extraction(missing)] if missing else []) + [progress.SCORING]
-    if not runner.run_graph(build, beam_options, stages):
+    counts = runner.run_graph(build, beam_options, stages)
+    if counts is None:
         print("the graph is built; nothing has run")
         return
     written = {name: runner.read_back(one.directory, FeatureManifest) for name, one in wanted.items()}
     for name, one in wanted.items():
         print(report.features(one.directory, written[name], f"{name}_features"))
     print(report.influence(args.output, runner.read_back(args.output, Manifest)))
+    print(report.skipped(counts))
     read = sum(sum(written[name].counts.values()) for name, one in wanted.items() if not one.complete)
     print(report.done(started, read, scored=written["test"].examples * written["train"].examples))
 

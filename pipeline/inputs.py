@@ -20,9 +20,8 @@ from transforms.errors import InputError
 from transforms.examples import ExampleFormat, InputFile, InputSpec, ParsedExample, first_records, parse_example, resolve_function
 from transforms.features import ComputeFeatureSet, Model, WriteFeatures
 from transforms.losses import Loss
-from transforms.manifest import FeatureManifest
+from transforms.manifest import FeatureManifest, usable_rate
 from transforms.rejects import Reject
-from transforms.scores import usable_rate
 
 # One call of the model takes at most this much input, so that activations inside it stay within a worker's memory.
 _BATCH_BYTES = 64 << 20

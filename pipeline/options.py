@@ -17,8 +17,16 @@ COMMANDS = {
     "influence": "trace test predictions to the training examples behind them: features and scores in one run",
     "features": "extract the features of a set of examples (stage 1)",
     "score": "score a test feature set against a training feature set (stage 2)",
+    "plan": "tell what a `tracin score` with the same flags would cost: tiles, bytes, arithmetic, memory; nothing is run or written",
     "demo": "see the whole story on real handwritten digits that come with the install",
 }
+
+# They need seconds less before they answer.
+WITHOUT_TENSORFLOW = ("plan",)
+
+# What `tracin plan` is told of feature sets that are there, or else of such that are not yet.
+_PLANNED_SETS = ("train_features", "test_features")
+_PLANNED_COUNTS = ("train_count", "test_count", "checkpoint_count", "outputs", "units")
 
 _EPILOG = (
     "Any flag of Apache Beam may follow: --runner, --direct_num_workers, --project, --region, --temp_location, --sdk_container_image, …"
@@ -51,6 +59,10 @@ def _number(text: str, kind: type[_N], low: float, high: float, expected: str) -
 
 def _positive(text: str) -> int:
     return _number(text, int, 1, float("inf"), "a whole number of at least 1")
+
+
+def _count(text: str) -> int:
+    return _number(text, int, 1, 10**10, "a whole number from 1 to 10,000,000,000")
 
 
 def _fraction(text: str) -> float:
@@ -102,22 +114,38 @@ def parser(command: str) -> argparse.ArgumentParser:
         )
         sets.add_argument("--test_examples", required=True, metavar="GLOBS", help="TFRecord files of the test examples")
     else:
+        needed = command == "score"
         sets.add_argument(
-            "--train_features", required=True, metavar="DIR", help="feature set of the training examples, as `tracin features` wrote it"
+            "--train_features", required=needed, metavar="DIR", help="feature set of the training examples, as `tracin features` wrote it"
         )
-        sets.add_argument("--test_features", required=True, metavar="DIR", help="feature set of the test examples")
-    sets.add_argument(
-        "--output", required=True, type=_directory, metavar="DIR", help="directory for the results, on any filesystem that Beam writes"
-    )
+        sets.add_argument("--test_features", required=needed, metavar="DIR", help="feature set of the test examples")
+    if command == "plan":
+        _add_counts(built.add_argument_group("instead of feature sets that are not extracted yet"))
+        built.add_argument(
+            "--json", nargs="?", const=True, default=False, type=_boolean, metavar="true|false", help="print one JSON object, in bytes"
+        )
+        sets.add_argument("--output", type=_directory, metavar="DIR", help="as for `tracin score`; nothing is looked up or written there")
+    else:
+        sets.add_argument(
+            "--output", required=True, type=_directory, metavar="DIR", help="directory for the results, on any filesystem that Beam writes"
+        )
     _add_overwrite(sets)
     if command in ("features", "influence"):
         _add_examples(sets, command)
         _add_model(built.add_argument_group("model"))
-    if command in ("score", "influence"):
+    if command in ("score", "plan", "influence"):
         _add_scoring(built.add_argument_group("scoring"))
-    if command == "score":
+    if command in ("score", "plan"):
         _add_rates(built.add_argument_group("model"))
     return built
+
+
+def _add_counts(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--train_count", type=_count, metavar="N", help="number of training examples")
+    group.add_argument("--test_count", type=_count, metavar="N", help="number of test examples")
+    group.add_argument("--checkpoint_count", type=_count, metavar="T", help="number of checkpoints")
+    group.add_argument("--outputs", type=_count, metavar="C", help="outputs of the last dense layer")
+    group.add_argument("--units", type=_count, metavar="D", help="inputs of the last dense layer, and 1 more where its bias counts")
 
 
 def _add_overwrite(group: argparse._ActionsContainer) -> None:
@@ -239,4 +267,19 @@ def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[s
         close = difflib.get_close_matches(flag, names, n=1, cutoff=0.85)
         if close:
             own.error(f"unknown flag {flag}; did you mean {close[0]}?")
+    if command == "plan":
+        _check_planned(own, args)
     return args, left
+
+
+def _check_planned(own: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the program unless either both feature sets are named or all that stands for them is given."""
+    sets, counts = ([name for name in names if getattr(args, name) is not None] for names in (_PLANNED_SETS, _PLANNED_COUNTS))
+    if sets and counts:
+        own.error(
+            f"--{sets[0]} and --{counts[0]} exclude each other: name feature sets, or give the numbers of some that are not there yet"
+        )
+    missing = [f"--{name}" for name in (_PLANNED_COUNTS if counts else _PLANNED_SETS) if name not in sets + counts]
+    if missing:
+        instead = "" if sets or counts else f", or of sets that are not there yet {', '.join(f'--{name}' for name in _PLANNED_COUNTS)}"
+        own.error(f"missing {', '.join(missing)}{instead}")

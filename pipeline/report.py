@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import posixpath
 import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from pipeline.inputs import PreparedModel
 from transforms.manifest import FeatureManifest, Manifest
+
+# They bring TensorFlow, which `tracin plan` does not wait for.
+if TYPE_CHECKING:
+    from pipeline.inputs import PreparedModel
+    from pipeline.plan import Plan
 
 
 def checkpoints(prepared: PreparedModel) -> str:
@@ -39,6 +45,60 @@ def influence(directory: str, manifest: Manifest) -> str:
     return f"influence: {_count(manifest.counts['rows'], 'row')} as JSON lines and as Parquet, {_bytes(size)} at {directory}"
 
 
+def skipped(counts: Mapping[str, int]) -> str:
+    """Why scoring was fast or slow: what became of the pairs, out of a run's counters."""
+    pairs = sum(counts.get(f"pairs-{name}", 0) for name in ("zero", "norms", "loss_gradients", "products"))
+    if not pairs:
+        return "what became of the pairs is not known on this runner"
+    told = [
+        f"{_percent(counts.get(f'pairs-{name}', 0), pairs)} {words}"
+        for name, words in (
+            ("zero", "zero gradients"),
+            ("norms", "skipped by norms"),
+            ("loss_gradients", "sieved by loss gradients"),
+            ("products", "multiplied whole"),
+        )
+        if counts.get(f"pairs-{name}", 0)
+    ]
+    scored, size = counts.get("pairs-scored-exactly", 0), counts.get("bytes-shuffled", 0)
+    return f"{pairs:,} pairs: {', '.join(told)}; {scored:,} scored exactly; {_bytes(size)} left the tiles"
+
+
+def _percent(part: int, whole: int) -> str:
+    share = 100 * part / whole
+    return f"{share:.1f} %" if share >= 0.05 else "under 0.1 %"
+
+
+def plan(told: Plan) -> str:
+    """What a scoring run would cost, as a table."""
+    cost = told.cost
+    passes = "once" if cost.test_blocks == 1 else f"{cost.test_blocks:,} times"
+    most = "" if cost.test_bytes_read_at_most == cost.test_bytes_read else f" (at most {_bytes(cost.test_bytes_read_at_most)})"
+    verdict = "within" if told.within_memory else "MORE THAN"
+    machine = (
+        f" ({told.processes:,} on a machine{'' if told.processes_known else ', as this one has processors'})" if told.processes > 1 else ""
+    )
+    rows = {
+        "training examples": f"{told.train.examples:,}, {_bytes(told.train.bytes)} in {_count(told.train.files, 'file')}",
+        "test examples": f"{told.test.examples:,}, {_bytes(told.test.bytes)} in {_count(told.test.files, 'file')}",
+        "features": ", ".join(
+            _count(n, noun) for n, noun in ((told.checkpoints, "checkpoint"), (told.outputs, "output"), (told.units, "unit"))
+        ),
+        "pairs": f"{cost.pairs:,}",
+        "arithmetic": f"at most {_scaled(cost.flops, 'flop')}, if every pair is multiplied",
+        "tiles": f"{cost.tiles:,}: {_count(cost.test_blocks, 'block')} of up to {cost.test_rows:,} test examples × "
+        f"{_count(cost.train_ranges, 'range')} of up to {cost.train_rows:,} training examples",
+        "chunks": f"{cost.chunks:,} of up to {cost.chunk_rows:,} training examples",
+        "read": f"{_bytes(cost.train_bytes_read + cost.test_bytes_read)}: {_bytes(cost.train_bytes_read)} of training features, "
+        f"read {passes}, and {_bytes(cost.test_bytes_read)}{most} of test features",
+        "memory": f"{_bytes(cost.memory_bytes)} for scoring, {verdict} the {_bytes(told.memory_bytes_allowed)} of a worker process"
+        + machine,
+        "shuffled": f"at most {_count(cost.candidates, 'candidate')}, about {_bytes(cost.shuffled_bytes)}",
+        "result": f"{_count(cost.result_rows, 'row')}, at most about {_bytes(cost.result_bytes)} in {_count(cost.result_files, 'file')}",
+    }
+    return "\n".join(f"{name:<19}{text}" for name, text in rows.items())
+
+
 def done(started: float, read: int = 0, scored: int = 0) -> str:
     """How long a run took since `started` (of `time.monotonic`), how many examples it read and pairs it scored."""
     told = ([f"read {read:,} examples"] if read else []) + ([f"scored {scored:,} pairs"] if scored else [])
@@ -50,8 +110,12 @@ def _count(n: int, noun: str) -> str:
 
 
 def _bytes(size: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
+    return f"{size:.0f} B" if size < 1000 else _scaled(size, "B")
+
+
+def _scaled(value: float, unit: str) -> str:
+    for prefix in ("", "K", "M", "G", "T", "P"):
+        if value < 1000:
+            return f"{value:.1f} {prefix}{unit}"
+        value /= 1000
+    return f"{value:,.1f} E{unit}"

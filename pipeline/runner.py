@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import apache_beam as beam
@@ -72,8 +72,10 @@ def processes_per_machine(options: PipelineOptions) -> int | None:
     return int(direct.direct_num_workers or 0) or None if direct.direct_running_mode == "multi_processing" else 1
 
 
-def run_graph(build: Callable[[beam.Pipeline], Any], options: PipelineOptions, stages: Sequence[progress.Stage]) -> bool:
-    """Builds a graph and runs it to its end; returns False where it was only built, for a template or a dry run.
+def run_graph(
+    build: Callable[[beam.Pipeline], Any], options: PipelineOptions, stages: Sequence[progress.Stage]
+) -> Mapping[str, int] | None:
+    """Builds a graph and runs it to its end; returns its counters by name, or None where it was only built, for a template or a dry run.
 
     Raises:
         RunFailed: the run was ended by something that the user can mend, or did not end well.
@@ -91,7 +93,7 @@ def run_graph(build: Callable[[beam.Pipeline], Any], options: PipelineOptions, s
         with progress.shown(stages, watch):
             result = pipeline.run()
             if options.view_as(GoogleCloudOptions).template_location or options.view_as(TestOptions).dry_run:
-                return False
+                return None
             if not local:
                 watch.follow(result)
             state = str(result.wait_until_finish())  # a state's name
@@ -102,7 +104,9 @@ def run_graph(build: Callable[[beam.Pipeline], Any], options: PipelineOptions, s
         raise RunFailed(told) from error
     if state != "DONE":
         raise RunFailed(f"the run ended as {state}: see the runner's own logs")
-    return True
+    # Worker processes keep no counts here, and have told them all by now.
+    watch.follow(result)
+    return watch.counts()
 
 
 def _told(error: BaseException) -> str | None:

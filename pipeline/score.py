@@ -15,7 +15,7 @@ from pipeline import options, progress, report, runner
 from transforms import files, manifest
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest, Manifest
-from transforms.scores import FeatureSet, ScoreInfluence, ScoringPlan, check_same_model
+from transforms.scores import FeatureSet, ScoreInfluence, ScoringPlan
 from transforms.sinks import WriteInfluence
 from transforms.tiles import rows_per_file
 
@@ -31,7 +31,7 @@ def _run(argv: Sequence[str]) -> None:
     beam_options = runner.beam_options(flags)
     train = manifest.read(args.train_features, FeatureManifest, "train_features")
     test = manifest.read(args.test_features, FeatureManifest, "test_features")
-    check_same_model(test, train, args.test_features, args.train_features)
+    manifest.check_same_model(test, train, args.test_features, args.train_features)
     if not train.examples:
         raise InputError(f"--train_features={args.train_features!r} holds no example: there is nothing to score against")
     plan = scoring_plan(args, beam_options)
@@ -52,10 +52,12 @@ def _run(argv: Sequence[str]) -> None:
         )
         write_influence(sets, args.output, plan, draft, train, args.overwrite)
 
-    if not runner.run_graph(build, beam_options, [progress.SCORING]):
+    counts = runner.run_graph(build, beam_options, [progress.SCORING])
+    if counts is None:
         print("the graph is built; nothing has run")
         return
     print(report.influence(args.output, runner.read_back(args.output, Manifest)))
+    print(report.skipped(counts))
     print(report.done(started, scored=test.examples * train.examples))
 
 

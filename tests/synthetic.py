@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from transforms.kernels import Scoring, canonical_scores
 from transforms.records import Features
+from transforms.scoring import Scoring, canonical_scores
 from transforms.topk import Ranking, TopK
 
 

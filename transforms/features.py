@@ -27,13 +27,9 @@ from transforms.errors import InputError
 from transforms.examples import ExampleBatch, ExampleFormat, InputFile, ReadExamples
 from transforms.files import StoredFile
 from transforms.losses import active
-from transforms.manifest import FeatureManifest
+from transforms.manifest import BYTES_PER_FILE, RECORDS_PER_FILE, FeatureManifest
 from transforms.records import Features, Origin
 from transforms.rejects import Reject
-
-# A feature file is read whole and verified before use, so its size bounds the memory of whoever reads it.
-RECORDS_PER_FILE = 8192
-BYTES_PER_FILE = 32 << 20
 
 _ID_BUCKETS = 64
 _TOLD_REPEATS = 5

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from apache_beam.io.filesystem import BeamIOError
@@ -25,6 +25,10 @@ _PATTERNS = {
     "influence": ("influence-*.jsonl", "influence-*.parquet"),
 }
 _FORMAT = 1
+
+# A feature file is read whole and verified before use, so its size bounds the memory of whoever reads it.
+RECORDS_PER_FILE = 8192
+BYTES_PER_FILE = 32 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +142,52 @@ def read_if_any(directory: str, flag: str) -> Manifest | None:
         raise InputError(
             f"--{flag}: {path} cannot be read as a manifest of this version: {error}; choose another directory, or remove the file"
         ) from error
+
+
+def check_same_model(test: FeatureManifest, train: FeatureManifest, test_name: str, train_name: str) -> None:
+    """Makes sure that two sets can be scored against each other.
+
+    Raises:
+        InputError: they were extracted with different models.
+    """
+    if test.model_fingerprint != train.model_fingerprint:
+        keys = ("checkpoints", "layer", "loss", "include_bias")
+        differing = [key for key in keys if test.settings.get(key) != train.settings.get(key)] or ["checkpoints' content"]
+        raise InputError(
+            f"{test_name} and {train_name} are features of different models (different {', '.join(differing)}): "
+            "extract both with the same checkpoints, layer, loss and bias"
+        )
+
+
+def usable_rates(train: FeatureManifest, given: Sequence[float] | None) -> tuple[float, ...]:
+    """The learning rates that weigh the checkpoints of a training set: those that are given, else its own.
+
+    Raises:
+        InputError: no usable learning rate is known for some checkpoint.
+    """
+    rates = given or train.learning_rates
+    if len(rates) != len(train.checkpoints):
+        raise InputError(
+            f"--learning_rates has {len(rates)} numbers, the features are of {len(train.checkpoints)} checkpoints: give one for each"
+        )
+    return tuple(usable_rate(rate, name) for rate, name in zip(rates, train.checkpoints, strict=True))
+
+
+def usable_rate(rate: float | None, checkpoint: str) -> float:
+    """A learning rate that can weigh a checkpoint.
+
+    Raises:
+        InputError: it is unknown, zero, negative, not finite, or beyond 1e±30.
+    """
+    if rate is None:
+        raise InputError(f"no learning rate is known for {checkpoint}: give one per checkpoint with --learning_rates=0.1,0.01,…")
+    # Beyond these limits self-influences would leave the range of float64.
+    if not 1e-30 <= rate <= 1e30:
+        raise InputError(
+            f"the learning rate of {checkpoint} is {rate:g}, which would leave it out of every score or turn its sign: give the rates "
+            "that the steps before each checkpoint were made with, by --learning_rates=0.1,0.01,…, or leave the checkpoint out"
+        )
+    return rate
 
 
 def is_complete(directory: str, kind: str, expected: str, settings: Mapping[str, Any], overwrite: bool) -> bool:

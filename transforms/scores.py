@@ -11,16 +11,18 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
 
 from transforms import counting, files, records, tfrecords, topk
 from transforms.errors import InputError
-from transforms.kernels import Scoring, Search, self_influence
-from transforms.manifest import FeatureManifest
+from transforms.manifest import FeatureManifest, check_same_model, usable_rates
 from transforms.overlap import prefetch
 from transforms.records import Features
+from transforms.scoring import Scoring, self_influence
+from transforms.search import Search
 from transforms.tiles import Grid, Shape, Span, Tile, choose_grid, chunks, rows_per_file, tiles
 from transforms.topk import TopK
 
@@ -70,6 +72,15 @@ class ScoredBlock:
     self_influence: np.ndarray
     best: TopK
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the arrays, which is nearly all that travels."""
+        own = (self.test_ids, self.labels, self.predictions, self.probabilities, self.self_influence)
+        rankings = (self.best.proponents, self.best.opponents)
+        return sum(array.nbytes for array in own) + sum(
+            array.nbytes for one in rankings for array in (one.rows, one.scores, one.ids, one.labels)
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class ScoringPlan:
@@ -98,12 +109,7 @@ class ScoringPlan:
         Raises:
             InputError: no usable learning rate is known for some checkpoint.
         """
-        rates = self.learning_rates or train.learning_rates
-        if len(rates) != len(train.checkpoints):
-            raise InputError(
-                f"--learning_rates has {len(rates)} numbers, the features are of {len(train.checkpoints)} checkpoints: give one for each"
-            )
-        return Scoring(tuple(usable_rate(rate, name) for rate, name in zip(rates, train.checkpoints, strict=True)), self.k, self.normalize)
+        return Scoring(usable_rates(train, self.learning_rates), self.k, self.normalize)
 
     def grid(self, test: FeatureSet, train: FeatureSet) -> Grid:
         """The grid for two sets.
@@ -111,10 +117,7 @@ class ScoringPlan:
         Raises:
             InputError: the memory budget is too small.
         """
-        grid = self._grid(train.shape, sum(test.counts), sum(train.counts))
-        return Grid(
-            self.test_rows or grid.test_rows, self.train_rows or grid.train_rows, min(grid.chunk_rows, self.train_rows or grid.chunk_rows)
-        )
+        return self._grid(train.shape, sum(test.counts), sum(train.counts))
 
     def check_memory(self, shape: Shape) -> None:
         """Makes sure, before anything is computed, that the memory budget suffices; where workers share it, only they can tell.
@@ -128,41 +131,9 @@ class ScoringPlan:
     def _grid(self, shape: Shape, tests: int, trains: int) -> Grid:
         processes = self.processes or os.cpu_count() or 1
         try:
-            return choose_grid(shape, tests, trains, self.k, self.memory_gb * 1e9 / processes)
+            return choose_grid(shape, tests, trains, self.k, self.memory_gb * 1e9 / processes, self.test_rows, self.train_rows)
         except ValueError as error:
             raise InputError(f"--memory_gb={self.memory_gb:g}: {error}") from error
-
-
-def usable_rate(rate: float | None, checkpoint: str) -> float:
-    """A learning rate that can weigh a checkpoint.
-
-    Raises:
-        InputError: it is unknown, zero, negative, not finite, or beyond 1e±30.
-    """
-    if rate is None:
-        raise InputError(f"no learning rate is known for {checkpoint}: give one per checkpoint with --learning_rates=0.1,0.01,…")
-    # Beyond these limits self-influences would leave the range of float64.
-    if not 1e-30 <= rate <= 1e30:
-        raise InputError(
-            f"the learning rate of {checkpoint} is {rate:g}, which would leave it out of every score or turn its sign: give the rates "
-            "that the steps before each checkpoint were made with, by --learning_rates=0.1,0.01,…, or leave the checkpoint out"
-        )
-    return rate
-
-
-def check_same_model(test: FeatureManifest, train: FeatureManifest, test_name: str, train_name: str) -> None:
-    """Makes sure that two sets can be scored against each other.
-
-    Raises:
-        InputError: they were extracted with different models.
-    """
-    if test.model_fingerprint != train.model_fingerprint:
-        keys = ("checkpoints", "layer", "loss", "include_bias")
-        differing = [key for key in keys if test.settings.get(key) != train.settings.get(key)] or ["checkpoints' content"]
-        raise InputError(
-            f"{test_name} and {train_name} are features of different models (different {', '.join(differing)}): "
-            "extract both with the same checkpoints, layer, loss and bias"
-        )
 
 
 def plan_tiles(test: FeatureSet, train: FeatureSet, plan: ScoringPlan) -> Iterator[Tile]:
@@ -190,27 +161,32 @@ def plan_tiles(test: FeatureSet, train: FeatureSet, plan: ScoringPlan) -> Iterat
 
 
 class TileScorer:
-    """Scores tiles, one at a time; keeps the test block of the tile before, since neighbours share it."""
+    """Scores tiles, one at a time; keeps the test block of the tile before and what is known of its thresholds: neighbours share both."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._block: tuple[tuple[str, tuple[Span, ...]], Features] | None = None
+        self._key: tuple[Any, ...] | None = None
+        self._tests: Features | None = None
+        self._floors: np.ndarray | None = None
 
     def score(self, tile: Tile, test: FeatureSet, train: FeatureSet, scoring: Scoring) -> ScoredBlock:
-        """The best candidates of a tile."""
+        """The best candidates of a tile; of those that other tiles' scores prove not to be among the k best, none."""
         with self._lock:
-            key = (test.directory, tile.tests)
-            if self._block is None or self._block[0] != key:
-                self._block = None
-                self._block = (key, test.read(tile.tests))
-            tests = self._block[1]
-            search = Search(tests, scoring)
+            key = (test.directory, test.manifest.fingerprint, tile.tests, train.directory, train.manifest.fingerprint, scoring)
+            if self._tests is None or self._key != key:
+                self._tests = self._floors = None
+                self._tests, self._key = test.read(tile.tests), key
+            tests = self._tests
+            search = Search(tests, scoring, floors=self._floors)
             ahead = prefetch((train.read(spans) for spans in chunks(tile.trains, tile.chunk_rows)), depth=1)
             with contextlib.closing(ahead):
                 for chunk in ahead:
                     for pairs in search.scan(chunk):
                         counting.add("pairs-scored", pairs)
-            return ScoredBlock(
+            for name, count in search.counts.items():
+                counting.add("pairs-scored-exactly" if name == "scored" else f"pairs-{name}", count)
+            self._floors = search.floors
+            block = ScoredBlock(
                 tests.example_ids,
                 tests.labels,
                 tests.predictions,
@@ -218,6 +194,8 @@ class TileScorer:
                 self_influence(tests, scoring.learning_rates),
                 search.result(),
             )
+            counting.add("bytes-shuffled", block.nbytes)
+            return block
 
 
 # One for all threads of a process: a multiplication uses all cores, and the memory budget is of one tile and one test block.

@@ -10,8 +10,8 @@ import pytest
 from benchmarks import fashion_mnist
 from benchmarks.influence import Measured, command, influence_flags, run
 from tests.synthetic import exact_scores
-from transforms.kernels import Scoring, self_influence
 from transforms.records import Features
+from transforms.scoring import Scoring, self_influence
 from transforms.sinks import read_rows
 
 pytestmark = [

@@ -21,11 +21,10 @@ def build(tiny: Tiny, directory: pathlib.Path, payloads: list[bytes]) -> Any:
     write_records(directory / "test-0", payloads)
     graphs = []
 
-    def keep(assemble: Any, options: Any, stages: Any) -> bool:
+    def keep(assemble: Any, options: Any, stages: Any) -> None:
         pipeline = beam.Pipeline(options=options)
         assemble(pipeline)
         graphs.append(pipeline.to_runner_api())
-        return False
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "run_graph", keep)

@@ -30,7 +30,8 @@ def assert_told(outcome: Outcome, *parts: str) -> None:
 HEAVY = """
 import contextlib, io, sys
 from pipeline import cli, options
-for words in [[c, "--help"] for c in options.COMMANDS] + [["--help"], ["--version"], ["score"], ["features", "--exmaples=x"], ["nonsense"]]:
+wrong = [["score"], ["plan", "--outputs=3"], ["features", "--exmaples=x"], ["nonsense"]]
+for words in [[c, "--help"] for c in options.COMMANDS] + [["--help"], ["--version"], *wrong]:
     told = io.StringIO()
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
         try:
@@ -50,6 +51,7 @@ def test_help_and_mistakes_are_answered_without_importing_anything_heavy() -> No
         "0 --help",
         "0 --version",
         "2 score",
+        "2 plan --outputs=3",
         "2 features --exmaples=x",
         "2 nonsense",
     ]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from tests.synthetic import assert_same, draw, full_sort
-from transforms import files, records, tfrecords
+from transforms import counting, files, records, tfrecords
 from transforms.errors import InputError
-from transforms.kernels import Scoring
-from transforms.manifest import FeatureManifest
+from transforms.manifest import FeatureManifest, check_same_model, usable_rate
 from transforms.records import Features, Origin
-from transforms.scores import FeatureSet, MergeTopK, ScoringPlan, TileScorer, check_same_model, plan_tiles, usable_rate
+from transforms.scores import FeatureSet, MergeTopK, ScoringPlan, TileScorer, plan_tiles
+from transforms.scoring import Scoring
 
 
 def committed(directory, features: Features, rows_per_file: int) -> FeatureSet:
@@ -159,3 +159,29 @@ def test_too_little_memory_is_said_before_the_start(sets):
         ScoringPlan(None, 4, "none", 0.1).check_memory(sets[1].shape)
     # How many workers share a machine is known there only.
     ScoringPlan(None, 4, "none", 0.1, processes=None).check_memory(sets[1].shape)
+
+
+def test_a_tile_knows_the_thresholds_of_the_tiles_before_it(arrays, sets):
+    # What leaves the tiles shrinks: a candidate below the k-th best of an earlier tile is not among the k best of all.
+    plan = ScoringPlan(None, 6, "none", 2.0, 1, 23, 40)
+    scoring = plan.scoring(sets[1].manifest)
+    tiles = list(plan_tiles(*sets, plan))
+    together, alone = TileScorer(), []
+    in_turn = [together.score(tile, *sets, scoring) for tile in tiles]
+    for tile in tiles:
+        alone.append(TileScorer().score(tile, *sets, scoring))
+    assert sum(len(block.best.proponents) for block in in_turn) < sum(len(block.best.proponents) for block in alone)
+    assert sum(block.nbytes for block in in_turn) < sum(block.nbytes for block in alone)
+    # Another k, or another set, knows nothing of them.
+    again = together.score(tiles[-1], *sets, dataclasses.replace(scoring, k=7))
+    assert len(again.best.proponents) > len(in_turn[-1].best.proponents)
+
+
+def test_what_is_counted_adds_up_to_all_pairs(arrays, sets):
+    counting.reset()
+    plan = ScoringPlan(None, 6, "none", 2.0, 1, 23, 40)
+    score_all(*sets, plan)
+    counts = counting.snapshot()
+    assert sum(counts[f"pairs-{name}"] for name in ("zero", "norms", "loss_gradients", "products")) == 23 * 170 == counts["pairs-scored"]
+    assert counts["pairs-scored-exactly"] > 0
+    assert counts["bytes-shuffled"] > 0
