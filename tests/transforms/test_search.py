@@ -70,6 +70,7 @@ def twisted(rng: np.random.Generator, train: Features, twist: str) -> Features:
     elif twist == "few directions":
         activations = rng.normal(size=(n, activations.shape[1], 2)) @ rng.normal(size=(2, activations.shape[2]))
     elif twist == "equal norms":
+        loss_grads = loss_grads.astype(np.float64)
         loss_grads /= np.linalg.norm(loss_grads, axis=-1, keepdims=True).clip(1e-30)
     elif twist == "tiny":
         # Products of these are denormal or zero in float32, and still count.
