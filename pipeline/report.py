@@ -47,14 +47,14 @@ def influence(directory: str, manifest: Manifest) -> str:
 
 def skipped(counts: Mapping[str, int]) -> str:
     """Why scoring was fast or slow: what became of the pairs, out of a run's counters."""
-    pairs = sum(counts.get(f"pairs-{name}", 0) for name in ("zero", "norms", "loss_gradients", "products"))
+    pairs = sum(counts.get(f"pairs-{name}", 0) for name in ("zero", "blocks", "loss_gradients", "products"))
     if not pairs:
         return "what became of the pairs is not known on this runner"
     told = [
         f"{_percent(counts.get(f'pairs-{name}', 0), pairs)} {words}"
         for name, words in (
             ("zero", "zero gradients"),
-            ("norms", "skipped by norms"),
+            ("blocks", "skipped in blocks"),
             ("loss_gradients", "sieved by loss gradients"),
             ("products", "multiplied whole"),
         )

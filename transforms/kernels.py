@@ -13,32 +13,48 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from transforms.sums import LANES
+from transforms.vectors import (
+    BLOCK,
+    QUAD,
+    SKETCH_ERROR,
+    TILE,
+    add_scaled,
+    at_least,
+    at_most,
+    borrowed,
+    bound_columns,
+    bound_outlines,
+    count_bits,
+    dots,
+    load_float64,
+    lowest_bit,
+    multiply_block,
+)
 
-# Columns of a strip: long enough to keep vector units busy, short enough that a strip that no bound lets through is skipped soon.
-WIDTH = 256
+# Blocks of a page: their outlines are bounded at once, as a block's columns are.
+PAGE = BLOCK
 
-# Columns whose sums a processor keeps in registers; of a strip's loss gradients and sketches those of a block lie together.
-BLOCK = 64
+# The error of a bound of an outline over that of a column's bound: the norm of the largest entries of all of a block's columns.
+_OUTLINE_MARGIN = math.sqrt(BLOCK)
 
-# Columns that are tested at once for one that passes.
-_GLANCE = 16
+# Blocks whose columns are counted to estimate how many pass.
+_SAMPLE = 8
 
-# Columns that pass a strip's first bounds, above which its bounds are sharpened all at once and not one by one.
-_FEW = 3
+# Candidates that are scored together.
+_ROOM = 512
+
+# Units of activations for which it pays to leave a candidate between checkpoints: else its bounds cost as much as its score.
+_MANY_UNITS = 512
+
+# Tiles of test rows that share a block of training columns, which the processor's cache then holds.
+_TILES = 8
 
 NO_ROW = np.iinfo(np.int32).max
 
 # How many outputs of a test example are taken as those that it is strongest in.
 STRONGEST = 4
-
-# Error of a float32 product of two sketches of length 1 at most, whose entries were rounded: γ(LANES + 3) and that of the rests.
-_SKETCH_ERROR = 4e-6
 
 # Error of float64 arithmetic on a score of the factors, over N N': of the canonical score (n / LANES additions of n terms, up to a
 # million of them), and of the bounds that are computed in float64.
@@ -87,28 +103,32 @@ class Factors(NamedTuple):
     divisors: np.ndarray
 
 
-class Strips(NamedTuple):
-    """Loss gradients of training examples, scaled, transposed and cut into strips of `WIDTH` columns, the strongest first.
+class Blocks(NamedTuple):
+    """Loss gradients of training examples, scaled, transposed and cut into blocks of `BLOCK` columns; `PAGE` blocks have an outline.
 
     Attributes:
-        columns: [m] int32, training rows; column j of strip s is `columns[s * WIDTH + j]`.
-        loss_grads: [S, WIDTH / BLOCK, T, C, BLOCK] float32, `√η_t ‖ĥ_t‖ δ_t` over the strip's unit.
-        norms: [S, T, WIDTH] float32, n_t over the strip's unit, rounded up.
-        units: [S] float64, what a strip is scaled by: the largest N of its columns, or, in normalised strips, each column by its own.
-        tops: [S, T] float64, the largest n_t of a strip (over N, where normalised).
-        negatives: [S, T] float32, the largest of `Factors.negatives` in a strip, rounded up.
-        sketches: [S, WIDTH / BLOCK, T, LANES, BLOCK] float32, of `Factors`; or an empty axis for `LANES`.
-        rests: [S, T, WIDTH] float32, of `Factors`, rounded up.
+        columns: [m] int32, training rows; column j of block b is `columns[b * BLOCK + j]`.
+        loss_grads: [B, T, C, BLOCK] float32, `√η_t ‖ĥ_t‖ δ_t` over the block's unit.
+        norms: [B, T, BLOCK] float32, n_t over the block's unit, rounded up.
+        units: [B] float64, what a block is scaled by: the largest N of its columns, or, where normalised, each column by its own.
+        negatives: [B, T] float32, the largest of `Factors.negatives` in a block, rounded up.
+        sketches: [B, T, LANES, BLOCK] float32, of `Factors`; or an empty axis for `LANES`.
+        rests: [B, T, BLOCK] float32, of `Factors`, rounded up.
+        highest, lowest: [B / PAGE, T, C, PAGE] float32, of each entry of `loss_grads` in a block.
+        page_norms, page_negatives: [B / PAGE, T, PAGE] float32, the largest of a block.
     """
 
     columns: np.ndarray
     loss_grads: np.ndarray
     norms: np.ndarray
     units: np.ndarray
-    tops: np.ndarray
     negatives: np.ndarray
     sketches: np.ndarray
     rests: np.ndarray
+    highest: np.ndarray
+    lowest: np.ndarray
+    page_norms: np.ndarray
+    page_negatives: np.ndarray
 
 
 class Terms(NamedTuple):
@@ -119,6 +139,7 @@ class Terms(NamedTuple):
         outputs: [E] int32.
         values: [E] float32, `√η_t ‖ĥ_t‖ δ_t / N`.
         rest: [n, T] float32, norm of the entries left out, rounded up.
+        norms: [n, T] float32, n_t over N, rounded up.
         negatives, outside: [n, T] float32, `Factors.negatives` and `Factors.rests`, rounded up.
     """
 
@@ -126,6 +147,7 @@ class Terms(NamedTuple):
     outputs: np.ndarray
     values: np.ndarray
     rest: np.ndarray
+    norms: np.ndarray
     negatives: np.ndarray
     outside: np.ndarray
 
@@ -142,7 +164,7 @@ class Pool(NamedTuple):
         listed: [2, n, L] int32, their training rows.
         counts: [2, n] int64.
         pilots: [2, n, P] int32, training rows that are searched before all others, ascending and perhaps repeated; `NO_ROW` fills up.
-        tally: [n, 4] int64, pairs that norms skipped, examined, left after some activations, and scored.
+        tally: [n, 3] int64, pairs skipped in whole blocks, examined, and scored.
     """
 
     scores: np.ndarray
@@ -156,69 +178,20 @@ class Pool(NamedTuple):
     tally: np.ndarray
 
 
-@intrinsic
-def _dot(_context: Any, x: Any, y: Any, n: Any) -> Any:
-    """The dot product of two float32 vectors of length n at addresses x and y: products in float64, added as `sums.lane_sum` does.
-
-    Written as vector instructions because no compiler may reorder a loop's additions to use them, and exact sums forbid to let it.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, y, n = arguments
-        integer, index = n.type, ir.IntType(32)
-        floats, doubles = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.DoubleType(), LANES)
-        indices, bits = ir.VectorType(index, LANES), ir.VectorType(ir.IntType(1), LANES)
-        lanes = cgutils.alloca_once_value(builder, ir.Constant(doubles, [0.0] * LANES))
-
-        def address(base: Any, offset: Any) -> Any:
-            return builder.inttoptr(builder.add(base, builder.mul(offset, ir.Constant(integer, 4))), floats.as_pointer())
-
-        def add(left: Any, right: Any) -> None:
-            product = builder.fmul(builder.fpext(left, doubles), builder.fpext(right, doubles))
-            builder.store(builder.fadd(builder.load(lanes), product), lanes)
-
-        whole = builder.sdiv(n, ir.Constant(integer, LANES))
-        with cgutils.for_range(builder, whole) as loop:
-            offset = builder.mul(loop.index, ir.Constant(integer, LANES))
-            add(builder.load(address(x, offset), align=4), builder.load(address(y, offset), align=4))
-        done = builder.mul(whole, ir.Constant(integer, LANES))
-        rest = builder.trunc(builder.sub(n, done), index)
-        with builder.if_then(builder.icmp_signed(">", rest, ir.Constant(index, 0))):
-            nothing = ir.Constant(indices, ir.Undefined)
-            spread = builder.shuffle_vector(
-                builder.insert_element(nothing, rest, ir.Constant(index, 0)), nothing, ir.Constant(indices, [0] * LANES)
-            )
-            mask = builder.icmp_signed("<", ir.Constant(indices, list(range(LANES))), spread)
-            load = cgutils.get_or_insert_function(
-                builder.module,
-                ir.FunctionType(floats, [floats.as_pointer(), index, bits, floats]),
-                f"llvm.masked.load.v{LANES}f32.p0",
-            )
-            zeros, alignment = ir.Constant(floats, [0.0] * LANES), ir.Constant(index, 4)
-            add(*(builder.call(load, [address(base, done), alignment, mask, zeros]) for base in (x, y)))
-        total, width = builder.load(lanes), LANES
-        while width > 1:
-            width //= 2
-            halves = [
-                builder.shuffle_vector(total, total, ir.Constant(ir.VectorType(index, width), list(range(first, first + width))))
-                for first in (0, width)
-            ]
-            total = builder.fadd(*halves)
-        return builder.extract_element(total, ir.Constant(index, 0))
-
-    return types.float64(types.uintp, types.uintp, types.intp), generate
-
-
-@intrinsic
-def _load(_context: Any, address: Any, index: Any) -> Any:
-    """Number `index` of the float64 array at an address."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address, index = arguments
-        offset = builder.mul(index, ir.Constant(index.type, 8))
-        return builder.load(builder.inttoptr(builder.add(address, offset), ir.DoubleType().as_pointer()), align=8)
-
-    return types.float64(types.uintp, types.intp), generate
+@_inner(inline="always")
+def _borrow(pool: Pool) -> Pool:
+    """The same pool, whose arrays are not counted as used."""
+    return Pool(
+        borrowed(pool.scores),
+        borrowed(pool.rows),
+        borrowed(pool.filled),
+        borrowed(pool.floors),
+        borrowed(pool.bounds),
+        borrowed(pool.listed),
+        borrowed(pool.counts),
+        borrowed(pool.pilots),
+        borrowed(pool.tally),
+    )
 
 
 class _Addresses(NamedTuple):
@@ -259,6 +232,45 @@ def _addresses(side: Factors) -> _Addresses:
     )
 
 
+class _Work(NamedTuple):
+    """Room for the candidates of one test row that are scored together.
+
+    Attributes:
+        codes: [_ROOM] int64, `2 j` for training row j, and one more where it is a candidate for the opponents.
+        products: [T, _ROOM] float64, δ_t · δ'_t.
+        uppers: [T, _ROOM] float64, upper bounds of the parts of their scores, of opponents negated.
+        bounds: [_ROOM] float64, a heap of bounds of their scores as `Pool.bounds` holds them, the largest on top.
+        places: [_ROOM] int32, which candidates they are of.
+        quad: [QUAD] int64, the candidates that are scored at once.
+        dots, totals, left: [QUAD] float64, of these: products of their vectors, what there is of their scores, and upper bounds.
+    """
+
+    codes: np.ndarray
+    products: np.ndarray
+    uppers: np.ndarray
+    bounds: np.ndarray
+    places: np.ndarray
+    quad: np.ndarray
+    dots: np.ndarray
+    totals: np.ndarray
+    left: np.ndarray
+
+
+@_inner()
+def _work(checkpoints: int) -> _Work:
+    return _Work(
+        np.empty(_ROOM, np.int64),
+        np.empty((checkpoints, _ROOM)),
+        np.empty((checkpoints, _ROOM)),
+        np.empty(_ROOM),
+        np.empty(_ROOM, np.int32),
+        np.empty(QUAD, np.int64),
+        np.empty(QUAD),
+        np.empty(QUAD),
+        np.empty(QUAD),
+    )
+
+
 @_inner(forceinline=True)
 def _vector(start: int, record: int, width: int) -> Any:
     """The address of a record's float32 vector in an array of vectors of this width."""
@@ -266,61 +278,71 @@ def _vector(start: int, record: int, width: int) -> Any:
 
 
 @_inner(forceinline=True)
-def _part(test: _Addresses, train: _Addresses, i: int, j: int, t: int, direction: float) -> tuple[float, float, bool]:
-    """Of checkpoint t of a pair: δ_t · δ'_t, an upper bound of its part of the score, and whether signs allow a part above 0."""
-    product = _loss_grad_product(test, train, i, j, t)
-    i, j = i * test.checkpoints + t, j * test.checkpoints + t
-    towards = direction * product
-    # ĥ · ĥ' over both lengths.
-    highest, lowest = 1.0, -min(1.0, _load(test.negatives, i) + _load(train.negatives, j))
-    possible = towards > 0 or (towards < 0 and lowest < 0)
-    if test.sketched:
-        inside = _dot(_vector(test.sketches, i, LANES), _vector(train.sketches, j, LANES), LANES)
-        outside = _load(test.rests, i) * _load(train.rests, j) + _SKETCH_ERROR
-        highest, lowest = min(highest, inside + outside), max(lowest, inside - outside)
-    length = _load(test.lengths, i) * _load(train.lengths, j)
-    return product, max(towards * highest, towards * lowest) * length, possible
+def _dots(one: int, row: int, other: int, work: _Work, t: int, checkpoints: int, width: int, products: int) -> None:
+    """The dot products of a test row's vector of checkpoint t with those of the candidates `work.quad`, to an address."""
+    dots(
+        _vector(one, row * checkpoints + t, width),
+        _vector(other, (work.codes[work.quad[0]] >> 1) * checkpoints + t, width),
+        _vector(other, (work.codes[work.quad[1]] >> 1) * checkpoints + t, width),
+        _vector(other, (work.codes[work.quad[2]] >> 1) * checkpoints + t, width),
+        _vector(other, (work.codes[work.quad[3]] >> 1) * checkpoints + t, width),
+        width,
+        products,
+    )
 
 
-@_compiled()
-def _bound(test: _Addresses, train: _Addresses, i: int, j: int, direction: float) -> float:
-    """An upper bound of a pair's score, not normalised, from exact loss gradients and sketches of the activations.
+@_inner()
+def _multiply_loss_grads(test: _Addresses, train: _Addresses, row: int, work: _Work, n: int) -> None:
+    """Fills in `products` of n candidates."""
+    for first in range(0, n, QUAD):
+        for q in range(QUAD):
+            work.quad[q] = min(first + q, n - 1)
+        for t in range(test.checkpoints):
+            target = work.products.ctypes.data + np.uintp(8 * (t * _ROOM + first))
+            _dots(test.loss_grads, row, train.loss_grads, work, t, test.checkpoints, test.outputs, target)
 
-    Minus infinity where all signs say that the score is not positive.
+
+@_inner()
+def _bound_parts(test: _Addresses, train: _Addresses, row: int, work: _Work, n: int) -> None:
+    """Fills in `uppers` and `bounds` of n candidates: from exact loss gradients, and from sketches of activations, if there are any.
+
+    A bound is minus infinity where all signs say that the score is not positive, or, of an opponent, not negative.
     """
-    total = 0.0
-    any_possible = False
-    for t in range(test.checkpoints):
-        _, upper, possible = _part(test, train, i, j, t, direction)
-        total += upper
-        any_possible |= possible
-    return total if any_possible else -np.inf
+    norm = load_float64(test.norm, row)
+    for first in range(0, n, QUAD):
+        for q in range(QUAD):
+            work.quad[q] = min(first + q, n - 1)
+            work.left[q] = 0
+            work.totals[q] = 0
+        for t in range(test.checkpoints):
+            if test.sketched:
+                _dots(test.sketches, row, train.sketches, work, t, test.checkpoints, LANES, work.dots.ctypes.data)
+            i = row * test.checkpoints + t
+            for q in range(QUAD):
+                place = work.quad[q]
+                j = (work.codes[place] >> 1) * test.checkpoints + t
+                towards = -work.products[t, place] if work.codes[place] & 1 else work.products[t, place]
+                # ĥ · ĥ' over both lengths.
+                against = min(1.0, load_float64(test.negatives, i) + load_float64(train.negatives, j))
+                highest, lowest = 1.0, -against
+                if test.sketched:
+                    outside = load_float64(test.rests, i) * load_float64(train.rests, j) + SKETCH_ERROR
+                    highest, lowest = min(highest, work.dots[q] + outside), max(lowest, work.dots[q] - outside)
+                length = load_float64(test.lengths, i) * load_float64(train.lengths, j)
+                work.uppers[t, place] = max(towards * highest, towards * lowest) * length
+                work.left[q] += work.uppers[t, place]
+                # How many parts may be above 0.
+                work.totals[q] += towards > 0 or (towards < 0 and against > 0)
+        for q in range(min(QUAD, n - first)):
+            j = work.codes[first + q] >> 1
+            listed = _listed_bound(work.left[q], norm * load_float64(train.norm, j), load_float64(train.divisors, j))
+            work.bounds[first + q] = listed if work.totals[q] else -np.inf
 
 
 @_inner(forceinline=True)
-def _loss_grad_product(test: _Addresses, train: _Addresses, i: int, j: int, t: int) -> float:
-    i, j = i * test.checkpoints + t, j * test.checkpoints + t
-    return _dot(_vector(test.loss_grads, i, test.outputs), _vector(train.loss_grads, j, test.outputs), test.outputs)
-
-
-@_inner(forceinline=True)
-def _activation_product(test: _Addresses, train: _Addresses, i: int, j: int, t: int) -> float:
-    i, j = i * test.checkpoints + t, j * test.checkpoints + t
-    return _dot(_vector(test.activations, i, test.units), _vector(train.activations, j, test.units), test.units)
-
-
-@_compiled()
-def canonical_scores(test: Factors, train: Factors, rates: np.ndarray, tests: np.ndarray, trains: np.ndarray) -> np.ndarray:
-    """`scoring.canonical_scores` of P pairs, the same bits, compiled: [P] float64."""
-    scores = np.empty(len(tests))
-    one, other = _addresses(test), _addresses(train)
-    for p in range(len(tests)):
-        i, j = tests[p], trains[p]
-        total = 0.0
-        for t in range(len(rates)):
-            total += rates[t] * (_loss_grad_product(one, other, i, j, t) * _activation_product(one, other, i, j, t))
-        scores[p] = _normalized(total, test.divisors[i], train.divisors[j])
-    return scores
+def _listed_bound(upper: float, norms: float, divisor: float) -> float:
+    """A pair's bound as `Pool.bounds` holds it, `norms` being N N'."""
+    return (upper + SLACK * norms) / divisor
 
 
 @_inner(forceinline=True)
@@ -330,32 +352,109 @@ def _normalized(score: float, test_divisor: float, train_divisor: float) -> floa
 
 
 @_compiled()
-def cut_strips(strips: Strips, first: int, last: int, train: Factors, scales: np.ndarray) -> None:
-    """Fills strips `first` to `last`, whose `columns` and `units` are there already; `scales` [n] is 1, or 1 / N where normalised."""
-    _, checkpoints, outputs = train.loss_grads.shape
-    for s in range(first, last):
-        columns = strips.columns[s * WIDTH : (s + 1) * WIDTH]
-        strips.loss_grads[s] = 0
-        strips.sketches[s] = 0
+def canonical_scores(test: Factors, train: Factors, rates: np.ndarray, tests: np.ndarray, trains: np.ndarray) -> np.ndarray:
+    """`scoring.canonical_scores` of P pairs, the same bits, compiled: [P] float64."""
+    scores = np.empty(len(tests))
+    one, other = _addresses(test), _addresses(train)
+    work = _work(one.checkpoints)
+    for p in range(len(tests)):
+        work.codes[0] = 2 * trains[p]
+        _multiply_loss_grads(one, other, tests[p], work, 1)
+        work.totals[:] = 0
+        for t in range(one.checkpoints):
+            _add_part(one, other, tests[p], work, t, rates[t])
+        scores[p] = _normalized(work.totals[0], test.divisors[tests[p]], train.divisors[trains[p]])
+    return scores
+
+
+@_inner(forceinline=True)
+def _add_part(test: _Addresses, train: _Addresses, row: int, work: _Work, t: int, rate: float) -> None:
+    """Adds checkpoint t to the `totals` of the candidates `quad`, and leaves it in `dots`."""
+    _dots(test.activations, row, train.activations, work, t, test.checkpoints, test.units, work.dots.ctypes.data)
+    for q in range(QUAD):
+        work.dots[q] = rate * (work.products[t, work.quad[q]] * work.dots[q])
+        work.totals[q] += work.dots[q]
+
+
+@_compiled()
+def strongest_outputs_of(loss_grads: np.ndarray, lengths: np.ndarray, first: int, last: int, outputs: np.ndarray) -> None:
+    """Of rows `first` to `last` of loss_grads [n, T, C] with lengths [n, T], the two outputs in which `Σ_t √η_t ‖ĥ_t‖ δ_t` is largest.
+
+    outputs [n, 2] int32, the largest first, each as `2 c` or, below zero, `2 c + 1`.
+    """
+    _, checkpoints, width = loss_grads.shape
+    sums = np.empty(width)
+    for j in range(first, last):
+        sums[:] = 0
         for t in range(checkpoints):
-            strips.tops[s, t] = 0
-            strips.negatives[s, t] = 0
-            strips.norms[s, t] = 0
-            strips.rests[s, t] = 0
-            for place in range(len(columns)):
-                j = columns[place]
-                scale = scales[j] / strips.units[s]
-                strips.tops[s, t] = max(strips.tops[s, t], train.norms[j, t] * scales[j])
-                strips.negatives[s, t] = max(strips.negatives[s, t], np.float32(train.negatives[j, t] * (1 + 1e-6)))
-                strips.rests[s, t, place] = np.float32(train.rests[j, t] * (1 + 1e-6))
-                block, column = place // BLOCK, place % BLOCK
-                for r in range(train.sketches.shape[2]):
-                    strips.sketches[s, block, t, r, column] = train.sketches[j, t, r]
-                target = strips.loss_grads[s, block, t]
-                strips.norms[s, t, place] = np.float32(train.norms[j, t] * scale * (1 + 1e-6))
-                factor = train.lengths[j, t] * scale
-                for c in range(outputs):
-                    target[c, column] = np.float32(factor * train.loss_grads[j, t, c])
+            for c in range(width):
+                sums[c] += lengths[j, t] * loss_grads[j, t, c]
+        best, second = 0, 0
+        for c in range(1, width):
+            if abs(sums[c]) > abs(sums[best]):
+                best, second = c, best
+            elif best == second or abs(sums[c]) > abs(sums[second]):
+                second = c
+        outputs[j, 0], outputs[j, 1] = 2 * best + (sums[best] < 0), 2 * second + (sums[second] < 0)
+
+
+@_compiled()
+def cut_blocks(
+    blocks: np.ndarray, first: int, last: int, vectors: np.ndarray, factors: np.ndarray, units: np.ndarray, columns: np.ndarray
+) -> None:
+    """Fills blocks `first` to `last` of [B, T, R, BLOCK] with the vectors [n, T, R] of the rows `columns`, scaled.
+
+    Vectors are multiplied by `factors` [n, T] and divided by the `units` [B] of their blocks; zeros fill up the last block.
+    """
+    _, checkpoints, width, _ = blocks.shape
+    for block in range(first, last):
+        count = max(0, min(BLOCK, len(columns) - block * BLOCK))
+        for t in range(checkpoints):
+            if count < BLOCK:
+                blocks[block, t] = 0
+            for place in range(count):
+                j = columns[block * BLOCK + place]
+                factor = factors[j, t] / units[block]
+                for r in range(width):
+                    blocks[block, t, r, place] = np.float32(factor * vectors[j, t, r])
+
+
+@_compiled()
+def outline_blocks(blocks: Blocks, first: int, last: int, train: Factors, scales: np.ndarray) -> None:
+    """Fills in what is known of whole blocks, `first` to `last`, once they are cut; `scales` [n] is 1, or 1 / N where normalised."""
+    _, checkpoints, outputs, _ = blocks.loss_grads.shape
+    for block in range(first, last):
+        columns = blocks.columns[block * BLOCK : (block + 1) * BLOCK]
+        page, place = block // PAGE, block % PAGE
+        for t in range(checkpoints):
+            blocks.norms[block, t] = 0
+            blocks.rests[block, t] = 0
+            norm, negative = np.float32(0), np.float32(0)
+            for column in range(len(columns)):
+                j = columns[column]
+                blocks.norms[block, t, column] = np.float32(train.norms[j, t] * (scales[j] / blocks.units[block]) * (1 + 1e-6))
+                blocks.rests[block, t, column] = np.float32(train.rests[j, t] * (1 + 1e-6))
+                norm = max(norm, blocks.norms[block, t, column])
+                negative = max(negative, np.float32(train.negatives[j, t] * (1 + 1e-6)))
+            blocks.negatives[block, t] = negative
+            blocks.page_norms[page, t, place], blocks.page_negatives[page, t, place] = norm, negative
+            for c in range(outputs):
+                highest, lowest = blocks.loss_grads[block, t, c, 0], blocks.loss_grads[block, t, c, 0]
+                for column in range(1, len(columns)):
+                    highest = max(highest, blocks.loss_grads[block, t, c, column])
+                    lowest = min(lowest, blocks.loss_grads[block, t, c, column])
+                blocks.highest[page, t, c, place], blocks.lowest[page, t, c, place] = highest, lowest
+
+
+@_compiled()
+def scale_vectors(scaled: np.ndarray, first: int, last: int, vectors: np.ndarray, factors: np.ndarray, rows: np.ndarray) -> None:
+    """Fills places `first` to `last` of scaled [m, T, R] with vectors [n, T, R] of these rows [m], multiplied by `factors` [n, T]."""
+    _, checkpoints, width = vectors.shape
+    for place in range(first, last):
+        for t in range(checkpoints):
+            factor = factors[rows[place], t]
+            for r in range(width):
+                scaled[place, t, r] = np.float32(factor * vectors[rows[place], t, r])
 
 
 @_compiled(fastmath={"nnan", "nsz", "contract", "reassoc"})
@@ -549,61 +648,99 @@ def _keep(scores: np.ndarray, rows: np.ndarray, n: int, score: float, row: int, 
             rows[place], rows[parent] = rows[parent], rows[place]
             place = parent
         return n + 1
-    if score < scores[0] or (score == scores[0] and ranks[row] > ranks[rows[0]]):
-        return n
-    scores[0], rows[0] = score, row
+    if score > scores[0] or (score == scores[0] and ranks[row] < ranks[rows[0]]):
+        scores[0], rows[0] = score, row
+        _sink(scores, rows, ranks, n)
+    return n
+
+
+@_inner()
+def _sink(scores: np.ndarray, rows: np.ndarray, ranks: np.ndarray, n: int) -> None:
+    """Puts the top of a heap of n into its place."""
     place = 0
     while True:
         child = 2 * place + 1
         if child >= n:
-            return n
+            return
         if child + 1 < n and _worse(scores, rows, ranks, child + 1, child):
             child += 1
         if not _worse(scores, rows, ranks, child, place):
-            return n
+            return
         scores[place], scores[child] = scores[child], scores[place]
         rows[place], rows[child] = rows[child], rows[place]
         place = child
 
 
 @_inner()
-def _settle(pool: Pool, sign: int, i: int, test: _Addresses, train: _Addresses, row: int, rates: np.ndarray, ranks: np.ndarray) -> None:
-    """Scores the listed candidates of the pool's row i (test row `row`), the highest bound first, until no bound reaches the threshold."""
-    bounds, listed = pool.bounds[sign, i], pool.listed[sign, i]
-    products, uppers = np.empty(len(rates), np.float64), np.empty(len(rates), np.float64)
-    direction = 1.0 if sign == 0 else -1.0
-    norm, divisor = _load(test.norm, row), _load(test.divisors, row)
-    n = pool.counts[sign, i]
-    pool.counts[sign, i] = 0
-    for start in range(n // 2 - 1, -1, -1):
-        _sift(bounds, listed, start, n)
-    limit = _limit(pool, sign, i, divisor)
-    while n > 0 and bounds[0] >= limit:
-        j = np.int64(listed[0])
-        n -= 1
-        bounds[0], listed[0] = bounds[n], listed[n]
-        _sift(bounds, listed, np.int64(0), n)
-        needed = limit * _load(train.divisors, j) - SLACK * norm * _load(train.norm, j)
-        upper = 0.0
-        for t in range(len(rates)):
-            products[t], uppers[t], _ = _part(test, train, row, j, t, direction)
-            upper += uppers[t]
-        # Bounds of checkpoints give way to what they are, until what is left cannot reach the threshold.
-        total = 0.0
-        for t in range(len(rates)):
-            if upper < needed:
-                break
-            term = rates[t] * (products[t] * _activation_product(test, train, row, j, t))
-            total += term
-            upper += direction * term - uppers[t]
+def _score(
+    pool: Pool, i: int, test: _Addresses, train: _Addresses, row: int, work: _Work, n: int, rates: np.ndarray, ranks: np.ndarray
+) -> None:
+    """Scores n candidates of the pool's row i (test row `row`) and keeps the best.
+
+    Where scores are dear, candidates come by their bounds, the highest first, and bounds give way to what they bound, checkpoint by
+    checkpoint, until what is left cannot reach the threshold.
+    """
+    norm, divisor = load_float64(test.norm, row), load_float64(test.divisors, row)
+    dear = test.units >= _MANY_UNITS
+    _multiply_loss_grads(test, train, row, work, n)
+    if dear:
+        _bound_parts(test, train, row, work, n)
+        for place in range(n):
+            work.places[place] = place
+        for place in range(n // 2 - 1, -1, -1):
+            _sift(work.bounds, work.places, place, n)
+    done, waiting = 0, n
+    while done < n:
+        limits = (_limit(pool, 0, i, divisor), _limit(pool, 1, i, divisor))
+        count = 0
+        if dear:
+            while count < QUAD and waiting > 0 and work.bounds[0] >= min(limits[0], limits[1]):
+                candidate, bound = np.int64(work.places[0]), work.bounds[0]
+                waiting -= 1
+                work.bounds[0], work.places[0] = work.bounds[waiting], work.places[waiting]
+                _sift(work.bounds, work.places, np.int64(0), waiting)
+                if bound >= limits[work.codes[candidate] & 1]:
+                    work.quad[count] = candidate
+                    count += 1
+            if count == 0:
+                return
         else:
-            pool.tally[i, 3] += 1
-            score = direction * _normalized(total, divisor, _load(train.divisors, j))
+            count = min(QUAD, n - done)
+            for q in range(count):
+                work.quad[q] = done + q
+            done += count
+        for q in range(count, QUAD):
+            work.quad[q] = work.quad[0]
+        for q in range(QUAD):
+            work.totals[q] = 0
+            work.left[q] = 0
+            if dear:
+                for t in range(len(rates)):
+                    work.left[q] += work.uppers[t, work.quad[q]]
+        hopeful = True
+        for t in range(len(rates)):
+            if dear:
+                hopeful = False
+                for q in range(count):
+                    code = work.codes[work.quad[q]]
+                    needed = limits[code & 1] * load_float64(train.divisors, code >> 1) - SLACK * norm * load_float64(train.norm, code >> 1)
+                    hopeful |= work.left[q] >= needed
+                if not hopeful:
+                    break
+            _add_part(test, train, row, work, t, rates[t])
+            if dear:
+                for q in range(count):
+                    part = -work.dots[q] if work.codes[work.quad[q]] & 1 else work.dots[q]
+                    work.left[q] += part - work.uppers[t, work.quad[q]]
+        if not hopeful:
+            continue
+        pool.tally[i, 2] += count
+        for q in range(count):
+            code = work.codes[work.quad[q]]
+            sign, j = code & 1, code >> 1
+            score = _normalized(-work.totals[q] if sign else work.totals[q], divisor, load_float64(train.divisors, j))
             if score > 0 and score >= pool.floors[sign, i]:
                 pool.filled[sign, i] = _keep(pool.scores[sign, i], pool.rows[sign, i], pool.filled[sign, i], score, j, ranks)
-                limit = _limit(pool, sign, i, divisor)
-            continue
-        pool.tally[i, 2] += 1
 
 
 @_inner()
@@ -621,142 +758,18 @@ def _sift(bounds: np.ndarray, listed: np.ndarray, place: int, n: int) -> None:
         place = child
 
 
-@intrinsic
-def _bound_columns(
-    _context: Any,
-    checkpoints: Any,
-    outputs: Any,
-    starts: Any,
-    term_outputs: Any,
-    term_values: Any,
-    term_rests: Any,
-    negatives: Any,
-    sketches: Any,
-    rests: Any,
-    strip_grads: Any,
-    strip_norms: Any,
-    strip_negatives: Any,
-    strip_sketches: Any,
-    strip_rests: Any,
-    above: Any,
-    below: Any,
-) -> Any:
-    """The loop of `_bound_strip`, sketched where `strip_sketches` is not 0; all but the first two are addresses.
-
-    Vector instructions by hand, because the sums of 64 columns stay in registers only if they have no address.
-    """
-    width, count = LANES, BLOCK // LANES
-    floats, f32, i32, i64 = ir.VectorType(ir.FloatType(), width), ir.FloatType(), ir.IntType(32), ir.IntType(64)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        (checkpoints, outputs, starts, term_outputs, term_values, term_rests, negatives, sketches, rests, strip_grads, strip_norms,
-         strip_negatives, strip_sketches, strip_rests, above, below) = arguments  # fmt: skip
-        fused = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(floats, [floats, floats, floats]), f"llvm.fmuladd.v{width}f32"
-        )
-
-        def number(value: int) -> Any:
-            return ir.Constant(i64, value)
-
-        def at(base: Any, index: Any, kind: Any, size: int = 4) -> Any:
-            return builder.load(builder.inttoptr(builder.add(base, builder.mul(index, number(size))), kind.as_pointer()), align=4)
-
-        def spread(value: Any) -> Any:
-            nothing = ir.Constant(floats, ir.Undefined)
-            first = builder.insert_element(nothing, value, ir.Constant(i32, 0))
-            return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(i32, width), [0] * width))
-
-        def constant(value: float) -> Any:
-            return ir.Constant(floats, [value] * width)
-
-        def largest(one: Any, other: Any) -> Any:
-            return builder.select(builder.fcmp_ordered(">", one, other), one, other)
-
-        def smallest(one: Any, other: Any) -> Any:
-            return builder.select(builder.fcmp_ordered("<", one, other), one, other)
-
-        def multiplied(one: Any, other: Any, added: Any) -> Any:
-            return builder.call(fused, [one, other, added])
-
-        def variables() -> list[Any]:
-            return [cgutils.alloca_once(builder, floats) for _ in range(count)]
-
-        def clear(*groups: list[Any]) -> None:
-            for group in groups:
-                for variable in group:
-                    builder.store(constant(0.0), variable)
-
-        def add_products(sums: list[Any], factor: Any, base: Any, row: Any) -> None:
-            index = builder.mul(row, number(BLOCK))
-            for place, variable in enumerate(sums):
-                vector = at(base, builder.add(index, number(place * width)), floats)
-                builder.store(multiplied(spread(factor), vector, builder.load(variable)), variable)
-
-        aboves, belows, products, cosines = variables(), variables(), variables(), variables()
-        sketched = builder.icmp_unsigned("!=", strip_sketches, number(0))
-        with cgutils.for_range(builder, number(WIDTH // BLOCK)) as block:
-            column = builder.mul(block.index, number(BLOCK))
-            first = builder.mul(block.index, checkpoints)
-            clear(aboves, belows)
-            with cgutils.for_range(builder, checkpoints) as checkpoint:
-                t = checkpoint.index
-                clear(products, cosines)
-                start, stop = at(starts, t, i64, 8), at(starts, builder.add(t, number(1)), i64, 8)
-                with cgutils.for_range_slice(builder, start, stop, number(1)) as (e, _):
-                    output = builder.sext(at(term_outputs, e, i32), i64)
-                    row = builder.add(builder.mul(builder.add(first, t), outputs), output)
-                    add_products(products, at(term_values, e, f32), strip_grads, row)
-                with builder.if_then(sketched), cgutils.for_range(builder, number(LANES)) as direction:
-                    own = builder.add(builder.mul(t, number(LANES)), direction.index)
-                    row = builder.add(builder.mul(builder.add(first, t), number(LANES)), direction.index)
-                    add_products(cosines, at(sketches, own, f32), strip_sketches, row)
-                against = smallest(
-                    spread(builder.fmul(builder.fadd(at(negatives, t, f32), at(strip_negatives, t, f32)), ir.Constant(f32, 1 + 1e-6))),
-                    constant(1.0),
-                )
-                rest, outside = spread(at(term_rests, t, f32)), spread(at(rests, t, f32))
-                index = builder.add(builder.mul(t, number(WIDTH)), column)
-                for place in range(count):
-                    there = builder.add(index, number(place * width))
-                    slack, product = builder.fmul(rest, at(strip_norms, there, floats)), builder.load(products[place])
-                    high, low = builder.fadd(product, slack), builder.fsub(product, slack)
-                    with builder.if_else(sketched) as (yes, no):
-                        with yes:
-                            room = multiplied(outside, at(strip_rests, there, floats), constant(_SKETCH_ERROR))
-                            cosine = builder.load(cosines[place])
-                            top = smallest(builder.fadd(cosine, room), constant(1.0))
-                            bottom = largest(builder.fsub(cosine, room), builder.fsub(constant(0.0), against))
-                            corners = [builder.fmul(p, q) for p in (high, low) for q in (top, bottom)]
-                            most = largest(largest(corners[0], corners[1]), largest(corners[2], corners[3]))
-                            least = smallest(smallest(corners[0], corners[1]), smallest(corners[2], corners[3]))
-                            builder.store(builder.fadd(builder.load(aboves[place]), most), aboves[place])
-                            builder.store(builder.fsub(builder.load(belows[place]), least), belows[place])
-                        with no:
-                            minus_low = builder.fsub(constant(0.0), low)
-                            most = largest(high, builder.fmul(against, minus_low))
-                            least = largest(minus_low, builder.fmul(against, high))
-                            builder.store(builder.fadd(builder.load(aboves[place]), most), aboves[place])
-                            builder.store(builder.fadd(builder.load(belows[place]), least), belows[place])
-            for place in range(count):
-                there = builder.mul(builder.add(column, number(place * width)), number(4))
-                for target, variable in ((above, aboves[place]), (below, belows[place])):
-                    builder.store(builder.load(variable), builder.inttoptr(builder.add(target, there), floats.as_pointer()), align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp, *[types.uintp] * 14), generate
-
-
 @_compiled(forceinline=True)
-def _bound_strip(strips: Strips, s: int, test: Factors, terms: Terms, i: int, sketched: bool, above: np.ndarray, below: np.ndarray) -> None:
-    """Upper bounds of the scores of test row i with a strip's columns, and of the negated scores, into `above` and `below`: [WIDTH].
+def bound_block(blocks: Blocks, block: int, terms: Terms, i: int, cosines: int, above: int, below: int) -> None:
+    """Upper bounds of the scores of test row i with a block's columns, and of the negated scores, to two addresses: [BLOCK] float32.
 
     Of the score `Σ_t p_t q_t ‖ĥ_t‖ ‖ĥ'_t‖`, with `p = δ_t · δ'_t` and q the cosine of the activations, p is known but for the entries that
-    are no terms, whose norms bound it. q is between −κ and 1, where κ is the sum of the shares of negative entries (0 after a ReLU);
-    or, `sketched`, it is known but for what is outside of the sketches. The bound is that of the corners of the two intervals.
+    are no terms, whose norms bound it. q is between −κ and 1, where κ is the sum of the shares of negative entries (0 after a ReLU); or,
+    if `cosines` is not 0 but the address of the products of sketches [T, BLOCK], it is known but for what is outside of the sketches. The
+    bound is that of the corners of the two intervals.
     """
-    checkpoints, outputs = strips.loss_grads.shape[2:4]
-    row, strip = np.uintp(4 * i * checkpoints), np.uintp(4 * s * checkpoints)
-    _bound_columns(
+    _, checkpoints, outputs, _ = blocks.loss_grads.shape
+    row, start = np.uintp(4 * i * checkpoints), np.uintp(4 * block * checkpoints)
+    bound_columns(
         checkpoints,
         outputs,
         terms.starts.ctypes.data + np.uintp(8 * i * (checkpoints + 1)),
@@ -764,15 +777,40 @@ def _bound_strip(strips: Strips, s: int, test: Factors, terms: Terms, i: int, sk
         terms.values.ctypes.data,
         terms.rest.ctypes.data + row,
         terms.negatives.ctypes.data + row,
-        test.sketches.ctypes.data + row * np.uintp(LANES),
         terms.outside.ctypes.data + row,
-        strips.loss_grads.ctypes.data + strip * np.uintp(outputs * WIDTH),
-        strips.norms.ctypes.data + strip * np.uintp(WIDTH),
-        strips.negatives.ctypes.data + strip,
-        strips.sketches.ctypes.data + strip * np.uintp(LANES * WIDTH) if sketched else np.uintp(0),
-        strips.rests.ctypes.data + strip * np.uintp(WIDTH),
-        above.ctypes.data,
-        below.ctypes.data,
+        blocks.loss_grads.ctypes.data + start * np.uintp(outputs * BLOCK),
+        blocks.norms.ctypes.data + start * np.uintp(BLOCK),
+        blocks.negatives.ctypes.data + start,
+        blocks.rests.ctypes.data + start * np.uintp(BLOCK),
+        cosines,
+        above,
+        below,
+    )
+
+
+@_compiled(forceinline=True)
+def bound_page(blocks: Blocks, page: int, terms: Terms, i: int, above: int, below: int) -> None:
+    """The bounds of `bound_block`, no smaller than those of any column of a block, of all blocks of a page: [PAGE] float32.
+
+    p is bounded by the highest and the lowest that each entry has in a block, and by the norms.
+    """
+    _, checkpoints, outputs, _ = blocks.loss_grads.shape
+    row, start = np.uintp(4 * i * checkpoints), np.uintp(4 * PAGE * page * checkpoints)
+    bound_outlines(
+        checkpoints,
+        outputs,
+        terms.starts.ctypes.data + np.uintp(8 * i * (checkpoints + 1)),
+        terms.outputs.ctypes.data,
+        terms.values.ctypes.data,
+        terms.rest.ctypes.data + row,
+        terms.negatives.ctypes.data + row,
+        terms.norms.ctypes.data + row,
+        blocks.highest.ctypes.data + start * np.uintp(outputs),
+        blocks.lowest.ctypes.data + start * np.uintp(outputs),
+        blocks.page_norms.ctypes.data + start,
+        blocks.page_negatives.ctypes.data + start,
+        above,
+        below,
     )
 
 
@@ -812,37 +850,67 @@ def choose_by_leaders(pool: Pool, rows: np.ndarray, chosen: np.ndarray, leaders:
     return led
 
 
+@_compiled()
 def search_pilots(
     pool: Pool, test: Factors, rows: np.ndarray, train: Factors, chosen: np.ndarray, rates: np.ndarray, ranks: np.ndarray
 ) -> None:
     """Searches the pilots of the rows `chosen` [n]."""
-    _list_pilots(pool, test, rows, train, chosen)
-    settle_rows(pool, 0, len(rows), test, rows, train, rates, ranks, np.inf)
-
-
-@_compiled()
-def _list_pilots(pool: Pool, test: Factors, rows: np.ndarray, train: Factors, chosen: np.ndarray) -> None:
     one, other = _addresses(test), _addresses(train)
+    work = _work(one.checkpoints)
+    pool, ranks = _borrow(pool), borrowed(ranks)
     for i in range(len(chosen)):
         if not chosen[i]:
             continue
-        row = rows[i]
+        count = 0
         for sign in range(2):
-            pilot = pool.pilots[sign, i]
-            count = 0
-            for place in range(len(pilot)):
-                j = np.int64(pilot[place])
+            for place in range(pool.pilots.shape[2]):
+                j = np.int64(pool.pilots[sign, i, place])
                 if j == NO_ROW:
                     break
-                if place > 0 and j == pilot[place - 1]:
+                if place > 0 and j == pool.pilots[sign, i, place - 1]:
                     continue
+                if count == _ROOM:
+                    _score(pool, i, one, other, rows[i], work, count, rates, ranks)
+                    count = 0
                 pool.tally[i, 1] += 1
-                upper = _bound(one, other, row, j, 1.0 if sign == 0 else -1.0)
-                if upper > -np.inf:
-                    pool.bounds[sign, i, count] = _listed_bound(upper, test.norm[row] * train.norm[j], train.divisors[j])
-                    pool.listed[sign, i, count] = j
-                    count += 1
-            pool.counts[sign, i] = count
+                work.codes[count] = 2 * j + sign
+                count += 1
+        _score(pool, i, one, other, rows[i], work, count, rates, ranks)
+
+
+@_inner(forceinline=True)
+def _levels(limits: tuple[float, float], unit: float, margin: float) -> tuple[np.float32, np.float32]:
+    """What float32 bounds of either sign, off by at most `margin` and in this unit, are compared with."""
+    return _level(limits[0] / unit - margin), _level(limits[1] / unit - margin)
+
+
+@_inner(forceinline=True)
+def _level(limit: float) -> np.float32:
+    """A limit as float32, rounded down."""
+    return np.float32(limit - 2e-7 * abs(limit))
+
+
+@_inner(forceinline=True)
+def _columns(blocks: Blocks, block: int) -> np.uint64:
+    """Which columns a block has: a bit mask."""
+    count = min(BLOCK, len(blocks.columns) - block * BLOCK)
+    return np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(BLOCK - count)
+
+
+@_inner()
+def _passing_blocks(
+    blocks: Blocks, page: int, terms: Terms, row: int, norm: float, limits: tuple[float, float], margin: float, bounds: np.ndarray
+) -> np.uint64:
+    """Which blocks of a page may have columns that reach a limit with this test row: a bit mask. `bounds` [2, PAGE] float32 is room."""
+    bound_page(blocks, page, terms, row, bounds.ctypes.data, bounds.ctypes.data + np.uintp(4 * PAGE))
+    mask = np.uint64(0)
+    for place in range(min(PAGE, len(blocks.units) - page * PAGE)):
+        unit = blocks.units[page * PAGE + place] * norm
+        # In float64, in which no limit overflows that means anything.
+        passes = (bounds[0, place] + _OUTLINE_MARGIN * margin) * unit >= limits[0]
+        passes |= (bounds[1, place] + _OUTLINE_MARGIN * margin) * unit >= limits[1]
+        mask |= np.uint64(passes) << np.uint64(place)
+    return mask
 
 
 @_compiled()
@@ -851,62 +919,49 @@ def count_passing(
     test: Factors,
     rows: np.ndarray,
     terms: Terms,
-    strips: Strips,
-    sample: np.ndarray,
+    blocks: Blocks,
     chosen: np.ndarray,
+    first: int,
+    last: int,
     margin: float,
     bounded: np.ndarray,
     passing: np.ndarray,
 ) -> None:
-    """Of the pairs of the rows `chosen` [n] with some strips, counts those that norms do not skip, and those that then pass: [n] each."""
-    above, below = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
+    """Of the rows `chosen` [n] and pages `first` to `last`, counts columns of blocks that pass, and estimates how many of them do: [n]."""
+    bounds = np.empty((2, PAGE), np.float32)
+    some = np.empty((last - first) * PAGE, np.int64)
+    pool = _borrow(pool)
     for i in range(len(chosen)):
         if not chosen[i]:
             continue
         row = rows[i]
         limits = (_limit(pool, 0, i, test.divisors[row]), _limit(pool, 1, i, test.divisors[row]))
-        for s in sample:
-            if _skips(test, row, strips, s, min(limits[0], limits[1])):
-                continue
-            width = min(WIDTH, len(strips.columns) - s * WIDTH)
-            _bound_strip(strips, s, test, terms, row, False, above, below)
-            bounded[i] += width
-            unit = strips.units[s] * test.norm[row]
-            for place in range(width):
-                passing[i] += above[place] >= limits[0] / unit - margin
-                passing[i] += below[place] >= limits[1] / unit - margin
-
-
-def search_strips(
-    pool: Pool,
-    test: Factors,
-    rows: np.ndarray,
-    terms: Terms,
-    train: Factors,
-    strips: Strips,
-    chosen: np.ndarray,
-    rates: np.ndarray,
-    ranks: np.ndarray,
-    first: int,
-    last: int,
-    margin: float,
-) -> None:
-    """Searches strips `first` to `last` for the best of the pool's rows, whose test rows are `rows` [n]; of those `chosen` [n] only.
-
-    `margin` is the float32 error of a bound over N and the strip's unit.
-    """
-    _list_strips(pool, test, rows, terms, train, strips, chosen, rates, ranks, first, last, margin)
-    settle_rows(pool, 0, len(rows), test, rows, train, rates, ranks, np.inf)
+        count = 0
+        for page in range(first, last):
+            mask = _passing_blocks(blocks, page, terms, row, test.norm[row], limits, margin, bounds)
+            while mask:
+                some[count] = page * PAGE + lowest_bit(mask)
+                bounded[i] += count_bits(_columns(blocks, some[count]))
+                count += 1
+                mask &= mask - np.uint64(1)
+        found = 0
+        for sample in range(min(_SAMPLE, count)):
+            block = some[sample * count // min(_SAMPLE, count)]
+            bound_block(blocks, block, terms, row, 0, bounds.ctypes.data, bounds.ctypes.data + np.uintp(4 * BLOCK))
+            levels = _levels(limits, blocks.units[block] * test.norm[row], margin)
+            for sign in range(2):
+                found += count_bits(at_least(bounds.ctypes.data + np.uintp(4 * BLOCK * sign), levels[sign]) & _columns(blocks, block))
+        passing[i] += found * count // max(1, min(_SAMPLE, count))
 
 
 @_compiled()
-def _list_strips(
+def search_blocks(
     pool: Pool,
     test: Factors,
     rows: np.ndarray,
     terms: Terms,
     train: Factors,
-    strips: Strips,
+    blocks: Blocks,
     chosen: np.ndarray,
     rates: np.ndarray,
     ranks: np.ndarray,
@@ -914,56 +969,99 @@ def _list_strips(
     last: int,
     margin: float,
 ) -> None:
-    room = pool.bounds.shape[2] - WIDTH
-    above, below = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
+    """Searches pages `first` to `last` for the best of the pool's rows, whose test rows are `rows` [n]; of those `chosen` [n] only.
+
+    `margin` is the float32 error of a bound over N and the block's unit.
+    """
     one, other = _addresses(test), _addresses(train)
-    for s in range(first, last):
-        columns = strips.columns[s * WIDTH : (s + 1) * WIDTH]
+    work = _work(one.checkpoints)
+    bounds = np.empty((2, BLOCK), np.float32)
+    masks = np.zeros(len(chosen), np.uint64)
+    waiting = np.empty(TILE, np.int64)
+    cosines = np.empty((TILE, one.checkpoints, BLOCK), np.float32)
+    pool, ranks = _borrow(pool), borrowed(ranks)
+    for page in range(first, last):
         for i in range(len(chosen)):
-            if not chosen[i]:
-                continue
-            row = rows[i]
-            limits = (_limit(pool, 0, i, test.divisors[row]), _limit(pool, 1, i, test.divisors[row]))
-            if _skips(test, row, strips, s, min(limits[0], limits[1])):
-                pool.tally[i, 0] += len(columns)
-                continue
-            _bound_strip(strips, s, test, terms, row, False, above, below)
-            unit = strips.units[s] * test.norm[row]
-            levels = (_level(limits[0] / unit - margin), _level(limits[1] / unit - margin))
-            if test.sketches.shape[2]:
-                passing = 0
-                for place in range(WIDTH):
-                    passing += (above[place] >= levels[0]) + (below[place] >= levels[1])
-                if passing == 0:
+            if chosen[i]:
+                row = rows[i]
+                limits = (_limit(pool, 0, i, test.divisors[row]), _limit(pool, 1, i, test.divisors[row]))
+                masks[i] = _passing_blocks(blocks, page, terms, row, test.norm[row], limits, margin, bounds)
+        for place in range(min(PAGE, len(blocks.units) - page * PAGE)):
+            block = page * PAGE + place
+            columns = _columns(blocks, block)
+            count = 0
+            for i in range(len(chosen) + 1):
+                if i < len(chosen) and chosen[i]:
+                    if masks[i] >> np.uint64(place) & np.uint64(1):
+                        waiting[count] = i
+                        count += 1
+                    else:
+                        pool.tally[i, 0] += count_bits(columns)
+                if count < TILE and (i < len(chosen) or count == 0):
                     continue
-                if passing > _FEW:
-                    _bound_strip(strips, s, test, terms, row, True, above, below)
-            for sign in range(2):
-                bounds, level = (above if sign == 0 else below), levels[sign]
-                pilot, listed, kept = pool.pilots[sign, i], pool.listed[sign, i], pool.bounds[sign, i]
-                count = pool.counts[sign, i]
-                for start in range(0, len(columns), _GLANCE):
-                    passing = 0
-                    for place in range(start, start + _GLANCE):
-                        passing += bounds[place] >= level
-                    if passing:
-                        for place in range(start, min(start + _GLANCE, len(columns))):
-                            if bounds[place] < level:
-                                continue
-                            j = np.int64(columns[place])
-                            if _holds(pilot, j):
-                                continue
-                            # Now, because the strip's rows are in the cache.
-                            pool.tally[i, 1] += 1
-                            upper = _listed_bound(
-                                _bound(one, other, row, j, 1.0 if sign == 0 else -1.0), test.norm[row] * train.norm[j], train.divisors[j]
-                            )
-                            if upper >= limits[sign]:
-                                kept[count], listed[count] = upper, j
-                                count += 1
-                pool.counts[sign, i] = count
-                if count > room:
-                    _settle(pool, sign, i, one, other, row, rates, ranks)
+                # Rows that wait share the block's sketches.
+                if one.sketched:
+                    _multiply_sketches(one, rows, blocks, block, waiting, count, cosines)
+                for own in range(count):
+                    at = waiting[own]
+                    row = rows[at]
+                    limits = (_limit(pool, 0, at, test.divisors[row]), _limit(pool, 1, at, test.divisors[row]))
+                    levels = _levels(limits, blocks.units[block] * test.norm[row], margin)
+                    known = cosines.ctypes.data + np.uintp(4 * BLOCK * one.checkpoints * own) if one.sketched else np.uintp(0)
+                    bound_block(blocks, block, terms, row, known, bounds.ctypes.data, bounds.ctypes.data + np.uintp(4 * BLOCK))
+                    above = at_least(bounds.ctypes.data, levels[0]) & columns
+                    below = at_least(bounds.ctypes.data + np.uintp(4 * BLOCK), levels[1]) & columns
+                    if above | below:
+                        _search_columns(pool, at, one, other, row, blocks, block, above, below, work, rates, ranks)
+                count = 0
+
+
+@_inner()
+def _multiply_sketches(
+    test: _Addresses, rows: np.ndarray, blocks: Blocks, block: int, waiting: np.ndarray, count: int, cosines: np.ndarray
+) -> None:
+    """The products of the sketches of `count` rows of the pool that wait with those of a block: cosines [TILE, T, BLOCK]."""
+    size = np.uintp(4 * LANES * test.checkpoints)
+    x0 = test.sketches + np.uintp(rows[waiting[0]]) * size
+    x1 = test.sketches + np.uintp(rows[waiting[min(1, count - 1)]]) * size
+    x2 = test.sketches + np.uintp(rows[waiting[min(2, count - 1)]]) * size
+    x3 = test.sketches + np.uintp(rows[waiting[min(3, count - 1)]]) * size
+    x4 = test.sketches + np.uintp(rows[waiting[min(4, count - 1)]]) * size
+    x5 = test.sketches + np.uintp(rows[waiting[min(5, count - 1)]]) * size
+    for t in range(test.checkpoints):
+        own = np.uintp(4 * LANES * t)
+        vectors = blocks.sketches.ctypes.data + np.uintp(4 * LANES * BLOCK * (block * test.checkpoints + t))
+        products, stride = cosines.ctypes.data + np.uintp(4 * BLOCK * t), 4 * BLOCK * test.checkpoints
+        multiply_block(x0 + own, x1 + own, x2 + own, x3 + own, x4 + own, x5 + own, LANES, vectors, products, stride)
+
+
+@_inner()
+def _search_columns(
+    pool: Pool,
+    i: int,
+    test: _Addresses,
+    train: _Addresses,
+    row: int,
+    blocks: Blocks,
+    block: int,
+    above: np.uint64,
+    below: np.uint64,
+    work: _Work,
+    rates: np.ndarray,
+    ranks: np.ndarray,
+) -> None:
+    """Scores the columns of a block that pass, above or below, for the pool's row i, but for its pilots."""
+    count = 0
+    for sign in range(2):
+        mask = above if sign == 0 else below
+        while mask:
+            j = np.int64(blocks.columns[block * BLOCK + lowest_bit(mask)])
+            mask &= mask - np.uint64(1)
+            if not _holds(pool.pilots[sign, i], j):
+                work.codes[count] = 2 * j + sign
+                count += 1
+    pool.tally[i, 1] += count
+    _score(pool, i, test, train, row, work, count, rates, ranks)
 
 
 @_inner(forceinline=True)
@@ -978,21 +1076,6 @@ def _holds(ascending: np.ndarray, row: int) -> bool:
     return low < len(ascending) and ascending[low] == row
 
 
-@_inner(forceinline=True)
-def _listed_bound(upper: float, norms: float, divisor: float) -> float:
-    """A pair's bound as `Pool.bounds` holds it, `norms` being N N'."""
-    return (upper + SLACK * norms) / divisor
-
-
-@_inner(forceinline=True)
-def _skips(test: Factors, row: int, strips: Strips, s: int, limit: float) -> bool:
-    """Whether Cauchy–Schwarz, checkpoint by checkpoint, keeps a whole strip below the limit."""
-    top = 0.0
-    for t in range(strips.tops.shape[1]):
-        top += test.norms[row, t] * strips.tops[s, t]
-    return top * (1 + 1e-9) < limit
-
-
 def give_up(pool: Pool, chosen: np.ndarray) -> None:
     """Forgets the best of rows that are not `chosen` [n], but not what they prove of thresholds."""
     full = pool.filled == pool.scores.shape[2]
@@ -1003,65 +1086,114 @@ def give_up(pool: Pool, chosen: np.ndarray) -> None:
 
 
 @_compiled()
+def multiply_rows(
+    loss_grads: np.ndarray,
+    activations: np.ndarray,
+    first: int,
+    last: int,
+    train_loss_grads: np.ndarray,
+    train_activations: np.ndarray,
+    block: int,
+    sums: np.ndarray,
+) -> None:
+    """`Σ_t (δ_t · δ'_t) (ĥ_t · ĥ'_t)` in float32 of rows `first` to `last` with the columns of a block: [_TILES * TILE, BLOCK].
+
+    loss_grads [n, T, C] and activations [n, T, D] are of rows, those of training examples [B, T, C or D, BLOCK] of blocks.
+    """
+    parts = np.empty((2, TILE, BLOCK), np.float32)
+    count = last - first
+    sums[:count] = 0
+    for t in range(loss_grads.shape[1]):
+        for tile in range(0, count, TILE):
+            _multiply_tile(loss_grads, first + tile, last, t, train_loss_grads, block, parts, 0)
+            _multiply_tile(activations, first + tile, last, t, train_activations, block, parts, 1)
+            for place in range(min(TILE, count - tile)):
+                add_scaled(
+                    sums.ctypes.data + np.uintp(4 * BLOCK * (tile + place)),
+                    parts.ctypes.data + np.uintp(4 * BLOCK * place),
+                    parts.ctypes.data + np.uintp(4 * BLOCK * (TILE + place)),
+                )
+
+
+@_compiled()
 def search_products(
     pool: Pool,
     first: int,
     last: int,
-    products: np.ndarray,
+    loss_grads: np.ndarray,
+    activations: np.ndarray,
     test: Factors,
     rows: np.ndarray,
     train: Factors,
-    columns: np.ndarray,
-    unit: float,
+    blocks: Blocks,
+    train_activations: np.ndarray,
+    start: int,
+    stop: int,
     margin: float,
     width: float,
     rates: np.ndarray,
     ranks: np.ndarray,
 ) -> None:
-    """Searches a block of float32 scores for the best of the pool's rows `first` to `last`; `rows` are their test rows.
+    """Multiplies all pairs of the pool's rows `first` to `last` with blocks `start` to `stop` and searches them; `rows` are test rows.
 
-    products [n, m] are in units of N and `unit`, off by at most `margin`; `columns` [m] are their training rows. `width` is twice the
-    error of any product of the search, in units of N.
+    loss_grads [n, T, C] float32 are `√η_t ‖ĥ_t‖ δ_t` over N, activations [n, T, D] float32 of length 1, of the pool's rows.
+    train_activations [B, T, D, BLOCK] are the training examples', of length 1. A product in these units, N and the block's, is off by at
+    most `margin`; `width` is twice the error of any of the search, in units of N.
     """
-    room = pool.bounds.shape[2] - WIDTH
+    room = pool.bounds.shape[2] - BLOCK
     one, other = _addresses(test), _addresses(train)
-    for i in range(first, last):
-        norm, divisor = test.norm[rows[i]], test.divisors[rows[i]]
-        for sign in range(2):
-            count = pool.counts[sign, i]
-            scale = unit * norm
-            level = _level(_limit(pool, sign, i, divisor) / scale - margin)
-            for start in range(0, len(columns), WIDTH):
-                stop = min(start + WIDTH, len(columns))
-                passing = 0
-                if sign == 0:
-                    for place in range(start, stop):
-                        passing += products[i, place] >= level
-                else:
-                    for place in range(start, stop):
-                        passing += -products[i, place] >= level
-                if not passing:
-                    continue
-                for place in range(start, stop):
-                    value = products[i, place] if sign == 0 else -products[i, place]
-                    if value >= level:
-                        pool.bounds[sign, i, count] = (value + margin) * scale
-                        pool.listed[sign, i, count] = columns[place]
-                        count += 1
-                if count > room:
-                    pool.counts[sign, i] = count
-                    _sharpen(pool, sign, i, width * norm, divisor)
-                    if pool.counts[sign, i] > room // 2:
-                        _settle(pool, sign, i, one, other, rows[i], rates, ranks)
-                    count = pool.counts[sign, i]
-                    level = _level(_limit(pool, sign, i, divisor) / scale - margin)
-            pool.counts[sign, i] = count
+    work = _work(one.checkpoints)
+    pool, ranks = _borrow(pool), borrowed(ranks)
+    sums = np.empty((_TILES * TILE, BLOCK), np.float32)
+    for block in range(start, stop):
+        columns, unit = _columns(blocks, block), blocks.units[block]
+        for group in range(first, last, _TILES * TILE):
+            count = min(_TILES * TILE, last - group)
+            multiply_rows(loss_grads, activations, group, group + count, blocks.loss_grads, train_activations, block, sums)
+            for place in range(count):
+                i = group + place
+                norm, divisor = test.norm[rows[i]], test.divisors[rows[i]]
+                limits = (_limit(pool, 0, i, divisor), _limit(pool, 1, i, divisor))
+                levels = _levels(limits, unit * norm, margin)
+                address = sums.ctypes.data + np.uintp(4 * BLOCK * place)
+                for sign in range(2):
+                    mask = (at_least(address, levels[0]) if sign == 0 else at_most(address, -levels[1])) & columns
+                    if not mask:
+                        continue
+                    listed = pool.counts[sign, i]
+                    while mask:
+                        column = lowest_bit(mask)
+                        mask &= mask - np.uint64(1)
+                        value = np.float64(sums[place, column])
+                        pool.bounds[sign, i, listed] = ((value if sign == 0 else -value) + margin) * (unit * norm)
+                        pool.listed[sign, i, listed] = blocks.columns[block * BLOCK + column]
+                        listed += 1
+                    pool.counts[sign, i] = listed
+                    if listed > room:
+                        _sharpen(pool, sign, i, width * norm, divisor)
+                        if pool.counts[sign, i] > room // 2:
+                            _settle(pool, sign, i, one, other, rows[i], work, rates, ranks)
 
 
 @_inner(forceinline=True)
-def _level(limit: float) -> np.float32:
-    """A limit as float32, rounded down."""
-    return np.float32(limit - 2e-7 * abs(limit))
+def _multiply_tile(
+    vectors: np.ndarray, first: int, last: int, t: int, blocks: np.ndarray, block: int, products: np.ndarray, which: int
+) -> None:
+    """Products of rows `first` on of vectors [n, T, R], before `last`, with a block of blocks [..., T, R, BLOCK]; `TILE` of them."""
+    _, checkpoints, width = vectors.shape
+    start, size = vectors.ctypes.data + np.uintp(4 * width * t), np.uintp(4 * width * checkpoints)
+    multiply_block(
+        start + np.uintp(first) * size,
+        start + np.uintp(min(first + 1, last - 1)) * size,
+        start + np.uintp(min(first + 2, last - 1)) * size,
+        start + np.uintp(min(first + 3, last - 1)) * size,
+        start + np.uintp(min(first + 4, last - 1)) * size,
+        start + np.uintp(min(first + 5, last - 1)) * size,
+        width,
+        blocks.ctypes.data + np.uintp(4 * BLOCK * width * (block * checkpoints + t)),
+        products.ctypes.data + np.uintp(4 * BLOCK * TILE * which),
+        4 * BLOCK,
+    )
 
 
 @_inner()
@@ -1107,6 +1239,24 @@ def _nth(values: np.ndarray, n: int) -> float:
     return values[n]
 
 
+@_inner()
+def _settle(
+    pool: Pool, sign: int, i: int, test: _Addresses, train: _Addresses, row: int, work: _Work, rates: np.ndarray, ranks: np.ndarray
+) -> None:
+    """Scores the listed candidates of the pool's row i (test row `row`) whose bounds reach the threshold."""
+    divisor = load_float64(test.divisors, row)
+    count = 0
+    for place in range(pool.counts[sign, i]):
+        if pool.bounds[sign, i, place] >= _limit(pool, sign, i, divisor):
+            work.codes[count] = 2 * np.int64(pool.listed[sign, i, place]) + sign
+            count += 1
+            if count == _ROOM:
+                _score(pool, i, test, train, row, work, count, rates, ranks)
+                count = 0
+    _score(pool, i, test, train, row, work, count, rates, ranks)
+    pool.counts[sign, i] = 0
+
+
 @_compiled()
 def settle_rows(
     pool: Pool,
@@ -1115,23 +1265,35 @@ def settle_rows(
     test: Factors,
     rows: np.ndarray,
     train: Factors,
+    width: float,
     rates: np.ndarray,
     ranks: np.ndarray,
-    width: float,
 ) -> None:
-    """Scores what is still listed for the pool's rows `first` to `last`; `width` as for `search_products`, or infinite."""
+    """Scores what is still listed for the pool's rows `first` to `last`; `width` as for `search_products`."""
     one, other = _addresses(test), _addresses(train)
+    work = _work(one.checkpoints)
+    pool, ranks = _borrow(pool), borrowed(ranks)
     for i in range(first, last):
         row = rows[i]
         for sign in range(2):
-            if width < np.inf:
-                _sharpen(pool, sign, i, width * test.norm[row], test.divisors[row])
-            _settle(pool, sign, i, one, other, row, rates, ranks)
+            _sharpen(pool, sign, i, width * test.norm[row], test.divisors[row])
+            _settle(pool, sign, i, one, other, row, work, rates, ranks)
 
 
+@_compiled()
 def take_best(pool: Pool, ranks: np.ndarray, sign: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the heaps of a sign hold: rows of the pool [P] int32, scores [P] and training rows [P], by row and best first."""
-    held = np.arange(pool.scores.shape[2]) < pool.filled[sign, :, None]
-    found, scores, rows = held.nonzero()[0].astype(np.int32), pool.scores[sign][held], pool.rows[sign][held]
-    order = np.lexsort((ranks[rows], -scores, found))
-    return found[order], scores[order], rows[order]
+    """Takes what the heaps of a sign hold: rows of the pool [P] int32, scores [P] and training rows [P], by row and best first."""
+    total = pool.filled[sign].sum()
+    found, scores, trains = np.empty(total, np.int32), np.empty(total), np.empty(total, np.int32)
+    start = 0
+    for i in range(pool.filled.shape[1]):
+        n = pool.filled[sign, i]
+        heap, rows = pool.scores[sign, i], pool.rows[sign, i]
+        for left in range(n - 1, -1, -1):
+            # The worst goes last.
+            found[start + left], scores[start + left], trains[start + left] = i, heap[0], rows[0]
+            heap[0], rows[0] = heap[left], rows[left]
+            _sink(heap, rows, ranks, left)
+        pool.filled[sign, i] = 0
+        start += n
+    return found, scores, trains

@@ -1,45 +1,49 @@
 """The search for the k strongest proponents and opponents: pairs that cannot be among them are skipped by proven bounds.
 
-Sieves, each over what the one before let through, then the canonical score (`scoring`):
+Training examples that are alike, strong in the same outputs and about as strong, lie together in blocks. Sieves, each over what the one
+before let through, then the canonical score (`scoring`):
 
-1. Cauchy–Schwarz by norms, `|score| ≤ Σ_t n_t n'_t`, for whole strips of training examples, the strongest first.
-2. Loss gradients multiplied in float32, activations bounded by their norms. Only the large entries of the test example's are multiplied,
-   the rest is bounded by its norm: with many classes a loss gradient has its mass on few.
-3. Activations bounded by sketches: their parts in a few directions that hold most of them, and the length of the rest.
-4. Loss gradients exactly, then activations of one checkpoint after the other, until what is left cannot reach the threshold.
+1. Whole blocks: by norms, `|score| ≤ Σ_t n_t n'_t` (Cauchy–Schwarz), and by the highest and the lowest that each entry of the loss
+   gradients has in a block.
+2. Loss gradients multiplied in float32. Only the large entries of the test example's are multiplied, the rest is bounded by its norm: with
+   many classes a loss gradient has its mass on few. Activations are bounded by their norms; or, where a few directions hold most of
+   them, by sketches: their parts in these directions, and the length of the rest.
+3. Where activations are long, loss gradients exactly, then activations of one checkpoint after the other, until what is left cannot reach
+   the threshold.
 
 A threshold is the k-th best score that is known so far. To begin with, a few test examples lead: their pilot is the training examples
 strongest in the outputs that they are strongest in, and what is best for them is the pilot of the test examples like them. Later chunks of
 training examples begin with the thresholds of the earlier ones. Where a sample shows that the sieves would let too many through, a test
-example's products are all made, by TensorFlow in float32 blocks, and those within a proven margin of its k-th are scored.
+example's products are all made in float32, and those within a proven margin of its k-th are scored.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import tensorflow as tf
 
 from transforms import kernels
-from transforms.kernels import BLOCK, LANES, NO_ROW, STRONGEST, WIDTH, Factors, Pool, Strips, Terms
+from transforms.kernels import NO_ROW, PAGE, STRONGEST, Blocks, Factors, Pool, Terms
 from transforms.records import Features
 from transforms.scoring import Scoring, bound_margin, product_margin, self_influence
+from transforms.sums import LANES
 from transforms.topk import Ranking, TopK, concatenate, cut
+from transforms.vectors import BLOCK
 
-# Test examples that go through the strips together: enough that strips are read from memory seldom, few enough for threads to share.
+# Test examples that go through the blocks together: enough that blocks are read from memory seldom, few enough that a processor's cache
+# holds their vectors.
 _GROUP_TESTS = 512
 
 # What the heaps and lists of the groups in work may take; for a large k they have fewer test examples.
 _POOL_BYTES = 96 << 20
 
-# One multiplication makes a block of this many test × train scores.
-_BLOCK_TESTS, _BLOCK_TRAINS = 1024, 4096
+# Test examples whose products are made together.
+_BLOCK_TESTS = 1024
 
 # Norm of the entries of a test example's loss gradients that are left out of the second sieve, over N.
 _TOLERANCE = 0.01
@@ -51,16 +55,16 @@ _TERM_COST, _EXACT_COST = 2.0, 8.0
 # be outside of them for sketches to be of use.
 _SKETCH_SAMPLE, _SKETCH_ITERATIONS, _SKETCH_REST = 1024, 2, 0.4
 
-# Test examples that follow one that leads, and strips of which costs are estimated.
-_FOLLOWERS, _SAMPLE_STRIPS = 15, 8
+# Test examples that follow one that leads.
+_FOLLOWERS = 15
 
-# Costs over that of products: above the first, a test example is not even tried on the first strips, which sharpen its threshold; above
+# Costs over that of products: above the first, a test example is not even tried on the first page, which sharpens its threshold; above
 # the last, one that has a leader gets a pilot of its own.
-_HOPELESS, _FIRST_STRIPS, _WEAK = 3.0, 16, 0.5
+_HOPELESS, _WEAK = 3.0, 0.5
 
 # What `Search.counts` tells of pairs: those with a zero gradient, skipped by norms, sieved by loss gradients, and multiplied whole, which
 # are all; then how many of them were examined one by one, and scored.
-COUNTS = ("zero", "norms", "loss_gradients", "products", "examined", "scored")
+COUNTS = ("zero", "blocks", "loss_gradients", "products", "examined", "scored")
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -122,8 +126,7 @@ def _directions(train: Features, none: bool) -> np.ndarray:
     outside = []
     for t in range(checkpoints):
         lengths = train.activation_norms[rows, t]
-        inverse = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-        sample = train.activations[rows, t] * inverse[:, None]
+        sample = train.activations[rows, t] * _inverse(lengths)[:, None]
         strength = train.loss_grad_norms[rows, t] * lengths
         weighted = sample * (strength / max(strength.max(), 1e-300))[:, None]
         basis = np.random.default_rng(0).standard_normal((units, LANES))
@@ -140,36 +143,62 @@ class _Chunk:
     def __init__(self, train: Features, scoring: Scoring, directions: np.ndarray) -> None:
         self.features = train
         self.factors = _factors(train, scoring, scoring.divides_train, directions)
-        self._rates = scoring.learning_rates
         self._normalized = scoring.divides_train
         norm = self.factors.norm
         alive = np.flatnonzero(norm > 0)
-        # Normalised, all are equally strong.
-        self.columns = (alive if self._normalized else alive[np.argsort(-norm[alive], kind="stable")]).astype(np.int32)
-        self._scales = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0) if self._normalized else np.ones(len(norm))
+        outputs = np.empty((len(norm), 2), np.int32)
+        _threads().share(
+            len(norm),
+            lambda first, last: kernels.strongest_outputs_of(self.factors.loss_grads, self.factors.lengths, first, last, outputs),
+        )
+        # Blocks of examples that are alike, the strongest first; normalised, all are equally strong.
+        strength = np.zeros(len(alive)) if self._normalized else np.frexp(norm[alive])[1] // 2
+        order = np.lexsort((outputs[alive, 1], outputs[alive, 0], -strength))
+        self.columns = alive[order].astype(np.int32)
+        self._scales = _inverse(norm) if self._normalized else np.ones(len(norm))
         self.ranks = np.empty(len(train), np.int32)
         self.ranks[np.argsort(train.example_ids, kind="stable")] = np.arange(len(train), dtype=np.int32)
-        self._sides: list[_Side] | None = None
 
     def __len__(self) -> int:
         return len(self.columns)
 
-    def strips(self) -> Strips:
-        """The loss gradients in strips."""
-        _, checkpoints, outputs = self.factors.loss_grads.shape
-        count = -(-len(self.columns) // WIDTH)
-        strips = Strips(
+    @functools.cached_property
+    def blocks(self) -> Blocks:
+        """The loss gradients in blocks."""
+        factors = self.factors
+        _, checkpoints, outputs = factors.loss_grads.shape
+        count = -(-len(self.columns) // BLOCK)
+        pages = -(-count // PAGE)
+        sketched = factors.sketches.shape[2]
+        starts = np.arange(0, len(self.columns), BLOCK)
+        blocks = Blocks(
             self.columns,
-            np.empty((count, WIDTH // BLOCK, checkpoints, outputs, BLOCK), np.float32),
-            np.empty((count, checkpoints, WIDTH), np.float32),
-            np.ones(count) if self._normalized else self.factors.norm[self.columns[::WIDTH]],
-            np.empty((count, checkpoints)),
+            np.empty((count, checkpoints, outputs, BLOCK), np.float32),
+            np.empty((count, checkpoints, BLOCK), np.float32),
+            np.ones(count) if self._normalized else np.maximum.reduceat(factors.norm[self.columns], starts),
             np.empty((count, checkpoints), np.float32),
-            np.empty((count, WIDTH // BLOCK, checkpoints, self.factors.sketches.shape[2], BLOCK), np.float32),
-            np.empty((count, checkpoints, WIDTH), np.float32),
+            np.empty((count, checkpoints, sketched, BLOCK), np.float32),
+            np.empty((count, checkpoints, BLOCK), np.float32),
+            *np.zeros((2, pages, checkpoints, outputs, PAGE), np.float32),
+            *np.zeros((2, pages, checkpoints, PAGE), np.float32),
         )
-        _threads().share(count, lambda first, last: kernels.cut_strips(strips, first, last, self.factors, self._scales))
-        return strips
+        self._cut(blocks.loss_grads, factors.loss_grads, factors.lengths * self._scales[:, None], blocks.units)
+        if sketched:
+            self._cut(blocks.sketches, factors.sketches, np.ones_like(factors.lengths), np.ones(count))
+        _threads().share(count, lambda first, last: kernels.outline_blocks(blocks, first, last, factors, self._scales))
+        return blocks
+
+    @functools.cached_property
+    def activations(self) -> np.ndarray:
+        """The activations in blocks, of length 1: [B, T, D, BLOCK] float32."""
+        activations = self.factors.activations
+        _, checkpoints, units = activations.shape
+        found = np.empty((len(self.blocks.units), checkpoints, units, BLOCK), np.float32)
+        self._cut(found, activations, _inverse(self.features.activation_norms), np.ones(len(found)))
+        return found
+
+    def _cut(self, blocks: np.ndarray, vectors: np.ndarray, factors: np.ndarray, units: np.ndarray) -> None:
+        _threads().share(len(blocks), lambda first, last: kernels.cut_blocks(blocks, first, last, vectors, factors, units, self.columns))
 
     def strongest(self, most: int) -> np.ndarray:
         """See `kernels.strongest_rows`."""
@@ -182,77 +211,29 @@ class _Chunk:
         )
         return rows
 
-    def sides(self) -> list[_Side]:
-        """Scaled factors in blocks of columns, made once."""
-        if self._sides is None:
-            self._sides = []
-            for start in range(0, len(self.columns), _BLOCK_TRAINS):
-                members = self.columns[start : start + _BLOCK_TRAINS]
-                units = self.factors.norm[members] if self._normalized else self.factors.norm[members[0]]
-                unit = 1.0 if self._normalized else float(self.factors.norm[members[0]])
-                self._sides.append(_side(self.features, members, self._rates, units, min(_BLOCK_TRAINS, _padded(len(members))), unit))
-        return self._sides
+
+def _inverse(lengths: np.ndarray) -> np.ndarray:
+    return np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Side:
-    """Scaled factors of some rows: activations [T, n, D] of length 1, loss gradients [T, n, C] of length n_t over the row's unit."""
-
-    rows: np.ndarray
-    unit: float
-    loss_grads: tf.Tensor
-    activations: tf.Tensor
-
-
-def _side(
-    features: Features, rows: np.ndarray, learning_rates: Sequence[float], units: np.ndarray | float, size: int, unit: float = 1.0
-) -> _Side:
-    """Scales `rows` of `features`, divided by `units` [n]; rows of zeros fill up to `size`, so that shapes do not change."""
-    rates = np.sqrt(np.asarray(learning_rates))
-    lengths = features.activation_norms[rows]
-    inverse = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-    loss_grads = np.zeros((len(rates), size, features.loss_grads.shape[2]), np.float32)
-    activations = np.zeros((len(rates), size, features.activations.shape[2]), np.float32)
-    for t, rate in enumerate(rates):
-        for source, factor, target in (
-            (features.loss_grads, rate * lengths[:, t] / units, loss_grads),
-            (features.activations, inverse[:, t], activations),
-        ):
-            np.multiply(source[rows, t], factor[:, None], out=target[t, : len(rows)], dtype=np.float64, casting="same_kind")
-    # On the CPU by name: a GPU may multiply in TensorFloat-32, for which the margin is not proven.
-    with tf.device("/CPU:0"):
-        return _Side(rows, unit, tf.constant(loss_grads), tf.constant(activations))
-
-
-def _padded(n: int) -> int:
-    """The next of a few sizes, so that TensorFlow traces few shapes."""
-    size = 64
-    while size < n:
-        size *= 2
-    return size
-
-
-def _products(test: _Side, train: _Side) -> np.ndarray:
-    """`Σ_t (δ_t δ'_tᵀ) ∘ (ĥ_t ĥ'_tᵀ)` of scaled factors: [tests, trains] float32."""
-    with tf.device("/CPU:0"):
-        products: np.ndarray = _multiply(test.loss_grads, test.activations, train.loss_grads, train.activations).numpy()
-    return products[: len(test.rows), : len(train.rows)]
-
-
-@tf.function
-def _multiply(test_grads: tf.Tensor, test_activations: tf.Tensor, train_grads: tf.Tensor, train_activations: tf.Tensor) -> tf.Tensor:
-    total = None
-    for t in range(test_grads.shape[0]):
-        loss_grads = tf.matmul(test_grads[t], train_grads[t], transpose_b=True)
-        # The sum over checkpoints is outside the product.
-        product = loss_grads * tf.matmul(test_activations[t], train_activations[t], transpose_b=True)
-        total = product if total is None else total + product
-    return total
+def scaled_rows(test: Factors, features: Features, rows: np.ndarray) -> list[np.ndarray]:
+    """Loss gradients over N and activations of length 1, as `kernels.search_products` wants them, of these rows."""
+    found = []
+    for vectors, factors in (
+        (test.loss_grads, test.lengths * _inverse(test.norm)[:, None]),
+        (test.activations, _inverse(features.activation_norms)),
+    ):
+        scaled = np.empty((len(rows), *vectors.shape[1:]), np.float32)
+        scale = functools.partial(kernels.scale_vectors, scaled, vectors=vectors, factors=factors, rows=rows)
+        _threads().share(len(rows), scale)
+        found.append(scaled)
+    return found
 
 
 def find_terms(factors: Factors, tolerance: float) -> Terms:
     """The terms of test examples; the entries left out have a norm of at most `tolerance` N together."""
-    up = [(array * (1 + 1e-6)).astype(np.float32) for array in (factors.negatives, factors.rests)]
+    norms = factors.norms * _inverse(factors.norm)[:, None]
+    up = [(array * (1 + 1e-6)).astype(np.float32) for array in (norms, factors.negatives, factors.rests)]
     return Terms(*kernels.find_terms(factors.loss_grads, factors.lengths, factors.norm, tolerance), *up)
 
 
@@ -283,7 +264,7 @@ class _Sieve:
     """What the second sieve and its pilots need of a chunk."""
 
     def __init__(self, chunk: _Chunk, k: int, pilots: bool) -> None:
-        self.strips = chunk.strips()
+        self.blocks = chunk.blocks
         outputs = chunk.factors.loss_grads.shape[2]
         self.strongest = chunk.strongest(min(k, 64)) if pilots else np.empty((2, outputs, 0), np.int32)
 
@@ -318,8 +299,20 @@ class _Part(NamedTuple):
     counts: dict[str, int]
 
 
+def _by_row(rows: np.ndarray, n: int) -> np.ndarray:
+    """What sorts `rows` of 0 to n, those that are equal being next to each other already; their order is kept."""
+    counts = np.bincount(rows, minlength=n)
+    first = np.flatnonzero(np.diff(rows, prepend=-1))
+    # Where each run goes, less where it is.
+    shift = (np.cumsum(counts) - counts)[rows[first]] - first
+    order = np.empty(len(rows), np.int64)
+    places = np.arange(len(rows))
+    order[places + np.repeat(shift, np.diff(first, append=len(rows)))] = places
+    return order
+
+
 def _tallied(pool: Pool) -> dict[str, int]:
-    return {"examined": int(pool.tally[:, 1].sum()), "scored": int(pool.tally[:, 3].sum())}
+    return {"examined": int(pool.tally[:, 1].sum()), "scored": int(pool.tally[:, 2].sum())}
 
 
 def _found(pool: Pool, rows: np.ndarray, ranks: np.ndarray) -> list[_Found]:
@@ -377,15 +370,15 @@ class Search:
         if not self._dense:
             sieve = _Sieve(chunk, self._scoring.k, pilots=not (self.floors[:, self._alive] > 0).all())
             groups = self._groups(self._tests.order, chunk, _GROUP_TESTS, _threads().count)
-            for part in _threads().map(lambda rows: self._search_strips(rows, chunk, sieve, 1.0), groups):
+            for part in _threads().map(lambda rows: self._search_blocks(rows, chunk, sieve, 1.0), groups):
                 found.append(self._account(part))
                 dense[part.rows] = part.left
                 yield (len(part.rows) - int(part.left.sum())) * len(train)
             few = self._tests.order[dense[self._tests.order]]
             if len(few) < min(_BLOCK_TESTS, len(self._test)) / 4:
-                # Not worth scaling all training examples for.
+                # Not worth cutting all activations for.
                 for rows in self._groups(few, chunk, _GROUP_TESTS, 1):
-                    part = self._search_strips(rows, chunk, sieve, np.inf)
+                    part = self._search_blocks(rows, chunk, sieve, np.inf)
                     found.append(self._account(part))
                     dense[rows] = part.left
                     yield len(rows) * len(train)
@@ -400,7 +393,7 @@ class Search:
         return part.found
 
     def _groups(self, rows: np.ndarray, chunk: _Chunk, most: int, at_once: int) -> list[np.ndarray]:
-        size = int(np.clip(_POOL_BYTES // at_once // (8 * (5 * self._scoring.k + 3 * (self._room(chunk) + WIDTH))), 16, most))
+        size = int(np.clip(_POOL_BYTES // at_once // (8 * (5 * self._scoring.k + 3 * (self._room(chunk) + BLOCK))), 16, most))
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def _room(self, chunk: _Chunk) -> int:
@@ -409,7 +402,7 @@ class Search:
 
     def _pool(self, rows: np.ndarray, chunk: _Chunk, pilot: int = 0) -> Pool:
         """An empty pool for some test rows, `pilot` training rows of which may be searched before others."""
-        n, k, most = len(rows), self._scoring.k, self._room(chunk) + WIDTH
+        n, k, most = len(rows), self._scoring.k, self._room(chunk) + BLOCK
         return Pool(
             np.zeros((2, n, k)),
             np.zeros((2, n, k), np.int32),
@@ -420,19 +413,19 @@ class Search:
             np.empty((2, n, most), np.int32),
             np.zeros((2, n), np.int64),
             np.full((2, n, pilot), NO_ROW, np.int32),
-            np.zeros((n, 4), np.int64),
+            np.zeros((n, 3), np.int64),
         )
 
-    def _search_strips(self, rows: np.ndarray, chunk: _Chunk, sieve: _Sieve, most: float) -> _Part:
+    def _search_blocks(self, rows: np.ndarray, chunk: _Chunk, sieve: _Sieve, most: float) -> _Part:
         """Searches test rows next to each other in order, but leaves those that would cost more than `most` times their products.
 
         Where no threshold is known from before, some of them lead: what is best for them gives the others their thresholds.
         """
-        tests, train, strips = self._tests, chunk.factors, sieve.strips
+        tests, train, blocks = self._tests, chunk.factors, sieve.blocks
         assert tests is not None
         test, rates, ranks = tests.factors, self._rates, chunk.ranks
         pool = self._pool(rows, chunk, max(sieve.strongest.shape[2] * STRONGEST, 2 * self._scoring.k))
-        first, last = min(_FIRST_STRIPS, len(strips.units)), len(strips.units)
+        first, last = 1, len(blocks.highest)
         alive = self._alive[rows]
         known = alive & (self.floors[:, rows] > 0).all(axis=0)
         leads = np.zeros(len(rows), bool)
@@ -440,17 +433,16 @@ class Search:
 
         def cost(chosen: np.ndarray, first: int) -> np.ndarray:
             """The estimated cost of each row over that of its products; infinite for rows not chosen."""
-            sample = np.unique(np.linspace(first, last - 1, _SAMPLE_STRIPS).astype(np.int64))
             bounded, passing = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
-            kernels.count_passing(pool, test, rows, tests.terms, strips, sample, chosen, self._bound_margin, bounded, passing)
-            size = np.minimum((sample + 1) * WIDTH, len(chunk)).sum() - (sample * WIDTH).sum()
+            kernels.count_passing(pool, test, rows, tests.terms, blocks, chosen, first, last, self._bound_margin, bounded, passing)
+            size = len(chunk) - first * PAGE * BLOCK
             _, checkpoints, outputs = test.loss_grads.shape
             whole = checkpoints * (outputs + test.activations.shape[2])
-            terms = tests.terms.starts[rows, -1] - tests.terms.starts[rows, 0] + 3 * checkpoints
+            terms = tests.terms.starts[rows, -1] - tests.terms.starts[rows, 0] + checkpoints * (3 + test.sketches.shape[2])
             return np.where(chosen, (bounded * terms * _TERM_COST / whole + passing * _EXACT_COST) / size, np.inf)
 
         def search(chosen: np.ndarray, first: int, last: int) -> None:
-            kernels.search_strips(pool, test, rows, tests.terms, train, strips, chosen, rates, ranks, first, last, self._bound_margin)
+            kernels.search_blocks(pool, test, rows, tests.terms, train, blocks, chosen, rates, ranks, first, last, self._bound_margin)
 
         kernels.choose_by_outputs(pool, rows, leads, tests.outputs, sieve.strongest)
         kernels.search_pilots(pool, test, rows, train, leads, rates, ranks)
@@ -464,51 +456,55 @@ class Search:
             led = kernels.choose_by_leaders(pool, rows, followers & ~known, np.flatnonzero(chosen), tests.outputs)
             kernels.search_pilots(pool, test, rows, train, led, rates, ranks)
             # Where leaders tell too little, outputs may tell more.
-            weak = followers & ~known & ~(cost(led, 0) <= _WEAK)
+            costs = cost(followers & (known | led), 0)
+            weak = followers & ~known & ~(costs <= _WEAK)
             kernels.give_up(pool, ~weak)
             kernels.choose_by_outputs(pool, rows, weak, tests.outputs, sieve.strongest)
             kernels.search_pilots(pool, test, rows, train, weak, rates, ranks)
-            followers &= cost(followers, 0) <= most
+            followers &= np.where(weak, cost(weak, 0), costs) <= most
             search(followers, 0, last)
             chosen |= followers
         kernels.give_up(pool, chosen)
         self.floors[:, rows] = pool.floors
         skipped = int(pool.tally[chosen, 0].sum())
-        counts = {"norms": skipped, "loss_gradients": int(chosen.sum()) * len(chunk) - skipped, **_tallied(pool)}
+        counts = {"blocks": skipped, "loss_gradients": int(chosen.sum()) * len(chunk) - skipped, **_tallied(pool)}
         return _Part(rows, _found(pool, rows, ranks), alive & ~chosen, counts)
 
     def _search_products(self, rows: np.ndarray, chunk: _Chunk, found: list[list[_Found]]) -> Iterator[int]:
         assert self._tests is not None
-        pool, factors = self._pool(rows, chunk), self._tests.factors
-        test = _side(self._test, rows, self._scoring.learning_rates, factors.norm[rows], _padded(len(rows)))
-        sides = chunk.sides()
-        width = 2 * self._margin * max(side.unit for side in sides)
-        for side in sides:
-            products = _products(test, side)
+        pool, test, blocks, train_activations = self._pool(rows, chunk), self._tests.factors, chunk.blocks, chunk.activations
+        loss_grads, activations = scaled_rows(test, self._test, rows)
+        width = 2 * self._margin * float(blocks.units.max())
+        for start in range(0, len(blocks.units), PAGE):
+            stop = min(start + PAGE, len(blocks.units))
 
-            def sift(first: int, last: int, products: np.ndarray = products, side: _Side = side) -> None:
+            def multiply(first: int, last: int, start: int = start, stop: int = stop) -> None:
                 kernels.search_products(
                     pool,
                     first,
                     last,
-                    products,
-                    factors,
+                    loss_grads,
+                    activations,
+                    test,
                     rows,
                     chunk.factors,
-                    side.rows,
-                    side.unit,
+                    blocks,
+                    train_activations,
+                    start,
+                    stop,
                     self._margin,
                     width,
                     self._rates,
                     chunk.ranks,
                 )
 
-            _threads().share(len(rows), sift)
-            self.counts["products"] += len(rows) * len(side.rows)
-            yield len(rows) * len(side.rows)
+            _threads().share(len(rows), multiply)
+            pairs = len(rows) * (min(stop * BLOCK, len(chunk)) - start * BLOCK)
+            self.counts["products"] += pairs
+            yield pairs
         _threads().share(
             len(rows),
-            lambda first, last: kernels.settle_rows(pool, first, last, factors, rows, chunk.factors, self._rates, chunk.ranks, width),
+            lambda first, last: kernels.settle_rows(pool, first, last, test, rows, chunk.factors, width, self._rates, chunk.ranks),
         )
         found.append(self._account(_Part(rows, _found(pool, rows, chunk.ranks), np.zeros(len(rows), bool), _tallied(pool))))
 
@@ -516,8 +512,7 @@ class Search:
         """Merges what was found in a chunk with what was known before, and raises the floors."""
         for sign, before in enumerate(self._best):
             rows, scores, trains = (np.concatenate(arrays) for arrays in zip(*(part[sign] for part in found), strict=True))
-            # A row is in one part only, so that its order there is kept.
-            order = np.argsort(rows, kind="stable")
+            order = _by_row(rows, len(self._test))
             trains = trains[order]
             best = Ranking(rows[order], scores[order], chunk.features.example_ids[trains], chunk.features.labels[trains])
             if before is not None:

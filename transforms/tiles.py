@@ -124,8 +124,8 @@ def _test_bytes(shape: Shape, k: int) -> int:
 def _train_bytes(shape: Shape) -> int:
     """Memory of a chunk, by training example.
 
-    Its records, their scaled factors, and the next chunk, whose files are joined while it is read; loss gradients in strips, and sketches
-    of 16 numbers a checkpoint, by record and in strips.
+    Its records, their scaled factors, and the next chunk, whose files are joined while it is read; loss gradients in blocks, with outlines
+    of 64 of them, and sketches of 16 numbers a checkpoint, by record and in blocks.
     """
     return 4 * shape.record_bytes + shape.checkpoints * (4 * shape.outputs + 2 * 64 + 32)
 

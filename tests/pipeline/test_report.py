@@ -8,14 +8,14 @@ from pipeline import report
 def test_what_became_of_the_pairs_is_told_in_shares():
     counts = {
         "pairs-zero": 0,
-        "pairs-norms": 700_000,
+        "pairs-blocks": 700_000,
         "pairs-loss_gradients": 299_900,
         "pairs-products": 100,
         "pairs-scored-exactly": 4_321,
         "bytes-shuffled": 12_345,
     }
     assert report.skipped(counts) == (
-        "1,000,000 pairs: 70.0 % skipped by norms, 30.0 % sieved by loss gradients, under 0.1 % multiplied whole; "
+        "1,000,000 pairs: 70.0 % skipped in blocks, 30.0 % sieved by loss gradients, under 0.1 % multiplied whole; "
         "4,321 scored exactly; 12.3 KB left the tiles"
     )
 

@@ -182,6 +182,6 @@ def test_what_is_counted_adds_up_to_all_pairs(arrays, sets):
     plan = ScoringPlan(None, 6, "none", 2.0, 1, 23, 40)
     score_all(*sets, plan)
     counts = counting.snapshot()
-    assert sum(counts[f"pairs-{name}"] for name in ("zero", "norms", "loss_gradients", "products")) == 23 * 170 == counts["pairs-scored"]
+    assert sum(counts[f"pairs-{name}"] for name in ("zero", "blocks", "loss_gradients", "products")) == 23 * 170 == counts["pairs-scored"]
     assert counts["pairs-scored-exactly"] > 0
     assert counts["bytes-shuffled"] > 0

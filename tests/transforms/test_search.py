@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,10 +10,21 @@ from hypothesis import strategies as st
 
 from tests.synthetic import assert_same, draw, features, full_sort
 from transforms import kernels, search
-from transforms.kernels import WIDTH
+from transforms.kernels import PAGE
 from transforms.records import Features
-from transforms.scoring import NORMALIZATIONS, Scoring, bound_margin, canonical_scores, product_margin, self_influence
+from transforms.scoring import NORMALIZATIONS, Scoring, bound_margin, canonical_scores, product_margin
 from transforms.search import COUNTS, Search
+from transforms.vectors import BLOCK
+
+
+@numba.njit
+def bounds_of_candidates(test: kernels.Factors, train: kernels.Factors, row: int, codes: np.ndarray) -> np.ndarray:
+    one, other = kernels._addresses(test), kernels._addresses(train)
+    work = kernels._work(one.checkpoints)
+    work.codes[: len(codes)] = codes
+    kernels._multiply_loss_grads(one, other, row, work, len(codes))
+    kernels._bound_parts(one, other, row, work, len(codes))
+    return work.bounds[: len(codes)].copy()
 
 
 def all_pairs(test: Features, train: Features) -> tuple[np.ndarray, np.ndarray]:
@@ -43,10 +53,8 @@ def way(request, monkeypatch) -> str:
         monkeypatch.setattr(search, "_EXACT_COST", 0.0)
     elif request.param == "products":
         monkeypatch.setattr(search, "_HOPELESS", -1.0)
-    monkeypatch.setattr(search, "_FIRST_STRIPS", 1)
     monkeypatch.setattr(search, "_GROUP_TESTS", 20)
     monkeypatch.setattr(search, "_BLOCK_TESTS", 16)
-    monkeypatch.setattr(search, "_BLOCK_TRAINS", 128)
     monkeypatch.setattr(search, "_FOLLOWERS", 3)
     return request.param
 
@@ -118,13 +126,13 @@ def test_every_way_equals_a_full_sort(way, normalize, twist):
         if way == "sieves":
             assert found.counts["products"] == 0
         elif way == "products":
-            assert found.counts["norms"] == found.counts["loss_gradients"] == 0
+            assert found.counts["blocks"] == found.counts["loss_gradients"] == 0
 
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
 @pytest.mark.parametrize("k", [1, 10, 300])
 def test_near_duplicates_on_both_sides_of_a_border(way, normalize, k):
-    # 1e-7 apart, which float32 arithmetic does not tell apart, in other blocks, strips and chunks.
+    # 1e-7 apart, which float32 arithmetic does not tell apart, in other blocks and chunks.
     rng = np.random.default_rng(6)
     test, train = draw(rng, 50, 2, 3, 6, spread=1), draw(rng, 1000, 2, 3, 6, spread=1)
     loss_grads, activations = train.loss_grads.copy(), train.activations.copy()
@@ -160,9 +168,8 @@ def test_a_trained_models_pairs_are_mostly_skipped():
     scoring = Scoring((0.1, 0.1), 5)
     found = run(test, train, scoring)
     pairs = len(test) * len(train)
-    assert found.counts["norms"] > 0.1 * pairs
-    assert found.counts["examined"] < 0.05 * pairs
-    assert found.counts["scored"] < 0.01 * pairs
+    assert found.counts["blocks"] > 0.1 * pairs
+    assert found.counts["examined"] < 0.02 * pairs
     assert_same(found.result(), best(test, train, scoring, dense=True))
 
 
@@ -187,12 +194,6 @@ def test_one_outlier_does_not_blunt_the_sieves():
     assert found.counts["examined"] < 0.3 * 10 * 4000
 
 
-def test_products_are_made_on_the_cpu():
-    # A GPU may use TensorFloat-32, for which the margin is not proven.
-    side = search._side(draw(np.random.default_rng(12), 4, 2, 3, 5), np.arange(4), (0.1, 0.1), 1.0, 4)
-    assert all("CPU" in tensor.device for tensor in (side.loss_grads, side.activations))
-
-
 SHAPES = {
     "seed": st.integers(0, 2**32 - 1),
     "checkpoints": st.integers(1, 4),
@@ -210,15 +211,18 @@ def test_the_margin_of_products_holds(seed, checkpoints, outputs, units, scale):
     test, train = draw(rng, 20, checkpoints, outputs, units, spread=3), draw(rng, 30, checkpoints, outputs, units, spread=3)
     train = features(train.loss_grads * np.float32(scale), train.activations)
     rates = tuple(rng.uniform(0.01, 1, checkpoints))
-    own_test, own_train = (np.sqrt(self_influence(side, rates)) for side in (test, train))
-    if own_train.max() == 0 or own_test.min() == 0:
+    scoring = Scoring(rates, 1)
+    nothing = search._directions(train, none=True)
+    tests, chunk = search._Tests(test, scoring, nothing), search._Chunk(train, scoring, nothing)
+    norm = tests.factors.norm
+    if not len(chunk) or norm.min() == 0:
         return
-    unit = own_train.max()
-    left = search._side(test, np.arange(20), rates, own_test, 20)
-    right = search._side(train, np.arange(30), rates, unit, 30)
-    found = search._products(left, right).astype(np.float64)
-    exact = canonical_scores(test, train, *all_pairs(test, train), Scoring(rates, 1)).reshape(20, 30) / (own_test[:, None] * unit)
-    assert (np.abs(found - exact) <= product_margin(checkpoints, outputs, units)).all()
+    loss_grads, activations = search.scaled_rows(tests.factors, test, np.arange(20))
+    products = np.full((50, BLOCK), np.nan, np.float32)
+    kernels.multiply_rows(loss_grads, activations, 0, 20, chunk.blocks.loss_grads, chunk.activations, 0, products)
+    exact = canonical_scores(test, train, *all_pairs(test, train), scoring).reshape(20, 30)[:, chunk.columns]
+    exact /= norm[:, None] * chunk.blocks.units[0]
+    assert (np.abs(products[:20, : len(chunk)].astype(np.float64) - exact) <= product_margin(checkpoints, outputs, units)).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -234,21 +238,27 @@ def test_no_score_is_above_its_bounds(seed, checkpoints, outputs, units, scale, 
     if not len(chunk) or norm.min() == 0:
         return
     terms = search.find_terms(tests.factors, tolerance)
-    strips = chunk.strips()
+    blocks = chunk.blocks
     scores = canonical_scores(test, train, *all_pairs(test, train), scoring).reshape(8, 30)
-    # Over N of the test example and the strip's unit, as bounds are.
-    scores = scores[:, chunk.columns] * tests.factors.divisors[:, None] / norm[:, None] / strips.units[0]
+    # Over N of the test example and the block's unit, as bounds are; of proponents and of opponents.
+    scores = scores[:, chunk.columns] * tests.factors.divisors[:, None] / norm[:, None] / blocks.units[0]
     margin = bound_margin(checkpoints, outputs)
-    above, below = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
-    for i, sketched in itertools.product(range(8), (False, True) if directions.size else (False,)):
-        kernels._bound_strip(strips, 0, tests.factors, terms, i, sketched, above, below)
-        assert (scores[i] <= above[: len(chunk)].astype(np.float64) + margin).all()
-        assert (-scores[i] <= below[: len(chunk)].astype(np.float64) + margin).all()
-        for place, j in enumerate(chunk.columns):
-            for direction in (1.0, -1.0):
-                upper = kernels._bound(kernels._addresses(tests.factors), kernels._addresses(chunk.factors), i, j, direction)
-                own = direction * scores[i, place] * norm[i] * strips.units[0] * chunk.factors.divisors[j]
-                assert own <= max(upper, 0) + kernels.SLACK * norm[i] * chunk.factors.norm[j]
+    for i in range(8):
+        for sketched in (False, True) if directions.size else (False,):
+            cosines = np.einsum("tr,trj->tj", tests.factors.sketches[i], blocks.sketches[0]) if sketched else None
+            found = np.empty((2, BLOCK), np.float32)
+            kernels.bound_block(blocks, 0, terms, i, cosines.ctypes.data if sketched else 0, *(row.ctypes.data for row in found))
+            assert (scores[i] <= found[0, : len(chunk)].astype(np.float64) + margin).all()
+            assert (-scores[i] <= found[1, : len(chunk)].astype(np.float64) + margin).all()
+        found = np.empty((2, PAGE), np.float32)
+        kernels.bound_page(blocks, 0, terms, i, *(row.ctypes.data for row in found))
+        assert scores[i].max() <= float(found[0, 0]) + 8 * margin
+        assert -scores[i].min() <= float(found[1, 0]) + 8 * margin
+        if directions.size:
+            for direction, sign in ((1.0, 0), (-1.0, 1)):
+                codes = 2 * chunk.columns.astype(np.int64) + sign
+                listed = bounds_of_candidates(tests.factors, chunk.factors, i, codes)
+                assert (direction * scores[i] * norm[i] * blocks.units[0] <= np.maximum(listed, 0)).all()
 
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)

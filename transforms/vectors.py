@@ -1,0 +1,415 @@
+"""Vector instructions for compiled loops, written by hand in LLVM's language where no compiler would find them.
+
+Exact sums forbid a compiler to reorder additions, which it would have to in order to use vector units; and sums stay in registers only if
+they have no address. All take addresses of arrays and not arrays, which would be counted as used in each call: that costs more than most
+calls do, and threads would wait for each other's counting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from transforms.sums import LANES
+
+# Columns of a block: those of one multiplication lie together in memory, and a bit mask of 64 bits tells which of them pass.
+BLOCK = 64
+
+# Vectors that are multiplied with a block, or with each other, at once: so many sums of vectors fit into registers.
+TILE, QUAD = 6, 4
+
+# Of a block's columns, those whose sums are in registers at once, beside TILE rows: by the 32 long or the 16 short registers there are.
+_TILE_COLUMNS = BLOCK if llvm.get_host_cpu_features().get("avx512f") else LANES
+
+# Error of a float32 product of two sketches of length 1 at most, whose entries were rounded: γ(LANES + 3), and that of the rests.
+SKETCH_ERROR = 4e-6
+
+_f32, _f64, _i32, _i64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
+_floats, _doubles = ir.VectorType(_f32, LANES), ir.VectorType(_f64, LANES)
+
+
+def _number(value: int) -> Any:
+    return ir.Constant(_i64, value)
+
+
+def _all(value: float) -> Any:
+    return ir.Constant(_floats, [value] * LANES)
+
+
+class _Code:
+    """An LLVM builder with the words that are needed here."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+
+    def place(self, address: Any, index: Any, kind: Any, size: int = 4) -> Any:
+        """A pointer to number `index` of an array whose entries take `size` bytes."""
+        return self.builder.inttoptr(self.builder.add(address, self.builder.mul(index, _number(size))), kind.as_pointer())
+
+    def at(self, address: Any, index: Any, kind: Any, size: int = 4) -> Any:
+        """Number `index` of an array; of a vector, from there on."""
+        return self.builder.load(self.place(address, index, kind, size), align=min(size, 8))
+
+    def put(self, value: Any, address: Any, index: Any, size: int = 4) -> None:
+        """Stores number `index` of an array; of a vector, from there on."""
+        self.builder.store(value, self.place(address, index, value.type, size), align=min(size, 8))
+
+    def spread(self, value: Any) -> Any:
+        """A vector of one float32."""
+        nothing = ir.Constant(_floats, ir.Undefined)
+        first = self.builder.insert_element(nothing, value, ir.Constant(_i32, 0))
+        return self.builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_i32, LANES), [0] * LANES))
+
+    def fused(self, one: Any, other: Any, added: Any) -> Any:
+        """`one * other + added`, rounded once or twice as the processor likes."""
+        kind = one.type
+        suffix = f"v{kind.count}f{64 if kind.element == _f64 else 32}"
+        function = cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fmuladd.{suffix}")
+        return self.builder.call(function, [one, other, added])
+
+    def larger(self, one: Any, other: Any) -> Any:
+        return self.builder.select(self.builder.fcmp_ordered(">", one, other), one, other)
+
+    def smaller(self, one: Any, other: Any) -> Any:
+        return self.builder.select(self.builder.fcmp_ordered("<", one, other), one, other)
+
+    def minus(self, value: Any) -> Any:
+        return self.builder.fsub(_all(0.0), value)
+
+    def shuffled(self, one: Any, other: Any, places: Sequence[int]) -> Any:
+        return self.builder.shuffle_vector(one, other, ir.Constant(ir.VectorType(_i32, len(places)), list(places)))
+
+    def variables(self, n: int, kind: Any) -> list[Any]:
+        """Zero vectors to be added to."""
+        found = [cgutils.alloca_once(self.builder, kind) for _ in range(n)]
+        self.clear(found)
+        return found
+
+    def clear(self, variables: list[Any]) -> None:
+        for variable in variables:
+            self.builder.store(ir.Constant(variable.type.pointee, [0.0] * LANES), variable)
+
+    def add(self, variable: Any, value: Any) -> None:
+        self.builder.store(self.builder.fadd(self.builder.load(variable), value), variable)
+
+    def add_product(self, variable: Any, one: Any, other: Any) -> None:
+        self.builder.store(self.fused(one, other, self.builder.load(variable)), variable)
+
+
+@intrinsic
+def load_float64(_context: Any, address: Any, index: Any) -> Any:
+    """Number `index` of a float64 array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, index = arguments
+        return _Code(builder).at(address, index, _f64, 8)
+
+    return types.float64(types.uintp, types.intp), generate
+
+
+@intrinsic
+def lowest_bit(_context: Any, mask: Any) -> Any:
+    """The number of zeros below the lowest one of 64 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.uint64), generate
+
+
+@intrinsic
+def count_bits(_context: Any, mask: Any) -> Any:
+    """The number of ones of 64 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.int64(types.uint64), generate
+
+
+def _mask(comparison: str) -> Callable:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        code = _Code(builder)
+        address, level = arguments
+        mask = _number(0)
+        for first in range(0, BLOCK, LANES):
+            passing = builder.fcmp_ordered(comparison, code.at(address, _number(first), _floats), code.spread(level))
+            bits = builder.zext(builder.bitcast(passing, ir.IntType(LANES)), _i64)
+            mask = builder.or_(mask, builder.shl(bits, _number(first)))
+        return mask
+
+    return generate
+
+
+@intrinsic
+def at_least(_context: Any, values: Any, level: Any) -> Any:
+    """Which of a block's float32 values are no less than a level: one of 64 bits each."""
+    return types.uint64(types.uintp, types.float32), _mask(">=")
+
+
+@intrinsic
+def at_most(_context: Any, values: Any, level: Any) -> Any:
+    """Which of a block's float32 values are no more than a level: one of 64 bits each."""
+    return types.uint64(types.uintp, types.float32), _mask("<=")
+
+
+@intrinsic
+def dots(_context: Any, x: Any, y0: Any, y1: Any, y2: Any, y3: Any, n: Any, products: Any) -> Any:
+    """The dot products of a float32 vector of length n with `QUAD` others, into float64 `products`: the bits of `sums.lane_sum`.
+
+    A product of two float32 is exact in float64, so that it does not matter whether it is rounded before it is added.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        code = _Code(builder)
+        x, *others, n, products = arguments
+        lanes = code.variables(QUAD, _doubles)
+
+        def add(own: Any, rest: Sequence[Any]) -> None:
+            own = builder.fpext(own, _doubles)
+            for variable, vector in zip(lanes, rest, strict=True):
+                code.add_product(variable, own, builder.fpext(vector, _doubles))
+
+        whole = builder.sdiv(n, _number(LANES))
+        with cgutils.for_range(builder, whole) as loop:
+            offset = builder.mul(loop.index, _number(LANES))
+            add(code.at(x, offset, _floats), [code.at(y, offset, _floats) for y in others])
+        done = builder.mul(whole, _number(LANES))
+        rest = builder.trunc(builder.sub(n, done), _i32)
+        with builder.if_then(builder.icmp_signed(">", rest, ir.Constant(_i32, 0))):
+            indices = ir.VectorType(_i32, LANES)
+            nothing = ir.Constant(indices, ir.Undefined)
+            spread = builder.shuffle_vector(
+                builder.insert_element(nothing, rest, ir.Constant(_i32, 0)), nothing, ir.Constant(indices, [0] * LANES)
+            )
+            mask = builder.icmp_signed("<", ir.Constant(indices, list(range(LANES))), spread)
+            load = cgutils.get_or_insert_function(
+                builder.module,
+                ir.FunctionType(_floats, [_floats.as_pointer(), _i32, mask.type, _floats]),
+                f"llvm.masked.load.v{LANES}f32.p0",
+            )
+            own, *vectors = (
+                builder.call(load, [code.place(address, done, _floats), ir.Constant(_i32, 4), mask, _all(0.0)]) for address in (x, *others)
+            )
+            add(own, vectors)
+        # Folded all at once: in each step two vectors of sums become one, that has the sums of their halves side by side.
+        totals, width = [builder.load(variable) for variable in lanes], LANES
+        totals = [builder.fadd(code.shuffled(total, total, range(8)), code.shuffled(total, total, range(8, 16))) for total in totals]
+        for width in (8, 4):
+            half = width // 2
+            lower = [first + place for first in range(0, 16, width) for place in range(half)]
+            totals = [
+                builder.fadd(code.shuffled(one, other, lower), code.shuffled(one, other, [place + half for place in lower]))
+                for one, other in zip(totals[::2], totals[1::2], strict=True)
+            ]
+        (total,) = totals
+        folded = builder.fadd(code.shuffled(total, total, range(0, 8, 2)), code.shuffled(total, total, range(1, 8, 2)))
+        code.put(folded, products, _number(0), 8)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.uintp, types.uintp, types.uintp, types.uintp, types.intp, types.uintp), generate
+
+
+@intrinsic
+def multiply_block(
+    _context: Any, x0: Any, x1: Any, x2: Any, x3: Any, x4: Any, x5: Any, n: Any, block: Any, products: Any, stride: Any
+) -> Any:
+    """The float32 products of `TILE` vectors of length n with a block [n, BLOCK], into `products`, whose rows are `stride` bytes apart."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        code = _Code(builder)
+        *vectors, n, block, products, stride = arguments
+        count = _TILE_COLUMNS // LANES
+        sums = [code.variables(count, _floats) for _ in range(TILE)]
+        for first in range(0, BLOCK, _TILE_COLUMNS):
+            for row in sums:
+                code.clear(row)
+            with cgutils.for_range(builder, n) as loop:
+                start = builder.add(builder.mul(loop.index, _number(BLOCK)), _number(first))
+                columns = [code.at(block, builder.add(start, _number(place * LANES)), _floats) for place in range(count)]
+                for vector, row in zip(vectors, sums, strict=True):
+                    factor = code.spread(code.at(vector, loop.index, _f32))
+                    for variable, column in zip(row, columns, strict=True):
+                        code.add_product(variable, factor, column)
+            for place, row in enumerate(sums):
+                target = builder.add(products, builder.mul(stride, _number(place)))
+                for column, variable in enumerate(row):
+                    code.put(builder.load(variable), target, _number(first + column * LANES))
+        return context.get_dummy_value()
+
+    return types.void(*[types.uintp] * 6, types.intp, types.uintp, types.uintp, types.intp), generate
+
+
+@intrinsic
+def add_scaled(_context: Any, sums: Any, one: Any, other: Any) -> Any:
+    """Adds to a block of float32 sums the products of two others, column by column."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        code = _Code(builder)
+        for first in range(0, BLOCK, LANES):
+            left, right, before = (code.at(address, _number(first), _floats) for address in (arguments[1], arguments[2], arguments[0]))
+            code.put(code.fused(left, right, before), arguments[0], _number(first))
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.uintp, types.uintp), generate
+
+
+@intrinsic
+def bound_columns(
+    _context: Any,
+    checkpoints: Any,
+    outputs: Any,
+    starts: Any,
+    term_outputs: Any,
+    term_values: Any,
+    term_rests: Any,
+    test_negatives: Any,
+    test_rests: Any,
+    loss_grads: Any,
+    norms: Any,
+    train_negatives: Any,
+    train_rests: Any,
+    cosines: Any,
+    above: Any,
+    below: Any,
+) -> Any:
+    """The loop of `kernels.bound_block`: bounds of a block's columns; `cosines` is 0 where nothing is known of them."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (checkpoints, outputs, starts, term_outputs, term_values, term_rests, test_negatives, test_rests, loss_grads, norms,
+         train_negatives, train_rests, cosines, above, below) = arguments  # fmt: skip
+        code = _Code(builder)
+        count = BLOCK // LANES
+        aboves, belows, products = (code.variables(count, _floats) for _ in range(3))
+        sketched = builder.icmp_unsigned("!=", cosines, _number(0))
+        with cgutils.for_range(builder, checkpoints) as checkpoint:
+            t = checkpoint.index
+            code.clear(products)
+            with _terms(code, starts, t) as e:
+                index = _entry(code, t, outputs, code.at(term_outputs, e, _i32))
+                factor = code.spread(code.at(term_values, e, _f32))
+                for place, product in enumerate(products):
+                    code.add_product(product, factor, code.at(loss_grads, builder.add(index, _number(place * LANES)), _floats))
+            against = _against(code, code.at(test_negatives, t, _f32), code.spread(code.at(train_negatives, t, _f32)))
+            rest, outside = code.spread(code.at(term_rests, t, _f32)), code.spread(code.at(test_rests, t, _f32))
+            for place in range(count):
+                there = builder.add(builder.mul(t, _number(BLOCK)), _number(place * LANES))
+                slack, product = builder.fmul(rest, code.at(norms, there, _floats)), builder.load(products[place])
+                high, low = builder.fadd(product, slack), builder.fsub(product, slack)
+                with builder.if_else(sketched) as (yes, no):
+                    with yes:
+                        room = code.fused(outside, code.at(train_rests, there, _floats), _all(SKETCH_ERROR))
+                        cosine = code.at(cosines, there, _floats)
+                        top = code.smaller(builder.fadd(cosine, room), _all(1.0))
+                        bottom = code.larger(builder.fsub(cosine, room), code.minus(against))
+                        corners = [builder.fmul(p, q) for p in (high, low) for q in (top, bottom)]
+                        most = code.larger(code.larger(corners[0], corners[1]), code.larger(corners[2], corners[3]))
+                        least = code.smaller(code.smaller(corners[0], corners[1]), code.smaller(corners[2], corners[3]))
+                        code.add(aboves[place], most)
+                        code.add(belows[place], code.minus(least))
+                    with no:
+                        code.add(aboves[place], code.larger(high, builder.fmul(against, code.minus(low))))
+                        code.add(belows[place], code.larger(code.minus(low), builder.fmul(against, high)))
+        for place in range(count):
+            code.put(builder.load(aboves[place]), above, _number(place * LANES))
+            code.put(builder.load(belows[place]), below, _number(place * LANES))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, *[types.uintp] * 13), generate
+
+
+@intrinsic
+def bound_outlines(
+    _context: Any,
+    checkpoints: Any,
+    outputs: Any,
+    starts: Any,
+    term_outputs: Any,
+    term_values: Any,
+    term_rests: Any,
+    test_negatives: Any,
+    test_norms: Any,
+    highest: Any,
+    lowest: Any,
+    norms: Any,
+    train_negatives: Any,
+    above: Any,
+    below: Any,
+) -> Any:
+    """The loop of `kernels.bound_page`: bounds of whole blocks, from the highest and the lowest that each entry has in them."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (checkpoints, outputs, starts, term_outputs, term_values, term_rests, test_negatives, test_norms, highest, lowest, norms,
+         train_negatives, above, below) = arguments  # fmt: skip
+        code = _Code(builder)
+        count = BLOCK // LANES
+        aboves, belows, highs, lows = (code.variables(count, _floats) for _ in range(4))
+        with cgutils.for_range(builder, checkpoints) as checkpoint:
+            t = checkpoint.index
+            code.clear(highs + lows)
+            with _terms(code, starts, t) as e:
+                index = _entry(code, t, outputs, code.at(term_outputs, e, _i32))
+                value = code.at(term_values, e, _f32)
+                positive = builder.fcmp_ordered(">", value, ir.Constant(_f32, 0.0))
+                factor = code.spread(value)
+                for place in range(count):
+                    there = builder.add(index, _number(place * LANES))
+                    for variables, one, other in ((highs, highest, lowest), (lows, lowest, highest)):
+                        code.add_product(variables[place], factor, code.at(builder.select(positive, one, other), there, _floats))
+            rest, norm = code.spread(code.at(term_rests, t, _f32)), code.spread(code.at(test_norms, t, _f32))
+            for place in range(count):
+                there = builder.add(builder.mul(t, _number(BLOCK)), _number(place * LANES))
+                against = _against(code, code.at(test_negatives, t, _f32), code.at(train_negatives, there, _floats))
+                length = code.at(norms, there, _floats)
+                slack, most = builder.fmul(rest, length), builder.fmul(norm, length)
+                high = code.smaller(builder.fadd(builder.load(highs[place]), slack), most)
+                minus_low = code.smaller(builder.fsub(slack, builder.load(lows[place])), most)
+                code.add(aboves[place], code.larger(high, builder.fmul(against, minus_low)))
+                code.add(belows[place], code.larger(minus_low, builder.fmul(against, high)))
+        for place in range(count):
+            code.put(builder.load(aboves[place]), above, _number(place * LANES))
+            code.put(builder.load(belows[place]), below, _number(place * LANES))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, *[types.uintp] * 12), generate
+
+
+@contextlib.contextmanager
+def _terms(code: _Code, starts: Any, t: Any) -> Iterator[Any]:
+    """A loop over the places of the terms of checkpoint t."""
+    start, stop = code.at(starts, t, _i64, 8), code.at(starts, code.builder.add(t, _number(1)), _i64, 8)
+    with cgutils.for_range_slice(code.builder, start, stop, _number(1)) as (place, _):
+        yield place
+
+
+def _entry(code: _Code, t: Any, outputs: Any, output: Any) -> Any:
+    """Where the columns of an output begin in a block of loss gradients [T, C, BLOCK]."""
+    row = code.builder.add(code.builder.mul(t, outputs), code.builder.sext(output, _i64))
+    return code.builder.mul(row, _number(BLOCK))
+
+
+def _against(code: _Code, own: Any, others: Any) -> Any:
+    """κ, by which a cosine may be below 0, of the shares of negative entries on both sides."""
+    share = code.builder.fmul(code.builder.fadd(code.spread(own), others), _all(1 + 1e-6))
+    return code.smaller(share, _all(1.0))
+
+
+@intrinsic
+def borrowed(_context: Any, array: Any) -> Any:
+    """The same array, but not counted as used; something else must hold it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.args[0]
+        found = context.make_array(kind)(context, builder, arguments[0])
+        nothing = ir.Constant(ir.IntType(8).as_pointer(), None)
+        found.meminfo, found.parent = nothing, nothing
+        return found._getvalue()
+
+    return array(array), generate
