@@ -20,7 +20,7 @@ from transforms.vectors import (
     QUAD,
     SKETCH_ERROR,
     TILE,
-    add_scaled,
+    add_scaled_block,
     at_least,
     at_most,
     borrowed,
@@ -470,9 +470,11 @@ def look_at_activations(
 ) -> None:
     """For rows `first` to `last` of activations [n, T, D] with these lengths [n, T], fills in the fields of `Factors`.
 
-    `directions` [T, R, D] float64 are orthonormal, R being `LANES` or 0. Additions may come in any order, since all is rounded up.
+    `directions` [T, R, D] float32 are orthonormal but for rounding, R being `LANES` or 0. Additions may come in any order, since all
+    is rounded up.
     """
     _, checkpoints, units = activations.shape
+    shares = np.empty(LANES)
     for i in range(first, last):
         for t in range(checkpoints):
             vector = activations[i, t]
@@ -487,17 +489,19 @@ def look_at_activations(
                     total += np.float64(value) * np.float64(value)
                 negatives[i, t] = min(1.0, np.sqrt(total) / lengths[i, t] * (1 + 1e-6))
             if directions.shape[1]:
+                inverse = 1 / lengths[i, t] if lengths[i, t] > 0 else 0.0
+                for r in range(0, LANES, QUAD):
+                    at = directions.ctypes.data + np.uintp(4 * units * (t * LANES + r))
+                    size = np.uintp(4 * units)
+                    target = shares.ctypes.data + np.uintp(8 * r)
+                    dots(vector.ctypes.data, at, at + size, at + np.uintp(2) * size, at + np.uintp(3) * size, units, target)
                 total = 0.0
                 for r in range(LANES):
-                    direction = directions[t, r]
-                    share = 0.0
-                    for d in range(units):
-                        share += np.float64(vector[d]) * direction[d]
-                    share = share / lengths[i, t] if lengths[i, t] > 0 else 0.0
+                    share = shares[r] * inverse
                     sketches[i, t, r] = np.float32(share)
                     total += share * share
-                # A rest of nearly 0 is a difference of two numbers near 1.
-                rests[i, t] = np.sqrt(max(0.0, 1 - total) + 1e-12 + 4e-16 * units)
+                # Rounded, 16 directions are off by 4 · 2⁻²⁴ together, and the square of a part of length 1 by twice that.
+                rests[i, t] = np.sqrt(max(0.0, 1 - total) + 1e-6)
 
 
 @_compiled()
@@ -1100,19 +1104,28 @@ def multiply_rows(
 
     loss_grads [n, T, C] and activations [n, T, D] are of rows, those of training examples [B, T, C or D, BLOCK] of blocks.
     """
-    parts = np.empty((2, TILE, BLOCK), np.float32)
-    count = last - first
-    sums[:count] = 0
-    for t in range(loss_grads.shape[1]):
-        for tile in range(0, count, TILE):
-            _multiply_tile(loss_grads, first + tile, last, t, train_loss_grads, block, parts, 0)
-            _multiply_tile(activations, first + tile, last, t, train_activations, block, parts, 1)
-            for place in range(min(TILE, count - tile)):
-                add_scaled(
-                    sums.ctypes.data + np.uintp(4 * BLOCK * (tile + place)),
-                    parts.ctypes.data + np.uintp(4 * BLOCK * place),
-                    parts.ctypes.data + np.uintp(4 * BLOCK * (TILE + place)),
-                )
+    checkpoints, outputs, units = loss_grads.shape[1], loss_grads.shape[2], activations.shape[2]
+    products = np.empty((TILE, BLOCK), np.float32)
+    sums[:] = 0
+    rows = np.empty(TILE, np.uintp)
+    for t in range(checkpoints):
+        place = np.uintp(block * checkpoints + t)
+        own_loss_grads = train_loss_grads.ctypes.data + np.uintp(4 * BLOCK * outputs) * place
+        own_activations = train_activations.ctypes.data + np.uintp(4 * BLOCK * units) * place
+        for tile in range(first, last, TILE):
+            _addresses_of(loss_grads, tile, last, t, rows)
+            multiply_block(rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], outputs, own_loss_grads, products.ctypes.data, 4 * BLOCK)
+            _addresses_of(activations, tile, last, t, rows)
+            target = sums.ctypes.data + np.uintp(4 * BLOCK * (tile - first))
+            add_scaled_block(rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], units, own_activations, products.ctypes.data, target)
+
+
+@_inner(forceinline=True)
+def _addresses_of(vectors: np.ndarray, first: int, last: int, t: int, addresses: np.ndarray) -> None:
+    """The addresses of checkpoint t of rows `first` on of vectors [n, T, R]; where there is none before `last`, of the last row."""
+    _, checkpoints, width = vectors.shape
+    for place in range(TILE):
+        addresses[place] = vectors.ctypes.data + np.uintp(4 * width * (min(first + place, last - 1) * checkpoints + t))
 
 
 @_compiled()
@@ -1173,27 +1186,6 @@ def search_products(
                         _sharpen(pool, sign, i, width * norm, divisor)
                         if pool.counts[sign, i] > room // 2:
                             _settle(pool, sign, i, one, other, rows[i], work, rates, ranks)
-
-
-@_inner(forceinline=True)
-def _multiply_tile(
-    vectors: np.ndarray, first: int, last: int, t: int, blocks: np.ndarray, block: int, products: np.ndarray, which: int
-) -> None:
-    """Products of rows `first` on of vectors [n, T, R], before `last`, with a block of blocks [..., T, R, BLOCK]; `TILE` of them."""
-    _, checkpoints, width = vectors.shape
-    start, size = vectors.ctypes.data + np.uintp(4 * width * t), np.uintp(4 * width * checkpoints)
-    multiply_block(
-        start + np.uintp(first) * size,
-        start + np.uintp(min(first + 1, last - 1)) * size,
-        start + np.uintp(min(first + 2, last - 1)) * size,
-        start + np.uintp(min(first + 3, last - 1)) * size,
-        start + np.uintp(min(first + 4, last - 1)) * size,
-        start + np.uintp(min(first + 5, last - 1)) * size,
-        width,
-        blocks.ctypes.data + np.uintp(4 * BLOCK * width * (block * checkpoints + t)),
-        products.ctypes.data + np.uintp(4 * BLOCK * TILE * which),
-        4 * BLOCK,
-    )
 
 
 @_inner()

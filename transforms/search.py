@@ -42,8 +42,8 @@ _GROUP_TESTS = 512
 # What the heaps and lists of the groups in work may take; for a large k they have fewer test examples.
 _POOL_BYTES = 96 << 20
 
-# Test examples whose products are made together.
-_BLOCK_TESTS = 1024
+# Test examples whose products are made together: eight parts of three groups of tiles.
+_BLOCK_TESTS = 1152
 
 # Norm of the entries of a test example's loss gradients that are left out of the second sieve, over N.
 _TOLERANCE = 0.01
@@ -112,17 +112,17 @@ def _factors(features: Features, scoring: Scoring, divides: bool, directions: np
 
 
 def _directions(train: Features, none: bool) -> np.ndarray:
-    """Orthonormal directions in which the activations of strong training examples lie: [T, R, D] float64.
+    """Orthonormal directions in which the activations of strong training examples lie: [T, R, D] float32.
 
     Found by subspace iteration on a sample; any are valid, better ones leave less outside. R is 0 where they would tell little, or `none`
     are wanted.
     """
     _, checkpoints, units = train.activations.shape
-    nothing = np.empty((checkpoints, 0, units))
+    nothing = np.empty((checkpoints, 0, units), np.float32)
     if none or units <= 2 * LANES:
         return nothing
     rows = np.linspace(0, len(train) - 1, min(len(train), _SKETCH_SAMPLE)).astype(np.int64)
-    found = np.empty((checkpoints, LANES, units))
+    found = np.empty((checkpoints, LANES, units), np.float32)
     outside = []
     for t in range(checkpoints):
         lengths = train.activation_norms[rows, t]

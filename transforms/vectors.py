@@ -28,7 +28,8 @@ TILE, QUAD = 6, 4
 # Of a block's columns, those whose sums are in registers at once, beside TILE rows: by the 32 long or the 16 short registers there are.
 _TILE_COLUMNS = BLOCK if llvm.get_host_cpu_features().get("avx512f") else LANES
 
-# Error of a float32 product of two sketches of length 1 at most, whose entries were rounded: γ(LANES + 3), and that of the rests.
+# Error of a float32 product of two sketches of length 1 at most, whose entries and directions were rounded, γ(LANES + 3) + 5e-7, and that
+# of the product of the rests.
 SKETCH_ERROR = 4e-6
 
 _f32, _f64, _i32, _i64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
@@ -217,15 +218,12 @@ def dots(_context: Any, x: Any, y0: Any, y1: Any, y2: Any, y3: Any, n: Any, prod
     return types.void(types.uintp, types.uintp, types.uintp, types.uintp, types.uintp, types.intp, types.uintp), generate
 
 
-@intrinsic
-def multiply_block(
-    _context: Any, x0: Any, x1: Any, x2: Any, x3: Any, x4: Any, x5: Any, n: Any, block: Any, products: Any, stride: Any
-) -> Any:
-    """The float32 products of `TILE` vectors of length n with a block [n, BLOCK], into `products`, whose rows are `stride` bytes apart."""
+def _multiply(finish: Callable) -> Callable:
+    """Code that multiplies `TILE` vectors of length n with a block [n, BLOCK]; `finish(code, sum, row, column, more)` takes the sums."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         code = _Code(builder)
-        *vectors, n, block, products, stride = arguments
+        vectors, (n, block, *more) = arguments[:TILE], arguments[TILE:]
         count = _TILE_COLUMNS // LANES
         sums = [code.variables(count, _floats) for _ in range(TILE)]
         for first in range(0, BLOCK, _TILE_COLUMNS):
@@ -239,26 +237,36 @@ def multiply_block(
                     for variable, column in zip(row, columns, strict=True):
                         code.add_product(variable, factor, column)
             for place, row in enumerate(sums):
-                target = builder.add(products, builder.mul(stride, _number(place)))
                 for column, variable in enumerate(row):
-                    code.put(builder.load(variable), target, _number(first + column * LANES))
+                    finish(code, builder.load(variable), place, _number(first + column * LANES), *more)
         return context.get_dummy_value()
 
-    return types.void(*[types.uintp] * 6, types.intp, types.uintp, types.uintp, types.intp), generate
+    return generate
 
 
 @intrinsic
-def add_scaled(_context: Any, sums: Any, one: Any, other: Any) -> Any:
-    """Adds to a block of float32 sums the products of two others, column by column."""
+def multiply_block(
+    _context: Any, x0: Any, x1: Any, x2: Any, x3: Any, x4: Any, x5: Any, n: Any, block: Any, products: Any, stride: Any
+) -> Any:
+    """The float32 products of `TILE` vectors of length n with a block [n, BLOCK], into `products`, whose rows are `stride` bytes apart."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        code = _Code(builder)
-        for first in range(0, BLOCK, LANES):
-            left, right, before = (code.at(address, _number(first), _floats) for address in (arguments[1], arguments[2], arguments[0]))
-            code.put(code.fused(left, right, before), arguments[0], _number(first))
-        return context.get_dummy_value()
+    def finish(code: _Code, total: Any, row: int, column: Any, products: Any, stride: Any) -> None:
+        code.put(total, code.builder.add(products, code.builder.mul(stride, _number(row))), column)
 
-    return types.void(types.uintp, types.uintp, types.uintp), generate
+    return types.void(*[types.uintp] * TILE, types.intp, types.uintp, types.uintp, types.intp), _multiply(finish)
+
+
+@intrinsic
+def add_scaled_block(
+    _context: Any, x0: Any, x1: Any, x2: Any, x3: Any, x4: Any, x5: Any, n: Any, block: Any, factors: Any, sums: Any
+) -> Any:
+    """Adds the products of `multiply_block`, each multiplied by its own of `factors`, to `sums`; both [TILE, BLOCK] float32."""
+
+    def finish(code: _Code, total: Any, row: int, column: Any, factors: Any, sums: Any) -> None:
+        place = code.builder.add(column, _number(row * BLOCK))
+        code.put(code.fused(total, code.at(factors, place, _floats), code.at(sums, place, _floats)), sums, place)
+
+    return types.void(*[types.uintp] * TILE, types.intp, types.uintp, types.uintp, types.uintp), _multiply(finish)
 
 
 @intrinsic
