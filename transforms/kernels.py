@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
+from transforms.scoring import PART
 from transforms.sums import LANES
 from transforms.vectors import (
     BLOCK,
     QUAD,
     SKETCH_ERROR,
     TILE,
+    add_block,
     add_scaled_block,
     at_least,
     at_most,
@@ -76,6 +78,12 @@ def _compiled(**options: Any) -> Callable[[Callable], Callable]:
 def _inner(**options: Any) -> Callable[[Callable], Callable]:
     """For what compiled functions alone call: to take its arguments from Python would be most of what there is to compile."""
     return numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
+
+
+@numba.njit(inline="always")
+def parts(n: int) -> int:
+    """Into how many parts `multiply_rows` cuts a sum of n terms, each of `PART` terms at most."""
+    return -(-n // PART)
 
 
 class Factors(NamedTuple):
@@ -1105,27 +1113,44 @@ def multiply_rows(
     loss_grads [n, T, C] and activations [n, T, D] are of rows, those of training examples [B, T, C or D, BLOCK] of blocks.
     """
     checkpoints, outputs, units = loss_grads.shape[1], loss_grads.shape[2], activations.shape[2]
-    products = np.empty((TILE, BLOCK), np.float32)
+    products = np.empty((_TILES * TILE, BLOCK), np.float32)
     sums[:] = 0
     rows = np.empty(TILE, np.uintp)
     for t in range(checkpoints):
-        place = np.uintp(block * checkpoints + t)
-        own_loss_grads = train_loss_grads.ctypes.data + np.uintp(4 * BLOCK * outputs) * place
-        own_activations = train_activations.ctypes.data + np.uintp(4 * BLOCK * units) * place
-        for tile in range(first, last, TILE):
-            _addresses_of(loss_grads, tile, last, t, rows)
-            multiply_block(rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], outputs, own_loss_grads, products.ctypes.data, 4 * BLOCK)
-            _addresses_of(activations, tile, last, t, rows)
-            target = sums.ctypes.data + np.uintp(4 * BLOCK * (tile - first))
-            add_scaled_block(rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], units, own_activations, products.ctypes.data, target)
+        products[:] = 0
+        place = block * checkpoints + t
+        # Part after part: their sums are short, and the part of the block is in the cache for all tiles.
+        for part in range(parts(outputs)):
+            start, width = _part(outputs, part)
+            columns = train_loss_grads.ctypes.data + np.uintp(4 * BLOCK * (place * outputs + start))
+            for tile in range(first, last, TILE):
+                _addresses_of(loss_grads, tile, last, t, start, rows)
+                target = products.ctypes.data + np.uintp(4 * BLOCK * (tile - first))
+                add_block(rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], width, columns, target)
+        for part in range(parts(units)):
+            start, width = _part(units, part)
+            columns = train_activations.ctypes.data + np.uintp(4 * BLOCK * (place * units + start))
+            for tile in range(first, last, TILE):
+                _addresses_of(activations, tile, last, t, start, rows)
+                offset = np.uintp(4 * BLOCK * (tile - first))
+                factors, target = products.ctypes.data + offset, sums.ctypes.data + offset
+                add_scaled_block(rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], width, columns, factors, target)
 
 
 @_inner(forceinline=True)
-def _addresses_of(vectors: np.ndarray, first: int, last: int, t: int, addresses: np.ndarray) -> None:
-    """The addresses of checkpoint t of rows `first` on of vectors [n, T, R]; where there is none before `last`, of the last row."""
+def _part(n: int, part: int) -> tuple[int, int]:
+    """Where a part of a sum of n terms starts, and how many terms it has."""
+    width = -(-n // parts(n))
+    return part * width, max(0, min(width, n - part * width))
+
+
+@_inner(forceinline=True)
+def _addresses_of(vectors: np.ndarray, first: int, last: int, t: int, start: int, addresses: np.ndarray) -> None:
+    """The addresses of entries `start` on of checkpoint t of rows `first` on of vectors [n, T, R]; beyond `last`, of the last row."""
     _, checkpoints, width = vectors.shape
     for place in range(TILE):
-        addresses[place] = vectors.ctypes.data + np.uintp(4 * width * (min(first + place, last - 1) * checkpoints + t))
+        row = min(first + place, last - 1)
+        addresses[place] = vectors.ctypes.data + np.uintp(4 * ((row * checkpoints + t) * width + start))
 
 
 @_compiled()

@@ -257,6 +257,17 @@ def multiply_block(
 
 
 @intrinsic
+def add_block(_context: Any, x0: Any, x1: Any, x2: Any, x3: Any, x4: Any, x5: Any, n: Any, block: Any, sums: Any) -> Any:
+    """Adds the products of `multiply_block` to `sums` [TILE, BLOCK] float32."""
+
+    def finish(code: _Code, total: Any, row: int, column: Any, sums: Any) -> None:
+        place = code.builder.add(column, _number(row * BLOCK))
+        code.put(code.builder.fadd(total, code.at(sums, place, _floats)), sums, place)
+
+    return types.void(*[types.uintp] * TILE, types.intp, types.uintp, types.uintp), _multiply(finish)
+
+
+@intrinsic
 def add_scaled_block(
     _context: Any, x0: Any, x1: Any, x2: Any, x3: Any, x4: Any, x5: Any, n: Any, block: Any, factors: Any, sums: Any
 ) -> Any:

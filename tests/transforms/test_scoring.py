@@ -77,4 +77,4 @@ def test_cosine_of_an_example_with_itself_is_one_and_no_score_is_larger():
 
 def test_float32_is_refused_where_it_proves_nothing():
     with pytest.raises(ValueError, match="too many"):
-        product_margin(3, 10, 10**7)
+        product_margin(3, 10, 10**9)
