@@ -80,8 +80,8 @@ def _inner(**options: Any) -> Callable[[Callable], Callable]:
     return numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
 
 
-@numba.njit(inline="always")
-def parts(n: int) -> int:
+@_inner(inline="always")
+def _parts(n: int) -> int:
     """Into how many parts `multiply_rows` cuts a sum of n terms, each of `PART` terms at most."""
     return -(-n // PART)
 
@@ -780,24 +780,14 @@ def bound_block(blocks: Blocks, block: int, terms: Terms, i: int, cosines: int, 
     bound is that of the corners of the two intervals.
     """
     _, checkpoints, outputs, _ = blocks.loss_grads.shape
-    row, start = np.uintp(4 * i * checkpoints), np.uintp(4 * block * checkpoints)
-    bound_columns(
-        checkpoints,
-        outputs,
-        terms.starts.ctypes.data + np.uintp(8 * i * (checkpoints + 1)),
-        terms.outputs.ctypes.data,
-        terms.values.ctypes.data,
-        terms.rest.ctypes.data + row,
-        terms.negatives.ctypes.data + row,
-        terms.outside.ctypes.data + row,
+    start = np.uintp(4 * block * checkpoints)
+    addresses = (
         blocks.loss_grads.ctypes.data + start * np.uintp(outputs * BLOCK),
         blocks.norms.ctypes.data + start * np.uintp(BLOCK),
         blocks.negatives.ctypes.data + start,
         blocks.rests.ctypes.data + start * np.uintp(BLOCK),
-        cosines,
-        above,
-        below,
     )
+    bound_columns(checkpoints, outputs, _row_terms(terms, i), addresses, cosines, above, below)
 
 
 @_compiled(forceinline=True)
@@ -807,22 +797,29 @@ def bound_page(blocks: Blocks, page: int, terms: Terms, i: int, above: int, belo
     p is bounded by the highest and the lowest that each entry has in a block, and by the norms.
     """
     _, checkpoints, outputs, _ = blocks.loss_grads.shape
-    row, start = np.uintp(4 * i * checkpoints), np.uintp(4 * PAGE * page * checkpoints)
-    bound_outlines(
-        checkpoints,
-        outputs,
-        terms.starts.ctypes.data + np.uintp(8 * i * (checkpoints + 1)),
-        terms.outputs.ctypes.data,
-        terms.values.ctypes.data,
-        terms.rest.ctypes.data + row,
-        terms.negatives.ctypes.data + row,
-        terms.norms.ctypes.data + row,
+    start = np.uintp(4 * PAGE * page * checkpoints)
+    addresses = (
         blocks.highest.ctypes.data + start * np.uintp(outputs),
         blocks.lowest.ctypes.data + start * np.uintp(outputs),
         blocks.page_norms.ctypes.data + start,
         blocks.page_negatives.ctypes.data + start,
-        above,
-        below,
+    )
+    bound_outlines(checkpoints, outputs, _row_terms(terms, i), addresses, above, below)
+
+
+@_inner(forceinline=True)
+def _row_terms(terms: Terms, i: int) -> tuple[Any, ...]:
+    """The addresses of what `Terms` holds of row i, field by field."""
+    checkpoints = terms.rest.shape[1]
+    row = np.uintp(4 * i * checkpoints)
+    return (
+        terms.starts.ctypes.data + np.uintp(8 * i * (checkpoints + 1)),
+        terms.outputs.ctypes.data,
+        terms.values.ctypes.data,
+        terms.rest.ctypes.data + row,
+        terms.norms.ctypes.data + row,
+        terms.negatives.ctypes.data + row,
+        terms.outside.ctypes.data + row,
     )
 
 
@@ -1033,18 +1030,14 @@ def _multiply_sketches(
     test: _Addresses, rows: np.ndarray, blocks: Blocks, block: int, waiting: np.ndarray, count: int, cosines: np.ndarray
 ) -> None:
     """The products of the sketches of `count` rows of the pool that wait with those of a block: cosines [TILE, T, BLOCK]."""
-    size = np.uintp(4 * LANES * test.checkpoints)
-    x0 = test.sketches + np.uintp(rows[waiting[0]]) * size
-    x1 = test.sketches + np.uintp(rows[waiting[min(1, count - 1)]]) * size
-    x2 = test.sketches + np.uintp(rows[waiting[min(2, count - 1)]]) * size
-    x3 = test.sketches + np.uintp(rows[waiting[min(3, count - 1)]]) * size
-    x4 = test.sketches + np.uintp(rows[waiting[min(4, count - 1)]]) * size
-    x5 = test.sketches + np.uintp(rows[waiting[min(5, count - 1)]]) * size
+    addresses = np.empty(TILE, np.uintp)
     for t in range(test.checkpoints):
-        own = np.uintp(4 * LANES * t)
+        for place in range(TILE):
+            row = rows[waiting[min(place, count - 1)]]
+            addresses[place] = _vector(test.sketches, row * test.checkpoints + t, LANES)
         vectors = blocks.sketches.ctypes.data + np.uintp(4 * LANES * BLOCK * (block * test.checkpoints + t))
         products, stride = cosines.ctypes.data + np.uintp(4 * BLOCK * t), 4 * BLOCK * test.checkpoints
-        multiply_block(x0 + own, x1 + own, x2 + own, x3 + own, x4 + own, x5 + own, LANES, vectors, products, stride)
+        multiply_block(addresses.ctypes.data, LANES, vectors, products, stride)
 
 
 @_inner()
@@ -1108,7 +1101,7 @@ def multiply_rows(
     block: int,
     sums: np.ndarray,
 ) -> None:
-    """`Σ_t (δ_t · δ'_t) (ĥ_t · ĥ'_t)` in float32 of rows `first` to `last` with the columns of a block: [_TILES * TILE, BLOCK].
+    """`Σ_t (δ_t · δ'_t) (ĥ_t · ĥ'_t)` in float32 of rows `first` to `last` with the columns of a block, into sums [_TILES * TILE, BLOCK].
 
     loss_grads [n, T, C] and activations [n, T, D] are of rows, those of training examples [B, T, C or D, BLOCK] of blocks.
     """
@@ -1116,31 +1109,32 @@ def multiply_rows(
     products = np.empty((_TILES * TILE, BLOCK), np.float32)
     sums[:] = 0
     rows = np.empty(TILE, np.uintp)
+    addresses = rows.ctypes.data
     for t in range(checkpoints):
         products[:] = 0
         place = block * checkpoints + t
         # Part after part: their sums are short, and the part of the block is in the cache for all tiles.
-        for part in range(parts(outputs)):
+        for part in range(_parts(outputs)):
             start, width = _part(outputs, part)
             columns = train_loss_grads.ctypes.data + np.uintp(4 * BLOCK * (place * outputs + start))
             for tile in range(first, last, TILE):
                 _addresses_of(loss_grads, tile, last, t, start, rows)
                 target = products.ctypes.data + np.uintp(4 * BLOCK * (tile - first))
-                add_block(rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], width, columns, target)
-        for part in range(parts(units)):
+                add_block(addresses, width, columns, target)
+        for part in range(_parts(units)):
             start, width = _part(units, part)
             columns = train_activations.ctypes.data + np.uintp(4 * BLOCK * (place * units + start))
             for tile in range(first, last, TILE):
                 _addresses_of(activations, tile, last, t, start, rows)
                 offset = np.uintp(4 * BLOCK * (tile - first))
                 factors, target = products.ctypes.data + offset, sums.ctypes.data + offset
-                add_scaled_block(rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], width, columns, factors, target)
+                add_scaled_block(addresses, width, columns, factors, target)
 
 
 @_inner(forceinline=True)
 def _part(n: int, part: int) -> tuple[int, int]:
     """Where a part of a sum of n terms starts, and how many terms it has."""
-    width = -(-n // parts(n))
+    width = -(-n // _parts(n))
     return part * width, max(0, min(width, n - part * width))
 
 

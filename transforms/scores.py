@@ -89,7 +89,7 @@ class ScoringPlan:
     Attributes:
         learning_rates: η of each checkpoint, or None for those of the training set's manifest.
         k: how many proponents and opponents of each test example.
-        normalize: see `kernels.Scoring`.
+        normalize: see `scoring.Scoring`.
         memory_gb: memory budget of a machine, in GB.
         processes: worker processes that share a machine, or None for one per processor.
         test_rows, train_rows: a grid given by hand, or None.

@@ -11,7 +11,7 @@ terms, which are added up one after the other, so that no term goes through more
 all for the loss gradients. Each part of a product of activations is multiplied by that of the loss gradients and added to the score, which
 takes as many additions as all checkpoints have parts: `r` in all, a part's own included. By Cauchy–Schwarz, part by part, the errors add up
 to at most `γ(s + r + 8) Σ_t n_t n'_t ≤ γ(s + r + 8) N N'`.
-Where a factor or a product underflows, or is flushed to zero as TensorFlow does, each term is off by at most 2⁻¹²⁵ more.
+Where a factor or a product underflows, or is flushed to zero, each term is off by at most 2⁻¹²⁵ more.
 """
 
 from __future__ import annotations

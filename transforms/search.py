@@ -62,8 +62,8 @@ _FOLLOWERS = 15
 # the last, one that has a leader gets a pilot of its own.
 _HOPELESS, _WEAK = 3.0, 0.5
 
-# What `Search.counts` tells of pairs: those with a zero gradient, skipped by norms, sieved by loss gradients, and multiplied whole, which
-# are all; then how many of them were examined one by one, and scored.
+# What `Search.counts` tells of pairs: those with a zero gradient, skipped in whole blocks, sieved by loss gradients, and multiplied whole,
+# which are all; then how many of them were examined one by one, and scored.
 COUNTS = ("zero", "blocks", "loss_gradients", "products", "examined", "scored")
 
 _Item = TypeVar("_Item")

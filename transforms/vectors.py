@@ -62,6 +62,11 @@ class _Code:
         """Stores number `index` of an array; of a vector, from there on."""
         self.builder.store(value, self.place(address, index, value.type, size), align=min(size, 8))
 
+    def put_all(self, variables: list[Any], address: Any) -> None:
+        """Stores vectors one after the other."""
+        for place, variable in enumerate(variables):
+            self.put(self.builder.load(variable), address, _number(place * LANES))
+
     def spread(self, value: Any) -> Any:
         """A vector of one float32."""
         nothing = ir.Constant(_floats, ir.Undefined)
@@ -219,11 +224,15 @@ def dots(_context: Any, x: Any, y0: Any, y1: Any, y2: Any, y3: Any, n: Any, prod
 
 
 def _multiply(finish: Callable) -> Callable:
-    """Code that multiplies `TILE` vectors of length n with a block [n, BLOCK]; `finish(code, sum, row, column, more)` takes the sums."""
+    """Code that multiplies `TILE` vectors of length n, given by an array of addresses, with a block [n, BLOCK].
+
+    `finish(code, sum, row, column, *more)` makes code that takes the sums of `LANES` columns.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         code = _Code(builder)
-        vectors, (n, block, *more) = arguments[:TILE], arguments[TILE:]
+        addresses, n, block, *more = arguments
+        vectors = [code.at(addresses, _number(place), _i64, 8) for place in range(TILE)]
         count = _TILE_COLUMNS // LANES
         sums = [code.variables(count, _floats) for _ in range(TILE)]
         for first in range(0, BLOCK, _TILE_COLUMNS):
@@ -245,65 +254,53 @@ def _multiply(finish: Callable) -> Callable:
 
 
 @intrinsic
-def multiply_block(
-    _context: Any, x0: Any, x1: Any, x2: Any, x3: Any, x4: Any, x5: Any, n: Any, block: Any, products: Any, stride: Any
-) -> Any:
+def multiply_block(_context: Any, vectors: Any, n: Any, block: Any, products: Any, stride: Any) -> Any:
     """The float32 products of `TILE` vectors of length n with a block [n, BLOCK], into `products`, whose rows are `stride` bytes apart."""
 
     def finish(code: _Code, total: Any, row: int, column: Any, products: Any, stride: Any) -> None:
         code.put(total, code.builder.add(products, code.builder.mul(stride, _number(row))), column)
 
-    return types.void(*[types.uintp] * TILE, types.intp, types.uintp, types.uintp, types.intp), _multiply(finish)
+    return types.void(types.uintp, types.intp, types.uintp, types.uintp, types.intp), _multiply(finish)
 
 
 @intrinsic
-def add_block(_context: Any, x0: Any, x1: Any, x2: Any, x3: Any, x4: Any, x5: Any, n: Any, block: Any, sums: Any) -> Any:
+def add_block(_context: Any, vectors: Any, n: Any, block: Any, sums: Any) -> Any:
     """Adds the products of `multiply_block` to `sums` [TILE, BLOCK] float32."""
 
     def finish(code: _Code, total: Any, row: int, column: Any, sums: Any) -> None:
         place = code.builder.add(column, _number(row * BLOCK))
         code.put(code.builder.fadd(total, code.at(sums, place, _floats)), sums, place)
 
-    return types.void(*[types.uintp] * TILE, types.intp, types.uintp, types.uintp), _multiply(finish)
+    return types.void(types.uintp, types.intp, types.uintp, types.uintp), _multiply(finish)
 
 
 @intrinsic
-def add_scaled_block(
-    _context: Any, x0: Any, x1: Any, x2: Any, x3: Any, x4: Any, x5: Any, n: Any, block: Any, factors: Any, sums: Any
-) -> Any:
+def add_scaled_block(_context: Any, vectors: Any, n: Any, block: Any, factors: Any, sums: Any) -> Any:
     """Adds the products of `multiply_block`, each multiplied by its own of `factors`, to `sums`; both [TILE, BLOCK] float32."""
 
     def finish(code: _Code, total: Any, row: int, column: Any, factors: Any, sums: Any) -> None:
         place = code.builder.add(column, _number(row * BLOCK))
         code.put(code.fused(total, code.at(factors, place, _floats), code.at(sums, place, _floats)), sums, place)
 
-    return types.void(*[types.uintp] * TILE, types.intp, types.uintp, types.uintp, types.uintp), _multiply(finish)
+    return types.void(types.uintp, types.intp, types.uintp, types.uintp, types.uintp), _multiply(finish)
+
+
+# Addresses of a test row's share of `kernels.Terms`, field by field; and of what is compared with it: loss gradients or their outlines.
+_ROW_TERMS = types.UniTuple(types.uintp, 7)
+_COMPARED = types.UniTuple(types.uintp, 4)
 
 
 @intrinsic
-def bound_columns(
-    _context: Any,
-    checkpoints: Any,
-    outputs: Any,
-    starts: Any,
-    term_outputs: Any,
-    term_values: Any,
-    term_rests: Any,
-    test_negatives: Any,
-    test_rests: Any,
-    loss_grads: Any,
-    norms: Any,
-    train_negatives: Any,
-    train_rests: Any,
-    cosines: Any,
-    above: Any,
-    below: Any,
-) -> Any:
-    """The loop of `kernels.bound_block`: bounds of a block's columns; `cosines` is 0 where nothing is known of them."""
+def bound_columns(_context: Any, checkpoints: Any, outputs: Any, terms: Any, block: Any, cosines: Any, above: Any, below: Any) -> Any:
+    """The loop of `kernels.bound_block`: bounds of a block's columns; `cosines` is 0 where nothing is known of them.
+
+    `block` has the addresses of a block's loss gradients, norms, negatives and rests.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        (checkpoints, outputs, starts, term_outputs, term_values, term_rests, test_negatives, test_rests, loss_grads, norms,
-         train_negatives, train_rests, cosines, above, below) = arguments  # fmt: skip
+        checkpoints, outputs, terms, block, cosines, above, below = arguments
+        starts, term_outputs, term_values, term_rests, _, test_negatives, test_rests = cgutils.unpack_tuple(builder, terms)
+        loss_grads, norms, train_negatives, train_rests = cgutils.unpack_tuple(builder, block)
         code = _Code(builder)
         count = BLOCK // LANES
         aboves, belows, products = (code.variables(count, _floats) for _ in range(3))
@@ -336,37 +333,24 @@ def bound_columns(
                     with no:
                         code.add(aboves[place], code.larger(high, builder.fmul(against, code.minus(low))))
                         code.add(belows[place], code.larger(code.minus(low), builder.fmul(against, high)))
-        for place in range(count):
-            code.put(builder.load(aboves[place]), above, _number(place * LANES))
-            code.put(builder.load(belows[place]), below, _number(place * LANES))
+        code.put_all(aboves, above)
+        code.put_all(belows, below)
         return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp, *[types.uintp] * 13), generate
+    return types.void(types.intp, types.intp, _ROW_TERMS, _COMPARED, types.uintp, types.uintp, types.uintp), generate
 
 
 @intrinsic
-def bound_outlines(
-    _context: Any,
-    checkpoints: Any,
-    outputs: Any,
-    starts: Any,
-    term_outputs: Any,
-    term_values: Any,
-    term_rests: Any,
-    test_negatives: Any,
-    test_norms: Any,
-    highest: Any,
-    lowest: Any,
-    norms: Any,
-    train_negatives: Any,
-    above: Any,
-    below: Any,
-) -> Any:
-    """The loop of `kernels.bound_page`: bounds of whole blocks, from the highest and the lowest that each entry has in them."""
+def bound_outlines(_context: Any, checkpoints: Any, outputs: Any, terms: Any, page: Any, above: Any, below: Any) -> Any:
+    """The loop of `kernels.bound_page`: bounds of whole blocks, from the highest and the lowest that each entry has in them.
+
+    `page` has the addresses of a page's highest, lowest, norms and negatives.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        (checkpoints, outputs, starts, term_outputs, term_values, term_rests, test_negatives, test_norms, highest, lowest, norms,
-         train_negatives, above, below) = arguments  # fmt: skip
+        checkpoints, outputs, terms, page, above, below = arguments
+        starts, term_outputs, term_values, term_rests, test_norms, test_negatives, _ = cgutils.unpack_tuple(builder, terms)
+        highest, lowest, norms, train_negatives = cgutils.unpack_tuple(builder, page)
         code = _Code(builder)
         count = BLOCK // LANES
         aboves, belows, highs, lows = (code.variables(count, _floats) for _ in range(4))
@@ -392,12 +376,11 @@ def bound_outlines(
                 minus_low = code.smaller(builder.fsub(slack, builder.load(lows[place])), most)
                 code.add(aboves[place], code.larger(high, builder.fmul(against, minus_low)))
                 code.add(belows[place], code.larger(minus_low, builder.fmul(against, high)))
-        for place in range(count):
-            code.put(builder.load(aboves[place]), above, _number(place * LANES))
-            code.put(builder.load(belows[place]), below, _number(place * LANES))
+        code.put_all(aboves, above)
+        code.put_all(belows, below)
         return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp, *[types.uintp] * 12), generate
+    return types.void(types.intp, types.intp, _ROW_TERMS, _COMPARED, types.uintp, types.uintp), generate
 
 
 @contextlib.contextmanager
