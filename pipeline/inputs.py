@@ -183,7 +183,7 @@ def prepare_features(
         args.batch_size or _batch_size(form.inputs),
         labels == "predicted",
         args.allow_truncated_files,
-        WriteFeatures(directory, draft, args.max_rejected_fraction, overwrite),
+        WriteFeatures(directory, draft, args.max_rejected_fraction, overwrite, args.accelerator),
     )
     return PreparedFeatures(directory, fingerprint, complete, stage, sum(file.size for file in found))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn, TypeVar
@@ -83,6 +84,14 @@ def _rates(text: str) -> tuple[float, ...]:
 def _directory(text: str) -> str:
     if not text or any(character in text for character in "*?[]{}"):
         raise argparse.ArgumentTypeError(f"expected a directory, without glob characters, found {text!r}")
+    return text
+
+
+def _accelerator(text: str) -> str:
+    if not re.fullmatch(r"type:[\w.-]+;count:[1-9]\d*(;install-nvidia-driver(:[\w.-]+)?)?", text):
+        raise argparse.ArgumentTypeError(
+            f"expected type:NAME;count:N, perhaps followed by ;install-nvidia-driver, found {text!r}; quote it, or the shell ends at the ;"
+        )
     return text
 
 
@@ -226,7 +235,18 @@ def _add_model(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--include_bias", type=_boolean, default=True, metavar="true|false", help="whether the last layer's bias counts (true)"
     )
-    group.add_argument("--batch_size", type=_positive, metavar="N", help="examples per call of the model (256, fewer for large inputs)")
+    group.add_argument(
+        "--batch_size",
+        type=_positive,
+        metavar="N",
+        help="examples per call of the model (256, fewer for large inputs); halved where they do not fit into memory",
+    )
+    group.add_argument(
+        "--accelerator",
+        type=_accelerator,
+        metavar="HINT",
+        help="Beam's resource hint for the workers that run the model, and for no others, such as 'type:nvidia-l4;count:1'",
+    )
 
 
 def _add_rates(group: argparse._ActionsContainer) -> None:

@@ -6,13 +6,14 @@ small things are grouped: what each written file holds, and a hash of each id.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import apache_beam as beam
 import numpy as np
@@ -31,8 +32,12 @@ from transforms.manifest import BYTES_PER_FILE, RECORDS_PER_FILE, FeatureManifes
 from transforms.records import Features, Origin
 from transforms.rejects import Reject
 
+# A batch of one goes through another matrix product, whose last bits differ.
+_SMALLEST_BATCH = 2
 _ID_BUCKETS = 64
 _TOLD_REPEATS = 5
+
+_Step = TypeVar("_Step", bound=beam.PTransform)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +63,11 @@ class Model:
         for path, stored, digest in zip(local.checkpoints, self.spec.checkpoints, self.digests, strict=True):
             if checkpoints.inspect(path).digest != digest:
                 raise InputError(f"{stored} has changed since the run was started: start it again")
+        for gpu in tf.config.list_physical_devices("GPU"):
+            # It cannot be changed once the GPU is in use.
+            with contextlib.suppress(RuntimeError):
+                # Else the first process takes all of its memory, and the next on the same machine dies.
+                tf.config.experimental.set_memory_growth(gpu, True)
         counting.add("checkpoint-loads")
         return checkpoints.load(local)
 
@@ -103,13 +113,13 @@ class WrittenPart:
 class FeatureExtractor:
     """Features of batches of examples, by one TensorFlow function over all checkpoints.
 
-    Every batch is padded to `batch_size` rows, so that the function is traced once.
+    Every batch is padded to `batch_size` rows, so that the function is traced once. Where the model runs out of memory, batches are halved
+    from there on; no bit of the features depends on their size.
     """
 
     def __init__(self, model: Checkpoints, batch_size: int, predicted_labels: bool) -> None:
         self._model = model
-        # A batch of one goes through another matrix product, whose last bits differ.
-        self._batch_size = max(batch_size, 2)
+        self._batch_size = max(batch_size, _SMALLEST_BATCH)
         self._predicted_labels = predicted_labels
         self._function = tf.function(self._compute)
 
@@ -128,17 +138,19 @@ class FeatureExtractor:
         return loss_grads, activations, prediction, probability, label_probabilities, labels
 
     def __call__(self, example_ids: Sequence[str], inputs: Sequence[np.ndarray], labels: np.ndarray | None) -> Features:
-        """Extracts the features of n ≤ batch_size examples: `inputs` arrays [n, …], `labels` [n, label_width] or None where predicted."""
-        n, loss = len(example_ids), self._model.loss
-        padded = tuple(tf.constant(self._pad(array)) for array in inputs)
-        given = (
-            None
-            if self._predicted_labels or labels is None
-            else tf.constant(self._pad(labels.astype(np.int64 if loss.label_is_integer else np.float32)))
-        )
-        loss_grads, activations, prediction, probability, label_probabilities, used = (
-            tensor.numpy()[:n] for tensor in self._function(padded, given)
-        )
+        """Extracts the features of n examples: `inputs` arrays [n, …], `labels` [n, label_width] or None where predicted.
+
+        Raises:
+            InputError: the model runs out of memory even with the smallest batch.
+        """
+        loss = self._model.loss
+        given = None if self._predicted_labels or labels is None else labels.astype(np.int64 if loss.label_is_integer else np.float32)
+        while True:
+            try:
+                loss_grads, activations, prediction, probability, label_probabilities, used = self._extract(inputs, given, len(example_ids))
+                break
+            except tf.errors.ResourceExhaustedError as error:
+                self._halve(error)
         return Features.of(
             example_ids,
             loss.record_labels(used),
@@ -147,6 +159,39 @@ class FeatureExtractor:
             label_probabilities,
             loss_grads,
             activations,
+        )
+
+    def _extract(self, inputs: Sequence[np.ndarray], labels: np.ndarray | None, n: int) -> list[np.ndarray]:
+        """What `_compute` gives for n examples, batch after batch."""
+        parts = []
+        for start in range(0, n, self._batch_size):
+            rows = slice(start, start + self._batch_size)
+            padded = tuple(tf.constant(self._pad(array[rows])) for array in inputs)
+            given = None if labels is None else tf.constant(self._pad(labels[rows]))
+            parts.append([tensor.numpy()[: n - start] for tensor in self._function(padded, given)])
+        return parts[0] if len(parts) == 1 else [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+    def _halve(self, error: tf.errors.ResourceExhaustedError) -> None:
+        """Makes batches smaller from here on, after the model has run out of memory.
+
+        Raises:
+            InputError: they are as small as they can be.
+        """
+        lines = str(error.message).splitlines()
+        reason = next((line.strip() for line in lines if "allocat" in line), lines[0])
+        if self._batch_size == _SMALLEST_BATCH:
+            raise InputError(
+                f"the model runs out of memory with {_SMALLEST_BATCH} examples at once ({reason}): use workers with more memory, or a "
+                "smaller model"
+            ) from error
+        tried, self._batch_size = self._batch_size, max(_SMALLEST_BATCH, self._batch_size // 2)
+        counting.add("batches-halved")
+        logging.getLogger(__name__).warning(
+            "the model ran out of memory with %d examples at once (%s): going on with %d; --batch_size=%d saves the attempt",
+            tried,
+            reason,
+            self._batch_size,
+            self._batch_size,
         )
 
     def _pad(self, array: np.ndarray) -> np.ndarray:
@@ -391,12 +436,14 @@ class WriteFeatures(beam.PTransform):
         draft: the manifest, its files and counts still missing.
         max_rejected_fraction: the share of examples that may be set aside.
         overwrite: whether what is committed there is replaced; it stands until then.
+        accelerator: Beam's resource hint for the step that is fused with the extraction, or None; grouping and committing need none.
     """
 
     directory: str
     draft: FeatureManifest
     max_rejected_fraction: float
     overwrite: bool
+    accelerator: str | None = None
 
     def _commit(self, _: None, parts: list[WrittenPart], repeats: list[list[tuple[str, int]]]) -> FeatureManifest:
         committed = assemble_manifest(self.draft, parts, self.max_rejected_fraction, self.directory)
@@ -406,7 +453,8 @@ class WriteFeatures(beam.PTransform):
         return committed
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        written = batches | "WriteFiles" >> beam.ParDo(_WriteDoFn(self.directory)).with_outputs(_WriteDoFn.IDS, main="parts")
+        write = _accelerated(beam.ParDo(_WriteDoFn(self.directory)), self.accelerator)
+        written = batches | "WriteFiles" >> write.with_outputs(_WriteDoFn.IDS, main="parts")  # WrittenPart, (bucket, (file name, rows, …))
         repeats = (
             written[_WriteDoFn.IDS]  # (bucket, (file name, rows, hashes))
             | "GroupIdHashes" >> beam.GroupByKey()  # (bucket, [(file name, rows, hashes)])
@@ -420,9 +468,16 @@ class WriteFeatures(beam.PTransform):
         )
 
 
+def _accelerated(step: _Step, accelerator: str | None) -> _Step:
+    """A step with a resource hint. All steps of a fused chain need it, or a runner splits the chain and stores what is between them."""
+    return cast(_Step, step.with_resource_hints(accelerator=accelerator)) if accelerator else step  # Beam returns the same step
+
+
 @dataclasses.dataclass
 class ComputeFeatureSet(beam.PTransform):
     """Stage 1, whole: files of examples in, a committed feature set out; yields its FeatureManifest.
+
+    Reading, extracting and writing carry `write.accelerator`, the resource hint, so that all of them stay one stage.
 
     Attributes:
         input_files: the files, in the set's order.
@@ -443,11 +498,13 @@ class ComputeFeatureSet(beam.PTransform):
     write: WriteFeatures
 
     def expand(self, pipeline: Any) -> beam.PCollection:
+        read = ReadExamples(self.form, self.batch_size, self.allow_truncated)
+        extract = ExtractFeatures(self.model, self.batch_size, self.predicted_labels)
         return (
             pipeline
             | "ListFiles" >> beam.Create(list(self.input_files), reshuffle=False)  # InputFile
             | "SpreadFiles" >> beam.Reshuffle()  # InputFile
-            | "ReadExamples" >> ReadExamples(self.form, self.batch_size, self.allow_truncated)  # ExampleBatch
-            | "ExtractFeatures" >> ExtractFeatures(self.model, self.batch_size, self.predicted_labels)  # FeatureBatch
+            | "ReadExamples" >> _accelerated(read, self.write.accelerator)  # ExampleBatch
+            | "ExtractFeatures" >> _accelerated(extract, self.write.accelerator)  # FeatureBatch
             | "WriteFeatures" >> self.write  # FeatureManifest
         )

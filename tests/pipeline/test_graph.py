@@ -14,8 +14,10 @@ from apache_beam.runners.portability.fn_api_runner import fn_runner
 from pipeline import influence, runner
 from tests.conftest import Tiny, write_records
 
+ACCELERATOR = "type:nvidia-l4;count:1"
 
-def build(tiny: Tiny, directory: pathlib.Path, payloads: list[bytes]) -> Any:
+
+def build(tiny: Tiny, directory: pathlib.Path, payloads: list[bytes], *flags: str) -> Any:
     """The graph as it is handed to a runner, with `payloads` as training and as test examples."""
     write_records(directory / "train-0", payloads)
     write_records(directory / "test-0", payloads)
@@ -29,7 +31,7 @@ def build(tiny: Tiny, directory: pathlib.Path, payloads: list[bytes]) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "run_graph", keep)
         words = [f"--{name}_examples={directory}/{name}-*" for name in ("train", "test")]
-        assert influence.run([*words, f"--checkpoints={tiny.glob}", f"--output={directory}/out", "--id_key=id"]) == 0
+        assert influence.run([*words, f"--checkpoints={tiny.glob}", f"--output={directory}/out", "--id_key=id", *flags]) == 0
     (graph,) = graphs
     return graph
 
@@ -39,13 +41,43 @@ def graph(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return build(tiny, tmp_path_factory.mktemp("graph"), tiny.payloads())
 
 
+@pytest.fixture(scope="module")
+def accelerated(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return build(tiny, tmp_path_factory.mktemp("accelerated"), tiny.payloads(), f"--accelerator={ACCELERATOR}")
+
+
 @pytest.mark.parametrize("name", ["Train", "Test"])
-def test_reading_extracting_and_writing_are_one_stage(graph, name):
+@pytest.mark.parametrize("kind", ["graph", "accelerated"])
+def test_reading_extracting_and_writing_are_one_stage(request, kind, name):
+    graph = request.getfixturevalue(kind)
     _, stages = fn_runner.FnApiRunner().create_stages(copy.deepcopy(graph))
     fused = [{transform.unique_name for transform in stage.transforms} for stage in stages]
     (stage,) = (names for names in fused if any(f"Compute{name}Features/ReadExamples" in one for one in names))
     for part in ("ReadExamples/ReadFiles", "ExtractFeatures/RunCheckpoints", "WriteFeatures/WriteFiles"):
         assert any(f"Compute{name}Features/{part}" in one for one in stage), part
+
+
+def hinted(graph: Any) -> set[str]:
+    """The steps whose workers are to have an accelerator."""
+    urn = common_urns.resource_hints.ACCELERATOR.urn
+    environments = graph.components.environments
+    found = {name: environments[t.environment_id].resource_hints.get(urn) for name, t in named(graph).items() if t.environment_id}
+    assert set(found.values()) <= {None, ACCELERATOR.encode()}
+    return {name for name, hint in found.items() if hint}
+
+
+def named(graph: Any) -> dict[str, Any]:
+    return {transform.unique_name: transform for transform in graph.components.transforms.values() if not transform.subtransforms}
+
+
+def test_accelerators_are_bought_for_the_model_alone(graph, accelerated):
+    assert hinted(graph) == set()
+    assert hinted(accelerated) == {
+        f"Compute{name}Features/{step}"
+        for name in ("Train", "Test")
+        for step in ("ReadExamples/ReadFiles", "ExtractFeatures/RunCheckpoints", "WriteFeatures/WriteFiles/ParDo(_WriteDoFn)")
+    }
+    assert named(graph).keys() == named(accelerated).keys()
 
 
 def test_only_small_things_are_grouped(graph):

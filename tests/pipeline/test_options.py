@@ -111,6 +111,8 @@ def test_flags_are_not_guessed_from_their_beginnings(tracin: Run) -> None:
         (("features", *FEATURES, "--max_rejected_fraction=nan"), "--max_rejected_fraction"),
         (("features", *FEATURES, "--include_bias=maybe"), "--include_bias"),
         (("features", *FEATURES, "--learning_rates=0.1;0.2"), "--learning_rates"),
+        (("features", *FEATURES, "--accelerator=nvidia-l4"), "--accelerator"),
+        (("features", *FEATURES, "--accelerator=type:nvidia-l4"), "--accelerator"),
         (("score", *SCORE, "--k=0"), "--k"),
         (("score", *SCORE, "--k=2.5"), "--k"),
         (("score", *SCORE, "--memory_gb=0"), "--memory_gb"),

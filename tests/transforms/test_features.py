@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import CLASSES, RATES, SHAPE, UNITS, Outcome, Tiny, build_tiny, damage, example, feature, write_records
 from transforms import checkpoints, counting, features, files, manifest, rejects, tfrecords
-from transforms.checkpoints import ModelSpec, load
+from transforms.checkpoints import Checkpoints, ModelSpec, load
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest
 from transforms.records import Features, decode
@@ -406,6 +406,23 @@ def test_a_changed_checkpoint_is_refused_by_the_worker(tmp_path: pathlib.Path) -
         carried.acquire()
 
 
+def test_a_gpus_memory_is_taken_as_it_is_needed(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorflow as tf
+
+    grown = []
+
+    def grow(gpu: str, on: bool) -> None:
+        grown.append((gpu, on))
+        if gpu == "GPU:0":
+            raise RuntimeError("Physical devices cannot be modified after being initialized")
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [f"{kind}:0", f"{kind}:1"])
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", grow)
+    paths = tuple(map(str, tiny.paths))
+    loaded = features.Model(ModelSpec(paths), tuple(checkpoints.inspect(path).digest for path in paths)).acquire()
+    assert grown == [("GPU:0", True), ("GPU:1", True)] and loaded.size == T
+
+
 # The pure functions
 
 
@@ -428,6 +445,59 @@ def test_padding_a_batch_does_not_touch_its_rows(tiny: Tiny) -> None:
     assert whole.loss_grads.shape == (40, T, CLASSES) and whole.activations.shape == (40, T, UNITS + 1)
     few = extractor(ids[:3], [tiny.images[:3]], labels[:3])
     assert_same_features(few, whole.take(slice(0, 3)))
+
+
+@pytest.fixture
+def greedy(tmp_path: pathlib.Path) -> Callable[[int], Checkpoints]:
+    """Loads a network that asks for more memory than any machine has where a batch has more than so many rows."""
+    import keras
+    import tensorflow as tf
+
+    @keras.saving.register_keras_serializable("tests")
+    class Greedy(keras.layers.Layer):
+        def __init__(self, most: int, **others: Any) -> None:
+            super().__init__(**others)
+            self.most = most
+
+        def call(self, vectors: Any) -> Any:
+            beyond = tf.maximum(tf.shape(vectors, tf.int64)[0] - self.most, 0)
+            return vectors + tf.reduce_sum(tf.broadcast_to(vectors[:1, :1], [beyond, 1 << 50]))
+
+        def get_config(self) -> dict[str, Any]:
+            return {**super().get_config(), "most": self.most}
+
+    def build(most: int) -> Checkpoints:
+        layers = keras.layers
+        model = keras.Sequential([layers.Input((5,)), Greedy(most), layers.Dense(7, activation="relu"), layers.Dense(3)])
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        keras.utils.set_random_seed(1)
+        for layer in model.layers[1:]:
+            layer.kernel.assign(np.random.default_rng(0).normal(size=layer.kernel.shape))
+        model.save(tmp_path / f"{most}.keras")
+        return load(ModelSpec((str(tmp_path / f"{most}.keras"),)))
+
+    return build
+
+
+def test_batches_are_halved_until_they_fit_into_memory(greedy: Callable[[int], Checkpoints], caplog: pytest.LogCaptureFixture) -> None:
+    inputs = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    ids, labels = [f"{i:02d}" for i in range(40)], np.zeros((40, 1))
+    whole = features.FeatureExtractor(greedy(40), 40, False)(ids, [inputs], labels)
+    assert whole.loss_grads.any() and not caplog.records
+    counting.reset()
+    extractor = features.FeatureExtractor(greedy(12), 40, False)
+    assert_same_features(extractor(ids, [inputs], labels), whole)
+    assert counting.snapshot()["batches-halved"] == 2
+    told = [record.getMessage() for record in caplog.records if record.name == "transforms.features"]
+    assert len(told) == 2 and "40 examples at once" in told[0] and "going on with 10" in told[1]
+    # What did not fit once is not tried again.
+    assert_same_features(extractor(ids[:15], [inputs[:15]], labels[:15]), whole.take(slice(15)))
+    assert counting.snapshot()["batches-halved"] == 2
+
+
+def test_a_model_too_large_for_the_smallest_batch_is_told(greedy: Callable[[int], Checkpoints]) -> None:
+    with pytest.raises(InputError, match=r"^the model runs out of memory with 2 examples at once \(.*OOM.*\): use workers with more"):
+        features.FeatureExtractor(greedy(1), 8, False)(["a"], [np.zeros((1, 5), np.float32)], np.zeros((1, 1)))
 
 
 @pytest.mark.parametrize("size", [1, 5, 33])
