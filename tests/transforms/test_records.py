@@ -77,6 +77,61 @@ def test_any_float_survives_a_round_trip(loss_grads: np.ndarray, probabilities: 
     np.testing.assert_array_equal(found.probabilities, features.probabilities)
 
 
+def by_the_library(features: Features, origins: list[Origin]) -> list[bytes]:
+    """The records as Protocol Buffers' own library writes them."""
+
+    def numbers(row: np.ndarray) -> tf.train.Feature:
+        if row.dtype.kind == "i":
+            return tf.train.Feature(int64_list=tf.train.Int64List(value=[v for v in row.tolist() if v != NO_LABEL]))
+        return tf.train.Feature(float_list=tf.train.FloatList(value=row.tolist()))
+
+    written = []
+    for i, origin in enumerate(origins):
+        fields = {
+            "example_id": feature(bytes(features.example_ids[i])),
+            "source": feature(origin.source),
+            "offset": feature(origin.offset),
+            "content_digest": feature(origin.content_digest),
+            "label": numbers(features.labels[i]),
+            "prediction": numbers(features.predictions[i]),
+            "probability": numbers(features.probabilities[i : i + 1]),
+            "label_probability": numbers(features.label_probabilities[i]),
+            **{
+                name: feature(getattr(features, name)[i].tobytes())
+                for name in ("loss_grads", "activations", "loss_grad_norms", "activation_norms")
+            },
+            **origin.kept,
+        }
+        written.append(tf.train.Example(features=tf.train.Features(feature=fields)).SerializeToString(deterministic=True))
+    return written
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_records_are_written_as_the_library_writes_them(data: st.DataObject) -> None:
+    n, t, c, d, width = (data.draw(st.integers(low, high)) for low, high in ((1, 4), (1, 3), (1, 90), (1, 300), (0, 40)))
+    whole = data.draw(st.booleans())
+    elements = st.one_of(st.just(NO_LABEL), st.integers(0, 2**63 - 1)) if whole else st.floats(width=32, allow_nan=False)
+    labels = data.draw(hnp.arrays(np.int64 if whole else np.float64, (n, width), elements=elements))
+    features = make(n, t, c, d, labels=labels)
+    keys = data.draw(st.lists(st.text(max_size=200).filter(lambda key: key not in records.FIELDS), unique=True, max_size=3))
+    kept = st.one_of(st.binary(max_size=300), st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=20), st.just([0.5, -1.0]))
+    places = [
+        Origin(
+            data.draw(st.text(max_size=150)),
+            data.draw(st.integers(0, 2**40)),
+            data.draw(st.binary(max_size=16)),
+            {key: feature(data.draw(kept)) for key in keys},
+        )
+        for _ in range(n)
+    ]
+    written, expected = encode(features, places), by_the_library(features, places)
+    # But for the order of keys, in which the library puts `label` behind `label_probability`.
+    assert [tf.train.Example.FromString(record) for record in written] == [tf.train.Example.FromString(record) for record in expected]
+    assert [len(record) for record in written] == [len(record) for record in expected]
+    assert all(record.index(b"\x05label\x12") < record.index(b"\x11label_probability\x12") for record in written)
+
+
 def test_lists_of_active_outputs_keep_their_padding() -> None:
     labels = np.array([[0, 2, 4], [1, NO_LABEL, NO_LABEL], [NO_LABEL, NO_LABEL, NO_LABEL]])
     features = make(3, c=5, labels=labels)
