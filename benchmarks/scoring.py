@@ -8,7 +8,7 @@ Workloads:
     fashion         60,000 × 10,000 examples of Fashion-MNIST, 6 checkpoints, C = 10, D = 128; and the whole `tracin score` in parts
     imagenet        100,000 × 10,000 of `benchmarks.imagenet_like`, 3 checkpoints, C = 1000, D = 2048; needs 16 GB
     equal-fashion   60,000 × 10,000 of the first shape, and
-    equal-imagenet  20,000 × 4,000 of the second, where no bound can tell pairs apart: equal norms, random directions, cosine
+    equal-imagenet  100,000 × 10,000 of the second, where no bound can tell pairs apart: equal norms, random directions, cosine
 
 Both paths run by turns, so that a busy machine is busy for both, and their results must be identical in ids and in the bits of scores.
 The dense path may have fewer test examples (`--dense_tests`; 1,000 for imagenet): compared are pairs/s. The brute-force limit is the
@@ -120,7 +120,7 @@ WORKLOADS = {
     "fashion": Workload(60_000, 10_000, 10_000, load_fashion),
     "imagenet": Workload(100_000, 10_000, 1_000, load_imagenet),
     "equal-fashion": Workload(60_000, 10_000, 10_000, equal_fashion, "cosine"),
-    "equal-imagenet": Workload(20_000, 4_000, 4_000, equal_imagenet, "cosine"),
+    "equal-imagenet": Workload(100_000, 10_000, 10_000, equal_imagenet, "cosine"),
 }
 
 

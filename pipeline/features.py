@@ -29,12 +29,14 @@ def _run(argv: Sequence[str]) -> None:
         return
     files.check_writable(args.output)
     print(report.checkpoints(prepared))
-    if runner.run_graph(lambda pipeline: pipeline | "ComputeFeatureSet" >> wanted.stage, beam_options, [extraction([wanted])]) is None:
+    counts = runner.run_graph(lambda pipeline: pipeline | "ComputeFeatureSet" >> wanted.stage, beam_options, [extraction([wanted])])
+    if counts is None:
         print("the graph is built; nothing has run")
         return
     written = runner.read_back(args.output, FeatureManifest)
+    reused = counts.get("examples-reused", 0)
     print(report.features(args.output, written))
-    print(report.done(started, read=sum(written.counts.values())))
+    print(report.done(started, read=sum(written.counts.values()) - reused, reused=reused))
 
 
 def extraction(wanted: Sequence[inputs.PreparedFeatures]) -> progress.Stage:

@@ -83,7 +83,8 @@ def _run(argv: Sequence[str]) -> None:
     print(report.influence(args.output, runner.read_back(args.output, Manifest)))
     print(report.skipped(counts))
     read = sum(sum(written[name].counts.values()) for name, one in wanted.items() if not one.complete)
-    print(report.done(started, read, scored=written["test"].examples * written["train"].examples))
+    reused = counts.get("examples-reused", 0)
+    print(report.done(started, read - reused, reused, scored=written["test"].examples * written["train"].examples))
 
 
 if __name__ == "__main__":

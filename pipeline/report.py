@@ -99,9 +99,12 @@ def plan(told: Plan) -> str:
     return "\n".join(f"{name:<19}{text}" for name, text in rows.items())
 
 
-def done(started: float, read: int = 0, scored: int = 0) -> str:
-    """How long a run took since `started` (of `time.monotonic`), how many examples it read and pairs it scored."""
-    told = ([f"read {read:,} examples"] if read else []) + ([f"scored {scored:,} pairs"] if scored else [])
+def done(started: float, read: int = 0, reused: int = 0, scored: int = 0) -> str:
+    """How long a run took since `started` (of `time.monotonic`), how many examples it read, of how many more it took over what an attempt
+    that did not end had finished, and how many pairs it scored.
+    """
+    parts = {"read {:,} examples": read, "took over {:,} that an earlier attempt had finished": reused, "scored {:,} pairs": scored}
+    told = [words.format(n) for words, n in parts.items() if n]
     return f"took {time.monotonic() - started:.1f} s" + (": " + ", ".join(told) if told else "")
 
 

@@ -103,7 +103,7 @@ class ExampleBatch:
         inputs: an array [n, …] for each input of the model.
         labels: [n, label_width] float64, or None where labels are not read.
         rejects: what was set aside since the batch before.
-        last: whether the file ends with this batch.
+        first, last: whether the file begins, or ends, with this batch.
         bytes_read: how far the stored file was read for this batch, in bytes since the batch before.
     """
 
@@ -115,6 +115,7 @@ class ExampleBatch:
     inputs: tuple[np.ndarray, ...]
     labels: np.ndarray | None
     rejects: list[Reject]
+    first: bool = False
     last: bool = False
     bytes_read: int = 0
 
@@ -419,16 +420,16 @@ def read_examples(file: InputFile, form: ExampleFormat, batch_size: int, allow_t
     serialized: list[bytes] = []
     offsets: list[int] = []
     aside: list[Reject] = []
-    position = 0
+    position, first = 0, True
     with files.open_raw(file.path) as stream:
 
         def batch(last: bool) -> ExampleBatch:
-            nonlocal serialized, offsets, aside, position
+            nonlocal serialized, offsets, aside, position, first
             reached = file.size if last else stream.tell()
             parsed = parser.parse(serialized, offsets)
             found = sorted(aside + parsed.rejects, key=lambda reject: reject.offset)
-            parsed = dataclasses.replace(parsed, rejects=found, last=last, bytes_read=reached - position)
-            serialized, offsets, aside, position = [], [], [], reached
+            parsed = dataclasses.replace(parsed, rejects=found, first=first, last=last, bytes_read=reached - position)
+            serialized, offsets, aside, position, first = [], [], [], reached, False
             return parsed
 
         frames = read_frames(stream)

@@ -22,7 +22,8 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
-from transforms import checkpoints, counting, files, manifest, records, rejects, staging, tfrecords
+from transforms import attempts, checkpoints, counting, files, manifest, records, rejects, staging, tfrecords
+from transforms.attempts import WrittenPart
 from transforms.checkpoints import Checkpoints, ModelSpec
 from transforms.errors import InputError
 from transforms.examples import ExampleBatch, ExampleFormat, InputFile, ReadExamples
@@ -88,26 +89,8 @@ class FeatureBatch:
     features: Features
     origins: list[Origin]
     rejects: list[Reject]
+    first: bool
     last: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class WrittenPart:
-    """A feature file that was written, what was set aside beside it, and what a person should know of that.
-
-    Attributes:
-        order: place of the part in the set: index of its input file, index of its first record there.
-        features: the file of features, or None where all was set aside.
-        rejected: the file of rejects, or None where nothing was.
-        reasons: how many rejects, by reason.
-        first_reject: one of them, as an example.
-    """
-
-    order: tuple[int, int]
-    features: StoredFile | None
-    rejected: StoredFile | None
-    reasons: Mapping[str, int]
-    first_reject: Reject | None
 
 
 class FeatureExtractor:
@@ -226,7 +209,7 @@ def extract_features(
             set_aside(rejects.NON_FINITE_FEATURES, {int(i): "the model gave a NaN or an infinity for this example" for i in rows[~finite]})
             features, rows = features.take(finite), rows[finite]
     origins = [Origin(batch.file.path, batch.offsets[i], batch.digests[i], batch.kept[i]) for i in rows]
-    return FeatureBatch(batch.file, features, origins, aside, batch.last)
+    return FeatureBatch(batch.file, features, origins, aside, batch.first, batch.last)
 
 
 NO_FEATURES = Features.of([], np.empty((0, 1)), np.empty((0, 1)), np.empty(0), np.empty((0, 0)), np.empty((0, 0, 0)), np.empty((0, 0, 0)))
@@ -262,6 +245,43 @@ class ExtractFeatures(beam.PTransform):
         return batches | "RunCheckpoints" >> beam.ParDo(_ExtractDoFn(self.model, self.batch_size, self.predicted_labels))  # FeatureBatch
 
 
+# Outputs of the steps that find or write parts.
+_PARTS, _IDS = "parts", "ids"
+
+
+def _id_hash(example_id: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(example_id, digest_size=8).digest(), "little")
+
+
+def _id_buckets(file: StoredFile, hashes: Sequence[int]) -> Iterator[beam.pvalue.TaggedOutput]:
+    """What `repeated_hashes` is told of a feature file."""
+    array = np.array(hashes, np.uint64)
+    for bucket in range(_ID_BUCKETS):
+        (rows,) = np.nonzero(array % _ID_BUCKETS == bucket)
+        if len(rows):
+            yield beam.pvalue.TaggedOutput(_IDS, (bucket, (file.name, rows.astype(np.int32), array[rows])))
+
+
+class _ReuseDoFn(beam.DoFn):
+    """Takes over what an earlier attempt has finished; yields the files of examples that are left."""
+
+    def __init__(self, directory: str, fingerprint: str) -> None:
+        self._directory = directory
+        self._fingerprint = fingerprint
+
+    def process(self, file: InputFile) -> Iterator[Any]:
+        found = attempts.finished(self._directory, self._fingerprint, file)
+        if found is None:
+            yield file
+            return
+        counting.add("example-bytes-read", file.size)
+        for part, ids in found:
+            counting.add("examples-reused", len(ids) + sum(part.reasons.values()))
+            yield beam.pvalue.TaggedOutput(_PARTS, part)
+            if part.features:
+                yield from _id_buckets(part.features, [_id_hash(example_id) for example_id in ids])
+
+
 class _Part:
     """A feature file in the making."""
 
@@ -277,7 +297,7 @@ class _Part:
         self.start = origin.offset if self.start is None else self.start
         self.payloads.append(payload)
         self.size += len(payload) + 16
-        self.hashes.append(int.from_bytes(hashlib.blake2b(example_id, digest_size=8).digest(), "little"))
+        self.hashes.append(_id_hash(example_id))
 
     @property
     def is_full(self) -> bool:
@@ -285,16 +305,20 @@ class _Part:
 
 
 class _WriteDoFn(beam.DoFn):
-    IDS = "ids"
-
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, fingerprint: str) -> None:
         self._directory = directory
+        self._fingerprint = fingerprint
         self._open: dict[int, _Part] = {}
+        self._written: dict[int, list[WrittenPart]] = {}
 
     def start_bundle(self) -> None:
         self._open = {}
+        # By input file, of those whose first batch came in this bundle; of the others it is not known what else there is.
+        self._written = {}
 
     def process(self, batch: FeatureBatch) -> Iterator[Any]:
+        if batch.first:
+            self._written[batch.file.index] = []
         part = self._open.setdefault(batch.file.index, _Part(batch.file))
         part.rejects.extend(batch.rejects)
         for payload, origin, example_id in zip(
@@ -307,6 +331,8 @@ class _WriteDoFn(beam.DoFn):
         if batch.last or part.is_full:
             del self._open[batch.file.index]
             yield from self._write(part)
+        if batch.last and batch.file.index in self._written:
+            attempts.record(self._directory, self._fingerprint, batch.file, self._written.pop(batch.file.index))
 
     def finish_bundle(self) -> Iterator[Any]:
         # Only a runner that split the chain would leave anything here.
@@ -326,17 +352,16 @@ class _WriteDoFn(beam.DoFn):
         if part.payloads:
             written = files.write(self._directory, f"features-{stem}.tfrecord", tfrecords.join_frames(part.payloads), len(part.payloads))
             counting.add("feature-bytes-written", written.size)
-            hashes = np.array(part.hashes, np.uint64)
-            for bucket in range(_ID_BUCKETS):
-                (rows,) = np.nonzero(hashes % _ID_BUCKETS == bucket)
-                if len(rows):
-                    yield beam.pvalue.TaggedOutput(self.IDS, (bucket, (written.name, rows.astype(np.int32), hashes[rows])))
+            yield from _id_buckets(written, part.hashes)
         if part.rejects:
             ordered = sorted(part.rejects, key=lambda reject: reject.offset)
             set_aside = files.write(self._directory, f"rejected-{stem}.jsonl", rejects.to_jsonl(ordered), len(ordered))
-        yield WrittenPart(
+        done = WrittenPart(
             (part.file.index, start), written, set_aside, rejects.count_reasons(part.rejects), ordered[0] if part.rejects else None
         )
+        if part.file.index in self._written:
+            self._written[part.file.index].append(done)
+        yield done
 
 
 def repeated_hashes(bucket: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> list[list[tuple[str, int]]]:
@@ -429,7 +454,8 @@ def check_rejected(assembled: FeatureManifest, directory: str, max_rejected_frac
 
 @dataclasses.dataclass
 class WriteFeatures(beam.PTransform):
-    """Writes features as TFRecord files and commits them with a manifest: FeatureBatch → FeatureManifest (one).
+    """Writes features as TFRecord files and commits them with a manifest, with those of an earlier attempt: FeatureBatch, and what
+    `FindFinished` tells of parts and ids, → FeatureManifest (one).
 
     Attributes:
         directory: where to.
@@ -452,19 +478,21 @@ class WriteFeatures(beam.PTransform):
         logging.getLogger(__name__).info("%s: %d examples, %d rejected", self.directory, *committed.counts.values())
         return committed
 
-    def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        write = _accelerated(beam.ParDo(_WriteDoFn(self.directory)), self.accelerator)
-        written = batches | "WriteFiles" >> write.with_outputs(_WriteDoFn.IDS, main="parts")  # WrittenPart, (bucket, (file name, rows, …))
+    def expand(self, collections: Mapping[str, beam.PCollection]) -> beam.PCollection:
+        batches = collections["batches"]
+        write = _accelerated(beam.ParDo(_WriteDoFn(self.directory, self.draft.fingerprint)), self.accelerator)
+        written = batches | "WriteFiles" >> write.with_outputs(_IDS, main=_PARTS)  # WrittenPart, (bucket, (file name, rows, hashes))
+        parts = (collections[_PARTS], written[_PARTS]) | "JoinParts" >> beam.Flatten()  # WrittenPart
         repeats = (
-            written[_WriteDoFn.IDS]  # (bucket, (file name, rows, hashes))
+            (collections[_IDS], written[_IDS])
+            | "JoinIdHashes" >> beam.Flatten()  # (bucket, (file name, rows, hashes))
             | "GroupIdHashes" >> beam.GroupByKey()  # (bucket, [(file name, rows, hashes)])
             | "FindRepeatedIds" >> beam.FlatMapTuple(lambda _, bucket: repeated_hashes(bucket))  # [(file name, row)]
         )
         return (
             batches.pipeline
             | "StartCommit" >> beam.Create([None])
-            | "CommitFeatures"
-            >> beam.Map(self._commit, beam.pvalue.AsList(written["parts"]), beam.pvalue.AsList(repeats))  # FeatureManifest
+            | "CommitFeatures" >> beam.Map(self._commit, beam.pvalue.AsList(parts), beam.pvalue.AsList(repeats))  # FeatureManifest
         )
 
 
@@ -498,13 +526,19 @@ class ComputeFeatureSet(beam.PTransform):
     write: WriteFeatures
 
     def expand(self, pipeline: Any) -> beam.PCollection:
+        reuse = beam.ParDo(_ReuseDoFn(self.write.directory, self.write.draft.fingerprint))
         read = ReadExamples(self.form, self.batch_size, self.allow_truncated)
         extract = ExtractFeatures(self.model, self.batch_size, self.predicted_labels)
-        return (
+        found = (
             pipeline
             | "ListFiles" >> beam.Create(list(self.input_files), reshuffle=False)  # InputFile
             | "SpreadFiles" >> beam.Reshuffle()  # InputFile
+            | "FindFinished" >> reuse.with_outputs(_PARTS, _IDS, main="left")  # InputFile, WrittenPart, (bucket, (file name, rows, hashes))
+        )
+        batches = (
+            found.left
             | "ReadExamples" >> _accelerated(read, self.write.accelerator)  # ExampleBatch
             | "ExtractFeatures" >> _accelerated(extract, self.write.accelerator)  # FeatureBatch
-            | "WriteFeatures" >> self.write  # FeatureManifest
         )
+        collections = {"batches": batches, _PARTS: found[_PARTS], _IDS: found[_IDS]}
+        return collections | "WriteFeatures" >> self.write  # FeatureManifest

@@ -19,9 +19,9 @@ from transforms.errors import InputError
 from transforms.files import StoredFile
 
 FILE_NAME = "manifest.json"
-# The names of the data files of each kind of directory.
+# The names of the files of each kind of directory.
 _PATTERNS = {
-    "features": ("features-*.tfrecord", "rejected-*.jsonl"),
+    "features": ("features-*.tfrecord", "rejected-*.jsonl", "finished-*.json"),
     "influence": ("influence-*.jsonl", "influence-*.parquet"),
 }
 _FORMAT = 1

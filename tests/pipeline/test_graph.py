@@ -118,6 +118,7 @@ def test_every_step_of_ours_has_a_name(graph):
     beams = (
         "ListFiles/",
         "SpreadFiles/",
+        "FindFinished/",
         "PublishTrainSet/",
         "PublishTestSet/",
         "StartWriting/",

@@ -14,6 +14,7 @@ from tests.conftest import CLASSES, RATES, SHAPE, UNITS, Outcome, Tiny, build_ti
 from transforms import checkpoints, counting, features, files, manifest, rejects, tfrecords
 from transforms.checkpoints import Checkpoints, ModelSpec, load
 from transforms.errors import InputError
+from transforms.examples import InputFile
 from transforms.manifest import FeatureManifest
 from transforms.records import Features, decode
 
@@ -392,6 +393,95 @@ def test_what_a_dead_attempt_left_is_not_read_and_goes_with_the_commit(extract: 
     # A person who reads `features-*` must not find it either.
     assert not left.exists()
     assert len(records) == found.examples == 40
+
+
+def die_at_file(patch: pytest.MonkeyPatch, n: int) -> None:
+    """Makes the extraction raise at the first batch of the n-th file that it comes to."""
+    genuine, begun = features.extract_features, []
+
+    def extract_features(batch: Any, *others: Any) -> Any:
+        begun.extend([batch.file] if batch.first else [])
+        if len(begun) == n:
+            raise RuntimeError("the worker died")
+        return genuine(batch, *others)
+
+    patch.setattr(features, "extract_features", extract_features)
+
+
+@pytest.fixture
+def died(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> Callable[..., Outcome]:
+    """A run over four files of which two were finished when it died; gives what runs it again."""
+    payloads = tiny.payloads()
+    payloads[8] = example(image=[1.0], label=0, id="too small")
+    for shard in range(4):
+        write_records(tmp_path / "in" / f"s-{shard}", payloads[shard::4])
+
+    def again(*words: str, output: str = "out") -> Outcome:
+        return extract(tmp_path / "in" / "s-*", "--batch_size=4", "--max_rejected_fraction=0.1", *words, output=output)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Exception, match="the worker died"):
+        die_at_file(patch, 3)
+        again()
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert len(list((tmp_path / "out").glob("finished-*"))) == 2
+    return again
+
+
+def test_a_run_goes_on_from_what_a_dead_attempt_finished(died: Run, tmp_path: pathlib.Path) -> None:
+    outcome = died()
+    counts = counting.snapshot()
+    assert counts["examples-reused"] == 20 and counts["examples-extracted"] + counts.get("examples-rejected", 0) == 20
+    assert "read 20 examples, took over 20 that an earlier attempt had finished" in outcome.out
+    assert counts["example-bytes-read"] == sum(path.stat().st_size for path in (tmp_path / "in").iterdir())
+    assert died(output="whole").status == 0
+    (found, records, _), (_, expected, _) = read_set(tmp_path / "out"), read_set(tmp_path / "whole")
+    assert records.example_ids.tolist() == expected.example_ids.tolist()
+    assert_same_features(records, expected)
+    assert found.counts == {"examples": 39, "rejected": 1} and [r.example_id for r in read_rejects(tmp_path / "out")] == ["too small"]
+    # What told of finished files is of no use any more.
+    assert {path.name.split("-")[0] for path in (tmp_path / "out").iterdir()} == {"features", "rejected", "manifest.json"}
+
+
+def test_a_damaged_part_of_a_dead_attempt_is_computed_again(died: Run, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    finished = sorted((tmp_path / "out").glob("finished-*"))[0].stem.split("-")[-1]
+    (part,) = (tmp_path / "out").glob(f"features-{finished}-*")
+    damage(part, 100)
+    assert died().status == 0
+    assert counting.snapshot()["examples-reused"] == 10
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "transforms.attempts"]
+    assert "what an earlier attempt left of it is not used" in told and "is damaged" in told
+    assert len(read_set(tmp_path / "out")[1]) == 39
+
+
+def test_what_was_finished_with_other_settings_is_not_taken_over(died: Run, tmp_path: pathlib.Path) -> None:
+    assert died("--include_bias=false").status == 0
+    assert "examples-reused" not in counting.snapshot()
+    found, records, _ = read_set(tmp_path / "out")
+    assert found.units == records.activations.shape[2] == UNITS
+    assert not list((tmp_path / "out").glob("finished-*"))
+
+
+def test_an_id_used_twice_is_found_across_attempts(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+    for shard in range(2):
+        write_records(tmp_path / "in" / f"s-{shard}", tiny.payloads()[:5])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Exception, match="the worker died"):
+        die_at_file(patch, 2)
+        extract(tmp_path / "in" / "s-*")
+    outcome = extract(tmp_path / "in" / "s-*")
+    assert outcome.status == 1 and counting.snapshot()["examples-reused"] == 5
+    assert_one_line(outcome.err, "is used twice", "s-0", "s-1")
+
+
+def test_a_file_whose_beginning_went_elsewhere_does_not_count_as_finished(tmp_path: pathlib.Path) -> None:
+    # As on a runner that splits the chain between extracting and writing.
+    file = InputFile(0, "in", "in", 1)
+    one = features.NO_FEATURES
+    reject = rejects.Reject("in", 3, None, rejects.BAD_CHECKSUM, "…")
+    writer = features._WriteDoFn(str(tmp_path), "0" * 32)
+    for first, expected in ((False, 0), (True, 1)):
+        writer.start_bundle()
+        list(writer.process(features.FeatureBatch(file, one, [], [reject], first=first, last=True)))
+        assert len(list(tmp_path.glob("finished-*"))) == expected
 
 
 def test_a_changed_checkpoint_is_refused_by_the_worker(tmp_path: pathlib.Path) -> None:
