@@ -103,7 +103,7 @@ def prepare_model(args: argparse.Namespace, rates_needed: bool) -> PreparedModel
     for rate, info in zip(rates, infos, strict=True):
         if rates_needed or args.learning_rates:
             usable_rate(rate, posixpath.basename(info.path))
-    model = Model(spec, tuple(info.digest for info in infos))
+    model = Model(spec, tuple(info.digest for info in infos), args.share_checkpoints == "machine")
     loaded = model.acquire()
     local_model = features.localize(spec).model
     settings = {

@@ -242,6 +242,13 @@ def _add_model(group: argparse._ActionsContainer) -> None:
         help="examples per call of the model (256, fewer for large inputs); halved where they do not fit into memory",
     )
     group.add_argument(
+        "--share_checkpoints",
+        choices=("process", "machine"),
+        default="process",
+        help="load the checkpoints once per worker process, or once per machine, whose processes then send their batches to the one that "
+        "has them (%(default)s)",
+    )
+    group.add_argument(
         "--accelerator",
         type=_accelerator,
         metavar="HINT",

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from transforms.losses import active
 from transforms.manifest import BYTES_PER_FILE, RECORDS_PER_FILE, FeatureManifest
 from transforms.records import Features, Origin
 from transforms.rejects import Reject
+from transforms.sharing import OnePerMachine
 
 # A batch of one goes through another matrix product, whose last bits differ.
 _SMALLEST_BATCH = 2
@@ -48,16 +50,31 @@ class Model:
     Attributes:
         spec: what to load; its paths may be remote.
         digests: SHA-256 of each checkpoint's content; a worker that finds another content refuses it.
+        per_machine: whether the worker processes of a machine share what one of them has loaded, instead of each loading its own.
         shared: the handle; equal in all copies of this object, on all threads of a process.
+        extraction: likewise, of what `extractor` gives.
+        tag: likewise for the processes of a machine.
     """
 
     spec: ModelSpec
     digests: tuple[str, ...]
+    per_machine: bool = False
     shared: Shared = dataclasses.field(default_factory=Shared)
+    extraction: Shared = dataclasses.field(default_factory=Shared)
+    tag: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     def acquire(self) -> Checkpoints:
         """The loaded checkpoints, shared by all who hold them in this process."""
         return self.shared.acquire(self._load)
+
+    def extractor(self) -> Callable[[ExampleBatch, int, bool], FeatureBatch]:
+        """What extracts batches: in this process, or in the one of its machine that has the checkpoints."""
+        if self.per_machine:
+            return OnePerMachine(self._extraction, self.tag)
+        return self._extraction()
+
+    def _extraction(self) -> Extraction:
+        return self.extraction.acquire(lambda: Extraction(self.acquire()))
 
     def _load(self) -> Checkpoints:
         local = localize(self.spec)
@@ -129,11 +146,14 @@ class FeatureExtractor:
         loss = self._model.loss
         given = None if self._predicted_labels or labels is None else labels.astype(np.int64 if loss.label_is_integer else np.float32)
         while True:
+            tried = self._batch_size
             try:
-                loss_grads, activations, prediction, probability, label_probabilities, used = self._extract(inputs, given, len(example_ids))
+                loss_grads, activations, prediction, probability, label_probabilities, used = self._extract(
+                    inputs, given, len(example_ids), tried
+                )
                 break
             except tf.errors.ResourceExhaustedError as error:
-                self._halve(error)
+                self._halve(error, tried)
         return Features.of(
             example_ids,
             loss.record_labels(used),
@@ -144,30 +164,33 @@ class FeatureExtractor:
             activations,
         )
 
-    def _extract(self, inputs: Sequence[np.ndarray], labels: np.ndarray | None, n: int) -> list[np.ndarray]:
+    def _extract(self, inputs: Sequence[np.ndarray], labels: np.ndarray | None, n: int, batch_size: int) -> list[np.ndarray]:
         """What `_compute` gives for n examples, batch after batch."""
         parts = []
-        for start in range(0, n, self._batch_size):
-            rows = slice(start, start + self._batch_size)
-            padded = tuple(tf.constant(self._pad(array[rows])) for array in inputs)
-            given = None if labels is None else tf.constant(self._pad(labels[rows]))
+        for start in range(0, n, batch_size):
+            rows = slice(start, start + batch_size)
+            padded = tuple(tf.constant(_pad(array[rows], batch_size)) for array in inputs)
+            given = None if labels is None else tf.constant(_pad(labels[rows], batch_size))
             parts.append([tensor.numpy()[: n - start] for tensor in self._function(padded, given)])
         return parts[0] if len(parts) == 1 else [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
-    def _halve(self, error: tf.errors.ResourceExhaustedError) -> None:
-        """Makes batches smaller from here on, after the model has run out of memory.
+    def _halve(self, error: tf.errors.ResourceExhaustedError, tried: int) -> None:
+        """Makes batches smaller from here on, after the model has run out of memory with `tried` examples.
 
         Raises:
             InputError: they are as small as they can be.
         """
+        if self._batch_size < tried:
+            # Another thread has.
+            return
         lines = str(error.message).splitlines()
         reason = next((line.strip() for line in lines if "allocat" in line), lines[0])
-        if self._batch_size == _SMALLEST_BATCH:
+        if tried == _SMALLEST_BATCH:
             raise InputError(
                 f"the model runs out of memory with {_SMALLEST_BATCH} examples at once ({reason}): use workers with more memory, or a "
                 "smaller model"
             ) from error
-        tried, self._batch_size = self._batch_size, max(_SMALLEST_BATCH, self._batch_size // 2)
+        self._batch_size = max(_SMALLEST_BATCH, tried // 2)
         counting.add("batches-halved")
         logging.getLogger(__name__).warning(
             "the model ran out of memory with %d examples at once (%s): going on with %d; --batch_size=%d saves the attempt",
@@ -177,9 +200,28 @@ class FeatureExtractor:
             self._batch_size,
         )
 
-    def _pad(self, array: np.ndarray) -> np.ndarray:
-        missing = self._batch_size - len(array)
-        return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
+
+def _pad(array: np.ndarray, rows: int) -> np.ndarray:
+    missing = rows - len(array)
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
+
+
+class Extraction:
+    """Extracts batches of any set with loaded checkpoints, for all threads of a process."""
+
+    def __init__(self, model: Checkpoints) -> None:
+        self._model = model
+        self._extractors: dict[tuple[int, bool], FeatureExtractor] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, batch: ExampleBatch, batch_size: int, predicted_labels: bool) -> FeatureBatch:
+        """As `extract_features`; `batch_size` and `predicted_labels` as for `FeatureExtractor`."""
+        key = (batch_size, predicted_labels)
+        with self._lock:
+            if key not in self._extractors:
+                self._extractors[key] = FeatureExtractor(self._model, *key)
+            extractor = self._extractors[key]
+        return extract_features(batch, extractor, self._model.loss.invalid_labels)
 
 
 def extract_features(
@@ -220,14 +262,13 @@ class _ExtractDoFn(beam.DoFn):
         self._model = model
         self._batch_size = batch_size
         self._predicted_labels = predicted_labels
-        self._extractor: FeatureExtractor | None = None
+        self._extract: Callable[[ExampleBatch, int, bool], FeatureBatch] | None = None
 
     def process(self, batch: ExampleBatch) -> Iterator[FeatureBatch]:
         # Not in setup(), whose counters are lost on the in-process runner.
-        if self._extractor is None:
-            self._loaded = self._model.acquire()
-            self._extractor = FeatureExtractor(self._loaded, self._batch_size, self._predicted_labels)
-        extracted = extract_features(batch, self._extractor, self._loaded.loss.invalid_labels)
+        if self._extract is None:
+            self._extract = self._model.extractor()
+        extracted = self._extract(batch, self._batch_size, self._predicted_labels)
         counting.add("examples-extracted", len(extracted.origins))
         counting.add("examples-rejected", len(extracted.rejects))
         yield extracted

@@ -44,14 +44,21 @@ def local_checkpoint(path: str) -> str:
             raise InputError(f"{path}: no such file")
         identity = repr([(m.path, m.size_in_bytes, m.last_updated_in_seconds) for m in found])
         key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        directory = os.path.join(tempfile.gettempdir(), f"tracin-{os.getuid()}", key)
-        os.makedirs(directory, mode=0o700, exist_ok=True)
+        directory = os.path.join(private_directory(), key)
+        os.makedirs(directory, exist_ok=True)
         with _locked(os.path.join(directory, "lock")):
             for m in found:
                 _copy(m.path, os.path.join(directory, posixpath.basename(m.path)), m.size_in_bytes)
     except (BeamIOError, OSError) as error:
         raise InputError(f"{path} cannot be copied to this machine: {error}") from error
     return os.path.join(directory, posixpath.basename(path))
+
+
+def private_directory() -> str:
+    """This user's own directory on this machine, which outlives processes but no restart of the machine."""
+    directory = os.path.join(tempfile.gettempdir(), f"tracin-{os.getuid()}")
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    return directory
 
 
 @contextlib.contextmanager
