@@ -18,7 +18,7 @@ from transforms import checkpoints, features, files, manifest
 from transforms.checkpoints import CheckpointInfo, Checkpoints, ModelSpec
 from transforms.errors import InputError
 from transforms.examples import ExampleFormat, InputFile, InputSpec, ParsedExample, first_records, parse_example, resolve_function
-from transforms.features import ComputeFeatureSet, Model, WriteFeatures
+from transforms.features import ComputeFeatureSet, ExtractionPlan, Model, WriteFeatures
 from transforms.losses import Loss
 from transforms.manifest import FeatureManifest, usable_rate
 from transforms.rejects import Reject
@@ -154,7 +154,7 @@ def prepare_features(
         "keep_keys": list(args.keep_keys),
         "parse_fn": args.parse_fn,
         "allow_truncated_files": args.allow_truncated_files,
-        "dtype": "float32",
+        "feature_dtype": args.feature_dtype,
     }
     fingerprint = manifest.fingerprint(settings)
     complete = manifest.is_complete(directory, "features", fingerprint, settings, overwrite)
@@ -175,13 +175,13 @@ def prepare_features(
         learning_rates=prepared.learning_rates,
         rejected_files=(),
         rejected={},
+        feature_dtype=args.feature_dtype,
     )
     stage = ComputeFeatureSet(
         input_files,
         form,
         prepared.model,
-        args.batch_size or _batch_size(form.inputs),
-        labels == "predicted",
+        ExtractionPlan(args.batch_size or _batch_size(form.inputs), labels == "predicted", args.feature_dtype),
         args.allow_truncated_files,
         WriteFeatures(directory, draft, args.max_rejected_fraction, overwrite, args.accelerator),
     )

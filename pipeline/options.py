@@ -155,6 +155,17 @@ def _add_counts(group: argparse._ActionsContainer) -> None:
     group.add_argument("--checkpoint_count", type=_count, metavar="T", help="number of checkpoints")
     group.add_argument("--outputs", type=_count, metavar="C", help="outputs of the last dense layer")
     group.add_argument("--units", type=_count, metavar="D", help="inputs of the last dense layer, and 1 more where its bias counts")
+    # Absent where sets are named, whose manifests tell it.
+    _add_feature_dtype(group, None)
+
+
+def _add_feature_dtype(group: argparse._ActionsContainer, default: str | None) -> None:
+    group.add_argument(
+        "--feature_dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default=default,
+        help="what loss gradients and activations are rounded to and stored as (float32)",
+    )
 
 
 def _add_overwrite(group: argparse._ActionsContainer) -> None:
@@ -241,6 +252,7 @@ def _add_model(group: argparse._ActionsContainer) -> None:
         metavar="N",
         help="examples per call of the model (256, fewer for large inputs); halved where they do not fit into memory",
     )
+    _add_feature_dtype(group, "float32")
     group.add_argument(
         "--share_checkpoints",
         choices=("process", "machine"),
@@ -302,9 +314,10 @@ def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[s
 def _check_planned(own: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the program unless either both feature sets are named or all that stands for them is given."""
     sets, counts = ([name for name in names if getattr(args, name) is not None] for names in (_PLANNED_SETS, _PLANNED_COUNTS))
-    if sets and counts:
+    instead_of_sets = counts + (["feature_dtype"] if args.feature_dtype else [])
+    if sets and instead_of_sets:
         own.error(
-            f"--{sets[0]} and --{counts[0]} exclude each other: name feature sets, or give the numbers of some that are not there yet"
+            f"--{sets[0]} and --{instead_of_sets[0]} exclude each other: name feature sets, or give numbers for some that are not there yet"
         )
     missing = [f"--{name}" for name in (_PLANNED_COUNTS if counts else _PLANNED_SETS) if name not in sets + counts]
     if missing:

@@ -92,7 +92,8 @@ def plan(args: argparse.Namespace, processes_known: int | None) -> Plan:
         if args.learning_rates and len(args.learning_rates) != args.checkpoint_count:
             raise InputError(f"--learning_rates has {len(args.learning_rates)} numbers, --checkpoint_count is {args.checkpoint_count}")
         shape = Shape(args.checkpoint_count, args.outputs, args.units)
-        test_files, train_files = (files_to_be(shape, count) for count in (args.test_count, args.train_count))
+        stored_bytes = shape.stored_bytes(args.feature_dtype or "float32")
+        test_files, train_files = (files_to_be(stored_bytes, count) for count in (args.test_count, args.train_count))
     test_set, train_set = PlannedSet.of(test_files), PlannedSet.of(train_files)
     processes = processes_known or os.cpu_count() or 1
     allowed = args.memory_gb * 1e9 / processes
@@ -118,13 +119,11 @@ def plan(args: argparse.Namespace, processes_known: int | None) -> Plan:
     )
 
 
-def files_to_be(shape: Shape, examples: int) -> list[FeatureFiles]:
-    """The files, about, that will hold the features of so many examples of one input file."""
-    full = min(RECORDS_PER_FILE, -(-BYTES_PER_FILE // shape.stored_bytes))
+def files_to_be(stored_bytes: int, examples: int) -> list[FeatureFiles]:
+    """The files, about, that will hold the features of so many examples of one input file, each in so many bytes."""
+    full = min(RECORDS_PER_FILE, -(-BYTES_PER_FILE // stored_bytes))
     number, rest = divmod(examples, full)
-    return [
-        FeatureFiles(files, records, records * shape.stored_bytes) for files, records in ((number, full), (1, rest)) if files and records
-    ]
+    return [FeatureFiles(files, records, records * stored_bytes) for files, records in ((number, full), (1, rest)) if files and records]
 
 
 if __name__ == "__main__":

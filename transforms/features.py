@@ -67,7 +67,7 @@ class Model:
         """The loaded checkpoints, shared by all who hold them in this process."""
         return self.shared.acquire(self._load)
 
-    def extractor(self) -> Callable[[ExampleBatch, int, bool], FeatureBatch]:
+    def extractor(self) -> Callable[[ExampleBatch, ExtractionPlan], FeatureBatch]:
         """What extracts batches: in this process, or in the one of its machine that has the checkpoints."""
         if self.per_machine:
             return OnePerMachine(self._extraction, self.tag)
@@ -98,6 +98,21 @@ def localize(spec: ModelSpec) -> ModelSpec:
     return dataclasses.replace(spec, checkpoints=tuple(map(staging.local_checkpoint, spec.checkpoints)), model=model)
 
 
+@dataclasses.dataclass(frozen=True)
+class ExtractionPlan:
+    """How features are extracted.
+
+    Attributes:
+        batch_size: examples per call of the model.
+        predicted_labels: whether the last checkpoint's prediction serves as label.
+        feature_dtype: what loss gradients and activations are rounded to and stored as, one of `records.DTYPES`.
+    """
+
+    batch_size: int
+    predicted_labels: bool = False
+    feature_dtype: str = "float32"
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureBatch:
     """Features of up to a batch of examples of one file, in order, and what was set aside among them; fields as in `ExampleBatch`."""
@@ -113,21 +128,26 @@ class FeatureBatch:
 class FeatureExtractor:
     """Features of batches of examples, by one TensorFlow function over all checkpoints.
 
-    Every batch is padded to `batch_size` rows, so that the function is traced once. Where the model runs out of memory, batches are halved
-    from there on; no bit of the features depends on their size.
+    Every batch is padded to the plan's batch size, so that the function is traced once. Where the model runs out of memory, batches are
+    halved from there on; no bit of the features depends on their size.
     """
 
-    def __init__(self, model: Checkpoints, batch_size: int, predicted_labels: bool) -> None:
+    def __init__(self, model: Checkpoints, plan: ExtractionPlan) -> None:
         self._model = model
-        self._batch_size = max(batch_size, _SMALLEST_BATCH)
-        self._predicted_labels = predicted_labels
+        self._plan = plan
+        self._batch_size = max(plan.batch_size, _SMALLEST_BATCH)
         self._function = tf.function(self._compute)
+
+    @property
+    def feature_dtype(self) -> str:
+        """What features are rounded to."""
+        return self._plan.feature_dtype
 
     def _compute(self, inputs: tuple[tf.Tensor, ...], labels: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
         model, loss = self._model, self._model.loss
         outputs = [model.logits_and_activations(t, inputs) for t in range(model.size)]
         logits = [z for z, _ in outputs]
-        if self._predicted_labels:
+        if self._plan.predicted_labels:
             labels = loss.predicted_labels(logits[-1])
         loss_grads = tf.stack([loss.loss_grads(z, labels) for z in logits], axis=1)
         activations = tf.stack([h for _, h in outputs], axis=1)
@@ -144,7 +164,7 @@ class FeatureExtractor:
             InputError: the model runs out of memory even with the smallest batch.
         """
         loss = self._model.loss
-        given = None if self._predicted_labels or labels is None else labels.astype(np.int64 if loss.label_is_integer else np.float32)
+        given = None if self._plan.predicted_labels or labels is None else labels.astype(np.int64 if loss.label_is_integer else np.float32)
         while True:
             tried = self._batch_size
             try:
@@ -162,6 +182,7 @@ class FeatureExtractor:
             label_probabilities,
             loss_grads,
             activations,
+            self._plan.feature_dtype,
         )
 
     def _extract(self, inputs: Sequence[np.ndarray], labels: np.ndarray | None, n: int, batch_size: int) -> list[np.ndarray]:
@@ -211,16 +232,15 @@ class Extraction:
 
     def __init__(self, model: Checkpoints) -> None:
         self._model = model
-        self._extractors: dict[tuple[int, bool], FeatureExtractor] = {}
+        self._extractors: dict[ExtractionPlan, FeatureExtractor] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, batch: ExampleBatch, batch_size: int, predicted_labels: bool) -> FeatureBatch:
-        """As `extract_features`; `batch_size` and `predicted_labels` as for `FeatureExtractor`."""
-        key = (batch_size, predicted_labels)
+    def __call__(self, batch: ExampleBatch, plan: ExtractionPlan) -> FeatureBatch:
+        """As `extract_features`."""
         with self._lock:
-            if key not in self._extractors:
-                self._extractors[key] = FeatureExtractor(self._model, *key)
-            extractor = self._extractors[key]
+            if plan not in self._extractors:
+                self._extractors[plan] = FeatureExtractor(self._model, plan)
+            extractor = self._extractors[plan]
         return extract_features(batch, extractor, self._model.loss.invalid_labels)
 
 
@@ -248,7 +268,8 @@ def extract_features(
         )
         finite = np.isfinite(features.loss_grad_norms).all(1) & np.isfinite(features.activation_norms).all(1)
         if not finite.all():
-            set_aside(rejects.NON_FINITE_FEATURES, {int(i): "the model gave a NaN or an infinity for this example" for i in rows[~finite]})
+            detail = f"the model gave a NaN, an infinity or a number beyond {extractor.feature_dtype} for this example"
+            set_aside(rejects.NON_FINITE_FEATURES, dict.fromkeys(rows[~finite].tolist(), detail))
             features, rows = features.take(finite), rows[finite]
     origins = [Origin(batch.file.path, batch.offsets[i], batch.digests[i], batch.kept[i]) for i in rows]
     return FeatureBatch(batch.file, features, origins, aside, batch.first, batch.last)
@@ -258,17 +279,16 @@ NO_FEATURES = Features.of([], np.empty((0, 1)), np.empty((0, 1)), np.empty(0), n
 
 
 class _ExtractDoFn(beam.DoFn):
-    def __init__(self, model: Model, batch_size: int, predicted_labels: bool) -> None:
+    def __init__(self, model: Model, plan: ExtractionPlan) -> None:
         self._model = model
-        self._batch_size = batch_size
-        self._predicted_labels = predicted_labels
-        self._extract: Callable[[ExampleBatch, int, bool], FeatureBatch] | None = None
+        self._plan = plan
+        self._extract: Callable[[ExampleBatch, ExtractionPlan], FeatureBatch] | None = None
 
     def process(self, batch: ExampleBatch) -> Iterator[FeatureBatch]:
         # Not in setup(), whose counters are lost on the in-process runner.
         if self._extract is None:
             self._extract = self._model.extractor()
-        extracted = self._extract(batch, self._batch_size, self._predicted_labels)
+        extracted = self._extract(batch, self._plan)
         counting.add("examples-extracted", len(extracted.origins))
         counting.add("examples-rejected", len(extracted.rejects))
         yield extracted
@@ -279,11 +299,10 @@ class ExtractFeatures(beam.PTransform):
     """Runs all checkpoints over batches of examples: ExampleBatch → FeatureBatch."""
 
     model: Model
-    batch_size: int
-    predicted_labels: bool = False
+    plan: ExtractionPlan
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        return batches | "RunCheckpoints" >> beam.ParDo(_ExtractDoFn(self.model, self.batch_size, self.predicted_labels))  # FeatureBatch
+        return batches | "RunCheckpoints" >> beam.ParDo(_ExtractDoFn(self.model, self.plan))  # FeatureBatch
 
 
 # Outputs of the steps that find or write parts.
@@ -346,9 +365,10 @@ class _Part:
 
 
 class _WriteDoFn(beam.DoFn):
-    def __init__(self, directory: str, fingerprint: str) -> None:
+    def __init__(self, directory: str, fingerprint: str, feature_dtype: str) -> None:
         self._directory = directory
         self._fingerprint = fingerprint
+        self._feature_dtype = feature_dtype
         self._open: dict[int, _Part] = {}
         self._written: dict[int, list[WrittenPart]] = {}
 
@@ -363,7 +383,7 @@ class _WriteDoFn(beam.DoFn):
         part = self._open.setdefault(batch.file.index, _Part(batch.file))
         part.rejects.extend(batch.rejects)
         for payload, origin, example_id in zip(
-            records.encode(batch.features, batch.origins), batch.origins, batch.features.example_ids, strict=True
+            records.encode(batch.features, batch.origins, self._feature_dtype), batch.origins, batch.features.example_ids, strict=True
         ):
             part.add(payload, origin, bytes(example_id))
             if part.is_full:
@@ -521,7 +541,7 @@ class WriteFeatures(beam.PTransform):
 
     def expand(self, collections: Mapping[str, beam.PCollection]) -> beam.PCollection:
         batches = collections["batches"]
-        write = _accelerated(beam.ParDo(_WriteDoFn(self.directory, self.draft.fingerprint)), self.accelerator)
+        write = _accelerated(beam.ParDo(_WriteDoFn(self.directory, self.draft.fingerprint, self.draft.feature_dtype)), self.accelerator)
         written = batches | "WriteFiles" >> write.with_outputs(_IDS, main=_PARTS)  # WrittenPart, (bucket, (file name, rows, hashes))
         parts = (collections[_PARTS], written[_PARTS]) | "JoinParts" >> beam.Flatten()  # WrittenPart
         repeats = (
@@ -552,8 +572,7 @@ class ComputeFeatureSet(beam.PTransform):
         input_files: the files, in the set's order.
         form: how their records are read.
         model: the checkpoints.
-        batch_size: examples per call of the model.
-        predicted_labels: whether the last checkpoint's prediction serves as label.
+        plan: how features are extracted.
         allow_truncated: whether a file with an unreadable tail is used as far as it goes.
         write: where the set goes.
     """
@@ -561,15 +580,14 @@ class ComputeFeatureSet(beam.PTransform):
     input_files: Sequence[InputFile]
     form: ExampleFormat
     model: Model
-    batch_size: int
-    predicted_labels: bool
+    plan: ExtractionPlan
     allow_truncated: bool
     write: WriteFeatures
 
     def expand(self, pipeline: Any) -> beam.PCollection:
         reuse = beam.ParDo(_ReuseDoFn(self.write.directory, self.write.draft.fingerprint))
-        read = ReadExamples(self.form, self.batch_size, self.allow_truncated)
-        extract = ExtractFeatures(self.model, self.batch_size, self.predicted_labels)
+        read = ReadExamples(self.form, self.plan.batch_size, self.allow_truncated)
+        extract = ExtractFeatures(self.model, self.plan)
         found = (
             pipeline
             | "ListFiles" >> beam.Create(list(self.input_files), reshuffle=False)  # InputFile

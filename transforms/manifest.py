@@ -63,6 +63,7 @@ class FeatureManifest(Manifest):
         learning_rates: η of each checkpoint as its optimizer had it or the flag gave it; None where neither did.
         rejected_files: lines of JSON for what was set aside.
         rejected: how many were set aside, by reason.
+        feature_dtype: what loss gradients and activations are stored as, one of `records.DTYPES`.
     """
 
     model_fingerprint: str
@@ -73,6 +74,7 @@ class FeatureManifest(Manifest):
     learning_rates: tuple[float | None, ...]
     rejected_files: tuple[StoredFile, ...]
     rejected: Mapping[str, int]
+    feature_dtype: str = "float32"
 
     @property
     def examples(self) -> int:

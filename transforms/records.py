@@ -8,8 +8,8 @@
 | `label`, `prediction` | int64 or float list | by task: class index; 0 or 1; indices of the active outputs; values of a regression |
 | `probability` | float | of the last checkpoint's prediction; NaN for a regression |
 | `label_probability` | T floats | of the label at each checkpoint; NaN for a regression |
-| `loss_grads` | bytes | raw little-endian float32 [T, C], no learning rate applied |
-| `activations` | bytes | raw little-endian float32 [T, D], with a trailing 1 where the bias is included |
+| `loss_grads` | bytes | raw little-endian float32 (or `--feature_dtype`) [T, C], no learning rate applied |
+| `activations` | bytes | likewise [T, D], with a trailing 1 where the bias is included |
 | `loss_grad_norms`, `activation_norms` | bytes | raw little-endian float64 [T] |
 
 Further keys of an example (`--keep_keys`) are copied under their own names.
@@ -41,6 +41,9 @@ FIELDS = (
     "loss_grad_norms",
     "activation_norms",
 )
+
+# What loss gradients and activations may be stored as; all of them are whole float32 numbers too.
+DTYPES: Mapping[str, tf.DType] = {"float32": tf.float32, "bfloat16": tf.bfloat16, "float16": tf.float16}
 
 NO_LABEL = -1  # pads lists of class indices to one length
 
@@ -86,16 +89,18 @@ class Features:
         label_probabilities: np.ndarray,
         loss_grads: np.ndarray,
         activations: np.ndarray,
+        feature_dtype: str = "float32",
     ) -> Features:
-        """Features of examples whose arrays are given; computes the norms."""
+        """Features of examples whose arrays are given: rounds loss gradients and activations to the dtype, and computes the norms."""
+        loss_grads, activations = (_rounded(array, feature_dtype) for array in (loss_grads, activations))
         return Features(
             id_array([example_id.encode() for example_id in example_ids]),
             labels,
             predictions,
             np.asarray(probabilities, np.float32),
             np.asarray(label_probabilities, np.float32),
-            np.ascontiguousarray(loss_grads, np.float32),
-            np.ascontiguousarray(activations, np.float32),
+            loss_grads,
+            activations,
             norms(loss_grads),
             norms(activations),
         )
@@ -122,6 +127,13 @@ class Origin:
     kept: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
+    """The nearest float32 numbers that the dtype holds; infinity for what is beyond it."""
+    with np.errstate(over="ignore"):
+        stored = array.astype(DTYPES[dtype].as_numpy_dtype, copy=False)
+    return np.ascontiguousarray(stored, np.float32)
+
+
 def id_array(ids: Sequence[bytes]) -> np.ndarray:
     """Byte strings as an array [n] of dtype S, which sorts like the strings."""
     return np.array(ids, dtype=np.bytes_) if len(ids) else np.empty(0, "S1")
@@ -135,13 +147,16 @@ def concatenate_labels(parts: Sequence[np.ndarray]) -> np.ndarray:
     )
 
 
-def encode(features: Features, origins: Sequence[Origin]) -> list[bytes]:
+def encode(features: Features, origins: Sequence[Origin], feature_dtype: str = "float32") -> list[bytes]:
     """Serializes n feature records, all with the same kept keys; equal records give equal bytes, fields sorted by key.
+
+    Loss gradients and activations must be such as the dtype holds.
 
     It frames the fields itself, whose heads are the same from record to record: to build a message of every one takes longer than a small
     network takes to compute them.
     """
     n = len(origins)
+    stored = DTYPES[feature_dtype].as_numpy_dtype
     payloads = {
         "example_id": (_BYTES, [bytes(example_id) for example_id in features.example_ids]),
         "source": (_BYTES, [origin.source.encode() for origin in origins]),
@@ -151,8 +166,8 @@ def encode(features: Features, origins: Sequence[Origin]) -> list[bytes]:
         "prediction": _numbers(features.predictions),
         "probability": (_FLOATS, _rows(features.probabilities, "<f4")),
         "label_probability": (_FLOATS, _rows(features.label_probabilities, "<f4")),
-        "loss_grads": (_BYTES, _rows(features.loss_grads, "<f4")),
-        "activations": (_BYTES, _rows(features.activations, "<f4")),
+        "loss_grads": (_BYTES, _rows(features.loss_grads, stored)),
+        "activations": (_BYTES, _rows(features.activations, stored)),
         "loss_grad_norms": (_BYTES, _rows(features.loss_grad_norms, "<f8")),
         "activation_norms": (_BYTES, _rows(features.activation_norms, "<f8")),
     }
@@ -198,7 +213,7 @@ def _head(key: bytes, kind: int, size: int) -> bytes:
     return b"\x0a" + _varint(len(head) + size) + head
 
 
-def _rows(array: np.ndarray, dtype: str) -> list[bytes]:
+def _rows(array: np.ndarray, dtype: Any) -> list[bytes]:
     """The bytes of each of n rows."""
     data, n = np.ascontiguousarray(array, dtype).tobytes(), len(array)
     size = len(data) // n if n else 0
@@ -213,9 +228,12 @@ def _numbers(values: np.ndarray) -> tuple[int, list[bytes]]:
         return _FLOATS, _rows(values, "<f4")
 
 
-def decode(serialized: Sequence[bytes], checkpoints: int, outputs: int, units: int, integer_labels: bool) -> Features:
+def decode(
+    serialized: Sequence[bytes], checkpoints: int, outputs: int, units: int, integer_labels: bool, feature_dtype: str = "float32"
+) -> Features:
     """Parses n feature records of `checkpoints` T, `outputs` C and `units` D (the trailing 1 of a bias counted)."""
     n = len(serialized)
+    stored = DTYPES[feature_dtype]
     label = tf.io.RaggedFeature(tf.int64 if integer_labels else tf.float32)
     text = tf.io.FixedLenFeature([], tf.string)
     # On the CPU by name: strings live nowhere else.
@@ -235,12 +253,12 @@ def decode(serialized: Sequence[bytes], checkpoints: int, outputs: int, units: i
             },
         )
         arrays = {
-            name: tf.io.decode_raw(parsed[name], dtype).numpy()
-            for name, dtype in (
-                ("loss_grads", tf.float32),
-                ("activations", tf.float32),
-                ("loss_grad_norms", tf.float64),
-                ("activation_norms", tf.float64),
+            name: tf.cast(tf.io.decode_raw(parsed[name], dtype), wanted).numpy()
+            for name, dtype, wanted in (
+                ("loss_grads", stored, tf.float32),
+                ("activations", stored, tf.float32),
+                ("loss_grad_norms", tf.float64, tf.float64),
+                ("activation_norms", tf.float64, tf.float64),
             )
         }
     return Features(

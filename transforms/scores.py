@@ -51,7 +51,11 @@ class FeatureSet:
             file = self.manifest.files[span.file]
             payloads = tfrecords.split_frames(files.read_verified(self.directory, file), span.start, span.stop)
             shape = self.shape
-            parts.append(records.decode(payloads, shape.checkpoints, shape.outputs, shape.units, self.manifest.integer_labels))
+            parts.append(
+                records.decode(
+                    payloads, shape.checkpoints, shape.outputs, shape.units, self.manifest.integer_labels, self.manifest.feature_dtype
+                )
+            )
         return Features.concatenate(parts)
 
 

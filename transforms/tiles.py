@@ -74,10 +74,9 @@ class Shape:
         """Memory of one record's arrays, its id (at most 512 bytes) and labels."""
         return self.checkpoints * (4 * (self.outputs + self.units) + 20) + 600
 
-    @property
-    def stored_bytes(self) -> int:
-        """What one record takes in a file, about."""
-        return self.checkpoints * (4 * (self.outputs + self.units) + 20) + _STORED_RECORD_BYTES
+    def stored_bytes(self, feature_dtype: str) -> int:
+        """What one record takes in a file, about, with arrays of this dtype."""
+        return self.checkpoints * ((4 if feature_dtype == "float32" else 2) * (self.outputs + self.units) + 20) + _STORED_RECORD_BYTES
 
     @property
     def pair_flops(self) -> int:

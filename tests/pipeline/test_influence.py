@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from tests.conftest import Tiny, write_records
+from tests.synthetic import exact_scores
+from transforms import manifest
+from transforms.manifest import FeatureManifest
+from transforms.scores import FeatureSet
+from transforms.scoring import Scoring
 from transforms.sinks import read_rows
+from transforms.tiles import Span
 
 K = 4
 # Submits nothing.
@@ -136,6 +142,24 @@ def test_other_learning_rates_and_normalisations_are_other_scores_of_the_same_fe
         assert [2 * one["score"] for one in own["proponents"]] == [one["score"] for one in doubled["proponents"]]
         assert all(0 < one["score"] <= 1 + 1e-12 for one in cosine["proponents"])
         assert {one["train_id"] for one in own["proponents"]} == {one["train_id"] for one in cosine["proponents"]}
+
+
+def test_sets_of_different_dtypes_are_scored_as_what_they_hold(result, data, tiny, tracin, tmp_path):
+    short = tmp_path / "short"
+    words = [f"--checkpoints={tiny.glob}", "--id_key=id", "--runner=FnApiRunner"]
+    assert tracin("features", f"--examples={data}/train*", f"--output={short}", "--feature_dtype=bfloat16", *words).status == 0
+    test = result / "test_features"
+    assert tracin("score", f"--train_features={short}", f"--test_features={test}", f"--output={tmp_path / 'out'}", "--k=5").status == 0
+    sets = [FeatureSet(str(one), manifest.read(str(one), FeatureManifest, "features")) for one in (test, short)]
+    tests, trains = (one.read([Span(i, 0, file.count) for i, file in enumerate(one.manifest.files)]) for one in sets)
+    exact = exact_scores(tests, trains, Scoring(sets[1].manifest.learning_rates, 5))
+    places = {train_id.decode(): j for j, train_id in enumerate(trains.example_ids)}
+    rows = {row["test_id"]: row for path in sorted((tmp_path / "out").glob("*.jsonl")) for row in map(json.loads, path.open())}
+    assert len(rows) == len(tests)
+    for i, test_id in enumerate(tests.example_ids):
+        found = rows[test_id.decode()]["proponents"]
+        np.testing.assert_allclose([one["score"] for one in found], np.sort(exact[i])[::-1][: len(found)], rtol=1e-9)
+        np.testing.assert_allclose([one["score"] for one in found], [exact[i, places[one["train_id"]]] for one in found], rtol=1e-9)
 
 
 def test_k_beyond_the_training_set_gives_all_that_have_the_sign(result, tracin, tmp_path):

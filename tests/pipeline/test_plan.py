@@ -178,10 +178,10 @@ def test_files_to_be_hold_all_examples_and_are_as_large_as_files_become() -> Non
 
     for shape, full in ((Shape(6, 10, 129), 8192), (Shape(3, 1000, 2049), 907)):
         for examples in (1, full, full + 1, 10**9):
-            found = files_to_be(shape, examples)
+            found = files_to_be(shape.stored_bytes("float32"), examples)
             assert sum(alike.number * alike.records for alike in found) == examples == PlannedSet.of(found).examples
             assert found[0].records == min(examples, full)
-            assert all(alike.bytes <= (32 << 20) + shape.stored_bytes for alike in found)
+            assert all(alike.bytes <= (32 << 20) + shape.stored_bytes("float32") for alike in found)
 
 
 def test_a_block_that_takes_more_than_the_memory_is_told(tracin: Run) -> None:

@@ -15,6 +15,7 @@ from transforms import checkpoints, counting, features, files, manifest, rejects
 from transforms.checkpoints import Checkpoints, ModelSpec, load
 from transforms.errors import InputError
 from transforms.examples import InputFile
+from transforms.features import ExtractionPlan
 from transforms.manifest import FeatureManifest
 from transforms.records import Features, decode
 
@@ -47,7 +48,7 @@ def read_set(directory: pathlib.Path) -> tuple[FeatureManifest, Features, list[A
     found = manifest.read(str(directory), FeatureManifest, "features")
     payloads = [payload for file in found.files for payload in tfrecords.split_frames(files.read_verified(str(directory), file))]
     raw = [tf.train.Example.FromString(payload).features.feature for payload in payloads]
-    return found, decode(payloads, len(found.checkpoints), found.outputs, found.units, found.integer_labels), raw
+    return found, decode(payloads, len(found.checkpoints), found.outputs, found.units, found.integer_labels, found.feature_dtype), raw
 
 
 def read_rejects(directory: pathlib.Path) -> list[rejects.Reject]:
@@ -222,6 +223,37 @@ def test_checkpoints_are_loaded_once(extract: Run, tiny: Tiny, tmp_path: pathlib
     assert counts["checkpoint-loads"] == 1
     assert counts["examples-read"] == counts["examples-extracted"] == 40
     assert counts["example-bytes-read"] == sum(path.stat().st_size for path in (tmp_path / "in").iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_features_are_stored_in_a_shorter_dtype_where_asked(extract: Run, tiny: Tiny, tmp_path: pathlib.Path, dtype: str) -> None:
+    examples = write_records(tmp_path / "examples", tiny.payloads())
+    assert extract(examples).status == 0
+    assert extract(examples, f"--feature_dtype={dtype}", output="short").status == 0
+    (_, whole, _), (found, short, raw) = read_set(tmp_path / "out"), read_set(tmp_path / "short")
+    assert found.feature_dtype == dtype
+    # Half a unit in the last place of 8 or 11 bits.
+    relative = 2.0 ** -(8 if dtype == "bfloat16" else 11)
+    for name in ("loss_grads", "activations"):
+        assert np.abs(getattr(short, name) - getattr(whole, name)).max() > 0
+        np.testing.assert_allclose(getattr(short, name), getattr(whole, name), rtol=relative, atol=2.0**-25)
+        assert len(raw[0][name].bytes_list.value[0]) == 2 * getattr(short, name)[0].size
+    np.testing.assert_array_equal(short.label_probabilities, whole.label_probabilities)
+    again = extract(examples, "--feature_dtype=float32", output="short")
+    assert again.status == 2
+    assert "feature_dtype was" in again.err
+
+
+def test_what_float16_cannot_hold_is_set_aside(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+    large = example(image=tiny.images[0] * 1e6, label=int(tiny.labels[0]), id="large")
+    examples = write_records(tmp_path / "examples", [large, *tiny.payloads()])
+    words = ("--feature_dtype=float16", "--max_rejected_fraction=0.1")
+    assert extract(examples, *words).status == 0
+    (reject,) = read_rejects(tmp_path / "out")
+    assert (reject.example_id, reject.reason) == ("large", rejects.NON_FINITE_FEATURES)
+    assert "beyond float16" in reject.detail
+    assert extract(examples, "--feature_dtype=bfloat16", output="wide").status == 0
+    assert not read_rejects(tmp_path / "wide")
 
 
 # What is set aside
@@ -477,7 +509,7 @@ def test_a_file_whose_beginning_went_elsewhere_does_not_count_as_finished(tmp_pa
     file = InputFile(0, "in", "in", 1)
     one = features.NO_FEATURES
     reject = rejects.Reject("in", 3, None, rejects.BAD_CHECKSUM, "…")
-    writer = features._WriteDoFn(str(tmp_path), "0" * 32)
+    writer = features._WriteDoFn(str(tmp_path), "0" * 32, "float32")
     for first, expected in ((False, 0), (True, 1)):
         writer.start_bundle()
         list(writer.process(features.FeatureBatch(file, one, [], [reject], first=first, last=True)))
@@ -529,7 +561,7 @@ def test_repeated_hashes_are_found_across_files_and_told_in_order() -> None:
 def test_padding_a_batch_does_not_touch_its_rows(tiny: Tiny) -> None:
     loaded = load(ModelSpec(tuple(map(str, tiny.paths))))
     labels = tiny.labels[:, None].astype(np.float64)
-    extractor = features.FeatureExtractor(loaded, 40, False)
+    extractor = features.FeatureExtractor(loaded, ExtractionPlan(40))
     ids = [f"ex-{i:02d}" for i in range(40)]
     whole = extractor(ids, [tiny.images], labels)
     assert whole.loss_grads.shape == (40, T, CLASSES) and whole.activations.shape == (40, T, UNITS + 1)
@@ -572,10 +604,10 @@ def greedy(tmp_path: pathlib.Path) -> Callable[[int], Checkpoints]:
 def test_batches_are_halved_until_they_fit_into_memory(greedy: Callable[[int], Checkpoints], caplog: pytest.LogCaptureFixture) -> None:
     inputs = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
     ids, labels = [f"{i:02d}" for i in range(40)], np.zeros((40, 1))
-    whole = features.FeatureExtractor(greedy(40), 40, False)(ids, [inputs], labels)
+    whole = features.FeatureExtractor(greedy(40), ExtractionPlan(40))(ids, [inputs], labels)
     assert whole.loss_grads.any() and not caplog.records
     counting.reset()
-    extractor = features.FeatureExtractor(greedy(12), 40, False)
+    extractor = features.FeatureExtractor(greedy(12), ExtractionPlan(40))
     assert_same_features(extractor(ids, [inputs], labels), whole)
     assert counting.snapshot()["batches-halved"] == 2
     told = [record.getMessage() for record in caplog.records if record.name == "transforms.features"]
@@ -587,7 +619,7 @@ def test_batches_are_halved_until_they_fit_into_memory(greedy: Callable[[int], C
 
 def test_a_model_too_large_for_the_smallest_batch_is_told(greedy: Callable[[int], Checkpoints]) -> None:
     with pytest.raises(InputError, match=r"^the model runs out of memory with 2 examples at once \(.*OOM.*\): use workers with more"):
-        features.FeatureExtractor(greedy(1), 8, False)(["a"], [np.zeros((1, 5), np.float32)], np.zeros((1, 1)))
+        features.FeatureExtractor(greedy(1), ExtractionPlan(8))(["a"], [np.zeros((1, 5), np.float32)], np.zeros((1, 1)))
 
 
 @pytest.mark.parametrize("size", [1, 5, 33])
@@ -601,7 +633,7 @@ def test_matrix_products_of_a_real_networks_width_give_the_same_bits_in_any_batc
     loaded = load(ModelSpec((str(tmp_path / "a.keras"),)))
     inputs = np.random.default_rng(0).normal(size=(40, 784)).astype(np.float32)
     ids, labels = [f"{i:02d}" for i in range(40)], np.zeros((40, 1))
-    whole = features.FeatureExtractor(loaded, 40, False)(ids, [inputs], labels)
-    extractor = features.FeatureExtractor(loaded, size, False)
+    whole = features.FeatureExtractor(loaded, ExtractionPlan(40))(ids, [inputs], labels)
+    extractor = features.FeatureExtractor(loaded, ExtractionPlan(size))
     parts = [extractor(ids[i : i + size], [inputs[i : i + size]], labels[i : i + size]) for i in range(0, 40, size)]
     assert_same_features(Features.concatenate(parts), whole)

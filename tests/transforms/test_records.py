@@ -61,6 +61,34 @@ def test_records_survive_a_round_trip_bit_for_bit(n: int, t: int, c: int, d: int
     check_equal(there_and_back(features), features)
 
 
+def nearest(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Rounds float32 to a shorter dtype, to even between two; for bfloat16 on the bits."""
+    if dtype == "float16":
+        return array.astype(np.float16).astype(np.float32)
+    bits = array.view(np.uint32).astype(np.uint64)
+    kept = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return np.where(np.isnan(array), array, kept.astype(np.uint32).view(np.float32))
+
+
+@settings(max_examples=50, deadline=None)
+@given(hnp.arrays(np.float32, (2, 2, 3), elements=st.floats(width=32)), st.sampled_from(["bfloat16", "float16"]))
+def test_shorter_dtypes_round_once_to_the_nearest(loss_grads: np.ndarray, dtype: str) -> None:
+    like = make(2)
+    with np.errstate(all="ignore"):
+        features = Features.of(
+            ["a", "b"], like.labels, like.predictions, like.probabilities, like.label_probabilities, loss_grads, like.activations, dtype
+        )
+        np.testing.assert_array_equal(features.loss_grads, nearest(loss_grads, dtype))
+        np.testing.assert_array_equal(features.activations, nearest(like.activations.astype(np.float32), dtype))
+        # The norms bound scores of what is stored, so they are of that.
+        expected = np.linalg.norm(features.loss_grads.astype(np.float64), axis=-1)
+    np.testing.assert_allclose(features.loss_grad_norms, expected, rtol=1e-12)
+    serialized = encode(features, origins(2), dtype)
+    check_equal(decode(serialized, 2, 3, 5, True, dtype), features)
+    stored = tf.train.Example.FromString(serialized[0]).features.feature
+    assert len(stored["loss_grads"].bytes_list.value[0]) == 2 * 2 * 3
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     loss_grads=hnp.arrays(np.float32, (2, 2, 3), elements=st.floats(width=32)),

@@ -18,7 +18,7 @@ from transforms import checkpoints, features
 from transforms.checkpoints import ModelSpec
 from transforms.errors import InputError
 from transforms.examples import ExampleBatch, InputFile
-from transforms.features import FeatureBatch, Model
+from transforms.features import ExtractionPlan, FeatureBatch, Model
 from transforms.sharing import OnePerMachine
 
 Run = Callable[..., Outcome]
@@ -93,7 +93,7 @@ def work(model: Model, batches: list[ExampleBatch], loads: str, pipe: Any) -> No
     checkpoints.load = noted  # type: ignore[assignment]
     extract = model.extractor()
     while (i := pipe.recv()) is not None:
-        pipe.send(extract(batches[i], 8, False))
+        pipe.send(extract(batches[i], ExtractionPlan(8)))
 
 
 def test_when_the_process_that_has_them_dies_the_others_load_them_again(
@@ -102,7 +102,7 @@ def test_when_the_process_that_has_them_dies_the_others_load_them_again(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     model, batches = model_of(tiny), [batch_of(tiny, 8 * i) for i in range(4)]
     loads = tmp_path / "loads"
-    expected = [features.Extraction(checkpoints.load(model.spec))(batch, 8, False).features for batch in batches]
+    expected = [features.Extraction(checkpoints.load(model.spec))(batch, ExtractionPlan(8)).features for batch in batches]
     context = multiprocessing.get_context("spawn")
     pipes, workers = [], []
     for _ in range(3):
@@ -149,7 +149,7 @@ def test_what_is_wrong_with_a_checkpoint_is_told_through_another_process(
 ) -> None:
     model = model_of(tiny, ("0" * 64,) * 3)
     with pytest.raises(InputError, match="has changed since the run was started"):
-        model.extractor()(batch_of(tiny, 0), 8, False)
+        model.extractor()(batch_of(tiny, 0), ExtractionPlan(8))
 
 
 def test_a_call_that_kills_every_process_is_given_up() -> None:
