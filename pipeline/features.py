@@ -21,7 +21,7 @@ def _run(argv: Sequence[str]) -> None:
     started = time.monotonic()
     beam_options = runner.beam_options(flags)
     prepared = inputs.prepare_model(args, rates_needed=False)
-    wanted = inputs.prepare_features(args, args.examples, "examples", args.labels, args.output, prepared, args.overwrite)
+    wanted = inputs.prepare_features(args, args.examples, "examples", args.labels, args.output, args.base, prepared, args.overwrite)
     if wanted.complete:
         print(f"{args.output} is complete with the same settings: nothing to do")
         if args.learning_rates and args.learning_rates != manifest.read(args.output, FeatureManifest, "output").learning_rates:
@@ -29,20 +29,21 @@ def _run(argv: Sequence[str]) -> None:
         return
     files.check_writable(args.output)
     print(report.checkpoints(prepared))
-    counts = runner.run_graph(lambda pipeline: pipeline | "ComputeFeatureSet" >> wanted.stage, beam_options, [extraction([wanted])])
+    counts = runner.run_graph(lambda pipeline: pipeline | "ComputeFeatureSet" >> wanted.stage, beam_options, extraction([wanted]))
     if counts is None:
         print("the graph is built; nothing has run")
         return
     written = runner.read_back(args.output, FeatureManifest)
-    reused = counts.get("examples-reused", 0)
     print(report.features(args.output, written))
-    print(report.done(started, read=sum(written.counts.values()) - reused, reused=reused))
+    print(report.done(started, sum(written.counts.values()), counts))
 
 
-def extraction(wanted: Sequence[inputs.PreparedFeatures]) -> progress.Stage:
+def extraction(wanted: Sequence[inputs.PreparedFeatures]) -> list[progress.Stage]:
     """How the extraction of some sets is shown."""
     total = sum(one.bytes_to_read for one in wanted)
-    return progress.Stage("Extract features", "example-bytes-read", total, "examples-extracted", "examples")
+    compared = sum(one.bytes_to_read for one in wanted if one.stage.base)
+    stages = [progress.Stage("Compare examples", "example-bytes-compared", compared, "examples-compared", "examples")] if compared else []
+    return [*stages, progress.Stage("Extract features", "example-bytes-read", total, "examples-extracted", "examples")]
 
 
 if __name__ == "__main__":

@@ -31,7 +31,14 @@ def _run(argv: Sequence[str]) -> None:
     prepared = inputs.prepare_model(args, rates_needed=True)
     wanted = {
         name: inputs.prepare_features(
-            args, examples, f"{name}_examples", labels, files.join(args.output, f"{name}_features"), prepared, args.overwrite
+            args,
+            examples,
+            f"{name}_examples",
+            labels,
+            files.join(args.output, f"{name}_features"),
+            args.base and files.join(args.base, f"{name}_features"),
+            prepared,
+            args.overwrite,
         )
         for name, examples, labels in (("test", args.test_examples, args.test_labels), ("train", args.train_examples, args.train_labels))
     }
@@ -72,7 +79,7 @@ def _run(argv: Sequence[str]) -> None:
         write_influence(sets, args.output, plan, draft, train, args.overwrite)
 
     missing = [one for one in wanted.values() if not one.complete]
-    stages = ([extraction(missing)] if missing else []) + [progress.SCORING]
+    stages = (extraction(missing) if missing else []) + [progress.SCORING]
     counts = runner.run_graph(build, beam_options, stages)
     if counts is None:
         print("the graph is built; nothing has run")
@@ -83,8 +90,7 @@ def _run(argv: Sequence[str]) -> None:
     print(report.influence(args.output, runner.read_back(args.output, Manifest)))
     print(report.skipped(counts))
     read = sum(sum(written[name].counts.values()) for name, one in wanted.items() if not one.complete)
-    reused = counts.get("examples-reused", 0)
-    print(report.done(started, read - reused, reused, scored=written["test"].examples * written["train"].examples))
+    print(report.done(started, read, counts, scored=written["test"].examples * written["train"].examples))
 
 
 if __name__ == "__main__":

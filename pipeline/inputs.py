@@ -18,7 +18,9 @@ from transforms import checkpoints, features, files, manifest
 from transforms.checkpoints import CheckpointInfo, Checkpoints, ModelSpec
 from transforms.errors import InputError
 from transforms.examples import ExampleFormat, InputFile, InputSpec, ParsedExample, first_records, parse_example, resolve_function
-from transforms.features import ComputeFeatureSet, ExtractionPlan, Model, WriteFeatures
+from transforms.feature_files import WriteFeatures, check_rejected
+from transforms.features import ComputeFeatureSet, ExtractionPlan, Model
+from transforms.incremental import Base
 from transforms.losses import Loss
 from transforms.manifest import FeatureManifest, usable_rate
 from transforms.rejects import Reject
@@ -129,11 +131,18 @@ class PreparedFeatures:
 
 
 def prepare_features(
-    args: argparse.Namespace, examples: str, flag: str, labels: str, directory: str, prepared: PreparedModel, overwrite: bool
+    args: argparse.Namespace,
+    examples: str,
+    flag: str,
+    labels: str,
+    directory: str,
+    base: str | None,
+    prepared: PreparedModel,
+    overwrite: bool,
 ) -> PreparedFeatures:
     """Finds the examples of a set, checks how they are read, and whether `directory` already holds their features.
 
-    `flag` is the name of the option that `examples` comes from.
+    `flag` is the name of the option that `examples` comes from; `base` is a feature set to copy what did not change from.
 
     Raises:
         InputError: the examples cannot be used, or `directory` is complete with other settings.
@@ -160,7 +169,7 @@ def prepare_features(
     complete = manifest.is_complete(directory, "features", fingerprint, settings, overwrite)
     if complete:
         # The limit changes nothing that is written, but a set that a laxer run made must still meet it.
-        features.check_rejected(manifest.read(directory, FeatureManifest, "output"), directory, args.max_rejected_fraction)
+        check_rejected(manifest.read(directory, FeatureManifest, "output"), directory, args.max_rejected_fraction)
     draft = FeatureManifest(
         kind="features",
         fingerprint=fingerprint,
@@ -177,13 +186,21 @@ def prepare_features(
         rejected={},
         feature_dtype=args.feature_dtype,
     )
+    attempt, copied = fingerprint, None
+    if base is not None and not complete:
+        if posixpath.normpath(base) == posixpath.normpath(directory):
+            raise InputError(f"--base={base!r} is where the new set would go: give it a directory of its own")
+        copied = Base.of(base, draft)
+        # What is left to extract depends on what is copied.
+        attempt = manifest.fingerprint([fingerprint, copied.fingerprint])
     stage = ComputeFeatureSet(
         input_files,
         form,
         prepared.model,
         ExtractionPlan(args.batch_size or _batch_size(form.inputs), labels == "predicted", args.feature_dtype),
         args.allow_truncated_files,
-        WriteFeatures(directory, draft, args.max_rejected_fraction, overwrite, args.accelerator),
+        WriteFeatures(directory, draft, args.max_rejected_fraction, overwrite, attempt, args.accelerator),
+        copied,
     )
     return PreparedFeatures(directory, fingerprint, complete, stage, sum(file.size for file in found))
 

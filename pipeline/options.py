@@ -211,6 +211,14 @@ def _add_examples(group: argparse._ActionsContainer, command: str) -> None:
     else:
         group.add_argument("--labels", choices=modes, default="given", help="labels as given, or the last checkpoint's predictions (given)")
     group.add_argument(
+        "--base",
+        type=_directory,
+        metavar="DIR",
+        help="feature set of an earlier run with the same flags: what it holds of examples unchanged in id and content is copied"
+        if command == "features"
+        else "result of an earlier run with the same flags: what its feature sets hold of unchanged examples is copied",
+    )
+    group.add_argument(
         "--max_rejected_fraction",
         type=_fraction,
         default=0.01,

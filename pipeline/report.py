@@ -99,11 +99,17 @@ def plan(told: Plan) -> str:
     return "\n".join(f"{name:<19}{text}" for name, text in rows.items())
 
 
-def done(started: float, read: int = 0, reused: int = 0, scored: int = 0) -> str:
-    """How long a run took since `started` (of `time.monotonic`), how many examples it read, of how many more it took over what an attempt
-    that did not end had finished, and how many pairs it scored.
+def done(started: float, examples: int = 0, counts: Mapping[str, int] | None = None, scored: int = 0) -> str:
+    """How long a run took since `started` (of `time.monotonic`), of how many examples there are features now, how many of these were there
+    already, by the run's counters, and how many pairs it scored.
     """
-    parts = {"read {:,} examples": read, "took over {:,} that an earlier attempt had finished": reused, "scored {:,} pairs": scored}
+    already = {name: (counts or {}).get(name, 0) for name in ("examples-reused", "examples-unchanged")}
+    parts = {
+        "read {:,} examples": examples - sum(already.values()),
+        "took over {:,} that an earlier attempt had finished": already["examples-reused"],
+        "copied {:,} that did not change": already["examples-unchanged"],
+        "scored {:,} pairs": scored,
+    }
     told = [words.format(n) for words, n in parts.items() if n]
     return f"took {time.monotonic() - started:.1f} s" + (": " + ", ".join(told) if told else "")
 

@@ -72,12 +72,21 @@ class ExampleFormat:
 
 @dataclasses.dataclass(frozen=True)
 class InputFile:
-    """A file of examples: its place in the data set's order, its path, its name as the stem of ids, and its size in bytes."""
+    """A file of examples.
+
+    Attributes:
+        index: its place in the data set's order.
+        path: where it is.
+        name: the stem of ids.
+        size: in bytes, as stored.
+        known: [n] indices of records that are passed over, because their features are there already; or None.
+    """
 
     index: int
     path: str
     name: str
     size: int
+    known: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,7 +337,8 @@ class BatchParser:
         form = self._form
         try:
             with tf.device("/CPU:0"):
-                parsed = tf.io.parse_example(tf.constant(serialized, tf.string), self._guess)
+                # Where only places are asked for, as ids, there is nothing to parse.
+                parsed = tf.io.parse_example(tf.constant(serialized, tf.string), self._guess) if self._guess else {}
         except (tf.errors.InvalidArgumentError, UnicodeDecodeError):
             # The second where TensorFlow's message quotes bytes of a record that is no example.
             self._guess = None
@@ -417,6 +427,7 @@ def read_examples(file: InputFile, form: ExampleFormat, batch_size: int, allow_t
         InputError: the file's tail cannot be read and `allow_truncated` is false.
     """
     parser = BatchParser(form, file)
+    known = frozenset(() if file.known is None else file.known.tolist())
     serialized: list[bytes] = []
     offsets: list[int] = []
     aside: list[Reject] = []
@@ -454,6 +465,8 @@ def read_examples(file: InputFile, form: ExampleFormat, batch_size: int, allow_t
                 return
             if frame.payload is None:
                 aside.append(Reject(file.path, frame.index, None, rejects.BAD_CHECKSUM, "the record's checksum does not match its content"))
+                continue
+            if frame.index in known:
                 continue
             if len(serialized) == batch_size:
                 yield batch(last=False)

@@ -8,39 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
 import threading
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import tensorflow as tf
-from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.shared import Shared
-from apache_beam.utils.windowed_value import WindowedValue
 
-from transforms import attempts, checkpoints, counting, files, manifest, records, rejects, staging, tfrecords
-from transforms.attempts import WrittenPart
+from transforms import checkpoints, counting, rejects, staging
 from transforms.checkpoints import Checkpoints, ModelSpec
 from transforms.errors import InputError
 from transforms.examples import ExampleBatch, ExampleFormat, InputFile, ReadExamples
-from transforms.files import StoredFile
+from transforms.feature_files import IDS, NO_FEATURES, PARTS, FeatureBatch, FindFinished, WriteFeatures, accelerated
+from transforms.incremental import Base, FindUnchanged
 from transforms.losses import active
-from transforms.manifest import BYTES_PER_FILE, RECORDS_PER_FILE, FeatureManifest
 from transforms.records import Features, Origin
 from transforms.rejects import Reject
 from transforms.sharing import OnePerMachine
 
 # A batch of one goes through another matrix product, whose last bits differ.
 _SMALLEST_BATCH = 2
-_ID_BUCKETS = 64
-_TOLD_REPEATS = 5
-
-_Step = TypeVar("_Step", bound=beam.PTransform)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,18 +102,6 @@ class ExtractionPlan:
     batch_size: int
     predicted_labels: bool = False
     feature_dtype: str = "float32"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FeatureBatch:
-    """Features of up to a batch of examples of one file, in order, and what was set aside among them; fields as in `ExampleBatch`."""
-
-    file: InputFile
-    features: Features
-    origins: list[Origin]
-    rejects: list[Reject]
-    first: bool
-    last: bool
 
 
 class FeatureExtractor:
@@ -275,9 +254,6 @@ def extract_features(
     return FeatureBatch(batch.file, features, origins, aside, batch.first, batch.last)
 
 
-NO_FEATURES = Features.of([], np.empty((0, 1)), np.empty((0, 1)), np.empty(0), np.empty((0, 0)), np.empty((0, 0, 0)), np.empty((0, 0, 0)))
-
-
 class _ExtractDoFn(beam.DoFn):
     def __init__(self, model: Model, plan: ExtractionPlan) -> None:
         self._model = model
@@ -305,263 +281,6 @@ class ExtractFeatures(beam.PTransform):
         return batches | "RunCheckpoints" >> beam.ParDo(_ExtractDoFn(self.model, self.plan))  # FeatureBatch
 
 
-# Outputs of the steps that find or write parts.
-_PARTS, _IDS = "parts", "ids"
-
-
-def _id_hash(example_id: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(example_id, digest_size=8).digest(), "little")
-
-
-def _id_buckets(file: StoredFile, hashes: Sequence[int]) -> Iterator[beam.pvalue.TaggedOutput]:
-    """What `repeated_hashes` is told of a feature file."""
-    array = np.array(hashes, np.uint64)
-    for bucket in range(_ID_BUCKETS):
-        (rows,) = np.nonzero(array % _ID_BUCKETS == bucket)
-        if len(rows):
-            yield beam.pvalue.TaggedOutput(_IDS, (bucket, (file.name, rows.astype(np.int32), array[rows])))
-
-
-class _ReuseDoFn(beam.DoFn):
-    """Takes over what an earlier attempt has finished; yields the files of examples that are left."""
-
-    def __init__(self, directory: str, fingerprint: str) -> None:
-        self._directory = directory
-        self._fingerprint = fingerprint
-
-    def process(self, file: InputFile) -> Iterator[Any]:
-        found = attempts.finished(self._directory, self._fingerprint, file)
-        if found is None:
-            yield file
-            return
-        counting.add("example-bytes-read", file.size)
-        for part, ids in found:
-            counting.add("examples-reused", len(ids) + sum(part.reasons.values()))
-            yield beam.pvalue.TaggedOutput(_PARTS, part)
-            if part.features:
-                yield from _id_buckets(part.features, [_id_hash(example_id) for example_id in ids])
-
-
-class _Part:
-    """A feature file in the making."""
-
-    def __init__(self, file: InputFile) -> None:
-        self.file = file
-        self.start: int | None = None
-        self.payloads: list[bytes] = []
-        self.size = 0
-        self.hashes: list[int] = []
-        self.rejects: list[Reject] = []
-
-    def add(self, payload: bytes, origin: Origin, example_id: bytes) -> None:
-        self.start = origin.offset if self.start is None else self.start
-        self.payloads.append(payload)
-        self.size += len(payload) + 16
-        self.hashes.append(_id_hash(example_id))
-
-    @property
-    def is_full(self) -> bool:
-        return len(self.payloads) >= RECORDS_PER_FILE or len(self.rejects) >= RECORDS_PER_FILE or self.size >= BYTES_PER_FILE
-
-
-class _WriteDoFn(beam.DoFn):
-    def __init__(self, directory: str, fingerprint: str, feature_dtype: str) -> None:
-        self._directory = directory
-        self._fingerprint = fingerprint
-        self._feature_dtype = feature_dtype
-        self._open: dict[int, _Part] = {}
-        self._written: dict[int, list[WrittenPart]] = {}
-
-    def start_bundle(self) -> None:
-        self._open = {}
-        # By input file, of those whose first batch came in this bundle; of the others it is not known what else there is.
-        self._written = {}
-
-    def process(self, batch: FeatureBatch) -> Iterator[Any]:
-        if batch.first:
-            self._written[batch.file.index] = []
-        part = self._open.setdefault(batch.file.index, _Part(batch.file))
-        part.rejects.extend(batch.rejects)
-        for payload, origin, example_id in zip(
-            records.encode(batch.features, batch.origins, self._feature_dtype), batch.origins, batch.features.example_ids, strict=True
-        ):
-            part.add(payload, origin, bytes(example_id))
-            if part.is_full:
-                yield from self._write(part)
-                part = self._open[batch.file.index] = _Part(batch.file)
-        if batch.last or part.is_full:
-            del self._open[batch.file.index]
-            yield from self._write(part)
-        if batch.last and batch.file.index in self._written:
-            attempts.record(self._directory, self._fingerprint, batch.file, self._written.pop(batch.file.index))
-
-    def finish_bundle(self) -> Iterator[Any]:
-        # Only a runner that split the chain would leave anything here.
-        for part in self._open.values():
-            for output in self._write(part):
-                tag, value = (output.tag, output.value) if isinstance(output, beam.pvalue.TaggedOutput) else (None, output)
-                windowed = WindowedValue(value, GlobalWindow().max_timestamp(), (GlobalWindow(),))
-                yield beam.pvalue.TaggedOutput(tag, windowed) if tag else windowed
-        self._open = {}
-
-    def _write(self, part: _Part) -> Iterator[Any]:
-        if not part.payloads and not part.rejects:
-            return
-        start = part.start if part.start is not None else part.rejects[0].offset
-        stem = f"{part.file.index:05d}-{start:010d}-{uuid.uuid4().hex[:8]}"
-        written = set_aside = None
-        if part.payloads:
-            written = files.write(self._directory, f"features-{stem}.tfrecord", tfrecords.join_frames(part.payloads), len(part.payloads))
-            counting.add("feature-bytes-written", written.size)
-            yield from _id_buckets(written, part.hashes)
-        if part.rejects:
-            ordered = sorted(part.rejects, key=lambda reject: reject.offset)
-            set_aside = files.write(self._directory, f"rejected-{stem}.jsonl", rejects.to_jsonl(ordered), len(ordered))
-        done = WrittenPart(
-            (part.file.index, start), written, set_aside, rejects.count_reasons(part.rejects), ordered[0] if part.rejects else None
-        )
-        if part.file.index in self._written:
-            self._written[part.file.index].append(done)
-        yield done
-
-
-def repeated_hashes(bucket: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> list[list[tuple[str, int]]]:
-    """Finds records whose ids have the same hash.
-
-    `bucket` holds, per feature file, its name, row numbers [n] and hashes [n]. Returns up to five groups of (file name, row). Different
-    ids with one 64-bit hash are rare; whoever uses this looks at the ids.
-    """
-    parts = list(bucket)
-    hashes = np.concatenate([h for _, _, h in parts])
-    places = np.concatenate([np.full(len(h), i) for i, (_, _, h) in enumerate(parts)])
-    rows = np.concatenate([r for _, r, _ in parts])
-    order = np.lexsort((rows, places, hashes))
-    _, starts, counts = np.unique(hashes[order], return_index=True, return_counts=True)
-    groups = []
-    for start, count in zip(starts[counts > 1], counts[counts > 1], strict=True):
-        members = order[start : start + count]
-        groups.append([(parts[places[m]][0], int(rows[m])) for m in members])
-        if len(groups) == _TOLD_REPEATS:
-            break
-    return groups
-
-
-def check_repeats(directory: str, parts: Sequence[WrittenPart], groups: Iterable[Sequence[tuple[str, int]]]) -> None:
-    """Looks at the ids of records whose hashes repeat.
-
-    Raises:
-        InputError: two examples have the same id.
-    """
-    by_name = {part.features.name: part.features for part in parts if part.features}
-    for group in groups:
-        seen: dict[str, str] = {}
-        for name, row in group[:100]:
-            if name not in by_name:
-                continue
-            (payload,) = tfrecords.split_frames(files.read_verified(directory, by_name[name]), row, row + 1)
-            feature = tf.train.Example.FromString(payload).features.feature
-            example_id = feature["example_id"].bytes_list.value[0].decode()
-            place = f"{feature['source'].bytes_list.value[0].decode()} record {feature['offset'].int64_list.value[0]}"
-            if example_id in seen:
-                raise InputError(
-                    f"the id {example_id!r} is used twice, by {seen[example_id]} and {place}: ids must be unique in a data set; "
-                    "mend the data, or name another key with --id_key"
-                )
-            seen[example_id] = place
-
-
-def assemble_manifest(
-    draft: FeatureManifest, parts: Sequence[WrittenPart], max_rejected_fraction: float, directory: str
-) -> FeatureManifest:
-    """The manifest of a feature set whose parts have been written.
-
-    Raises:
-        InputError: more than `max_rejected_fraction` of what was read was set aside.
-    """
-    ordered = sorted(parts, key=lambda part: part.order)
-    reasons: Counter[str] = Counter()
-    for part in ordered:
-        reasons.update(part.reasons)
-    written = tuple(part.features for part in ordered if part.features)
-    set_aside = tuple(part.rejected for part in ordered if part.rejected)
-    assembled = dataclasses.replace(
-        draft,
-        files=written,
-        rejected_files=set_aside,
-        rejected=dict(reasons.most_common()),
-        counts={"examples": sum(file.count for file in written), "rejected": sum(reasons.values())},
-    )
-    first = next((part.first_reject for part in ordered if part.first_reject), None)
-    check_rejected(assembled, directory, max_rejected_fraction, first)
-    return assembled
-
-
-def check_rejected(assembled: FeatureManifest, directory: str, max_rejected_fraction: float, first: Reject | None = None) -> None:
-    """Makes sure that not too much was set aside; `first` is told as an example.
-
-    Raises:
-        InputError: more than `max_rejected_fraction` of what was read was set aside.
-    """
-    examples, rejected = assembled.counts["examples"], assembled.counts["rejected"]
-    if rejected > max_rejected_fraction * (examples + rejected):
-        told = ", ".join(f"{reason} {n:,}" for reason, n in assembled.rejected.items())
-        example = f"; the first: {first.source} record {first.offset}: {first.detail}" if first else ""
-        raise InputError(
-            f"{rejected:,} of {examples + rejected:,} examples were rejected ({told}), more than "
-            f"--max_rejected_fraction={max_rejected_fraction:g} allows{example}; "
-            f"see {files.join(directory, assembled.rejected_files[0].name)}"
-        )
-
-
-@dataclasses.dataclass
-class WriteFeatures(beam.PTransform):
-    """Writes features as TFRecord files and commits them with a manifest, with those of an earlier attempt: FeatureBatch, and what
-    `FindFinished` tells of parts and ids, → FeatureManifest (one).
-
-    Attributes:
-        directory: where to.
-        draft: the manifest, its files and counts still missing.
-        max_rejected_fraction: the share of examples that may be set aside.
-        overwrite: whether what is committed there is replaced; it stands until then.
-        accelerator: Beam's resource hint for the step that is fused with the extraction, or None; grouping and committing need none.
-    """
-
-    directory: str
-    draft: FeatureManifest
-    max_rejected_fraction: float
-    overwrite: bool
-    accelerator: str | None = None
-
-    def _commit(self, _: None, parts: list[WrittenPart], repeats: list[list[tuple[str, int]]]) -> FeatureManifest:
-        committed = assemble_manifest(self.draft, parts, self.max_rejected_fraction, self.directory)
-        check_repeats(self.directory, parts, repeats)
-        committed = manifest.commit(self.directory, committed, self.overwrite)
-        logging.getLogger(__name__).info("%s: %d examples, %d rejected", self.directory, *committed.counts.values())
-        return committed
-
-    def expand(self, collections: Mapping[str, beam.PCollection]) -> beam.PCollection:
-        batches = collections["batches"]
-        write = _accelerated(beam.ParDo(_WriteDoFn(self.directory, self.draft.fingerprint, self.draft.feature_dtype)), self.accelerator)
-        written = batches | "WriteFiles" >> write.with_outputs(_IDS, main=_PARTS)  # WrittenPart, (bucket, (file name, rows, hashes))
-        parts = (collections[_PARTS], written[_PARTS]) | "JoinParts" >> beam.Flatten()  # WrittenPart
-        repeats = (
-            (collections[_IDS], written[_IDS])
-            | "JoinIdHashes" >> beam.Flatten()  # (bucket, (file name, rows, hashes))
-            | "GroupIdHashes" >> beam.GroupByKey()  # (bucket, [(file name, rows, hashes)])
-            | "FindRepeatedIds" >> beam.FlatMapTuple(lambda _, bucket: repeated_hashes(bucket))  # [(file name, row)]
-        )
-        return (
-            batches.pipeline
-            | "StartCommit" >> beam.Create([None])
-            | "CommitFeatures" >> beam.Map(self._commit, beam.pvalue.AsList(parts), beam.pvalue.AsList(repeats))  # FeatureManifest
-        )
-
-
-def _accelerated(step: _Step, accelerator: str | None) -> _Step:
-    """A step with a resource hint. All steps of a fused chain need it, or a runner splits the chain and stores what is between them."""
-    return cast(_Step, step.with_resource_hints(accelerator=accelerator)) if accelerator else step  # Beam returns the same step
-
-
 @dataclasses.dataclass
 class ComputeFeatureSet(beam.PTransform):
     """Stage 1, whole: files of examples in, a committed feature set out; yields its FeatureManifest.
@@ -575,6 +294,7 @@ class ComputeFeatureSet(beam.PTransform):
         plan: how features are extracted.
         allow_truncated: whether a file with an unreadable tail is used as far as it goes.
         write: where the set goes.
+        base: a set whose records are copied for examples that did not change, or None.
     """
 
     input_files: Sequence[InputFile]
@@ -583,21 +303,28 @@ class ComputeFeatureSet(beam.PTransform):
     plan: ExtractionPlan
     allow_truncated: bool
     write: WriteFeatures
+    base: Base | None = None
 
     def expand(self, pipeline: Any) -> beam.PCollection:
-        reuse = beam.ParDo(_ReuseDoFn(self.write.directory, self.write.draft.fingerprint))
         read = ReadExamples(self.form, self.plan.batch_size, self.allow_truncated)
         extract = ExtractFeatures(self.model, self.plan)
-        found = (
+        changed = (
             pipeline
             | "ListFiles" >> beam.Create(list(self.input_files), reshuffle=False)  # InputFile
             | "SpreadFiles" >> beam.Reshuffle()  # InputFile
-            | "FindFinished" >> reuse.with_outputs(_PARTS, _IDS, main="left")  # InputFile, WrittenPart, (bucket, (file name, rows, hashes))
         )
+        written = []
+        if self.base:
+            unchanged = changed | "FindUnchanged" >> FindUnchanged(self.base, self.form, self.allow_truncated, self.write.directory)
+            changed = unchanged["left"]  # InputFile
+            written.append(unchanged)
+        found = changed | "FindFinished" >> FindFinished(self.write.directory, self.write.attempt)
+        written.append(found)
         batches = (
-            found.left
-            | "ReadExamples" >> _accelerated(read, self.write.accelerator)  # ExampleBatch
-            | "ExtractFeatures" >> _accelerated(extract, self.write.accelerator)  # FeatureBatch
+            found["left"]
+            | "ReadExamples" >> accelerated(read, self.write.accelerator)  # ExampleBatch
+            | "ExtractFeatures" >> accelerated(extract, self.write.accelerator)  # FeatureBatch
         )
-        collections = {"batches": batches, _PARTS: found[_PARTS], _IDS: found[_IDS]}
-        return collections | "WriteFeatures" >> self.write  # FeatureManifest
+        # WrittenPart, (bucket, (file name, rows, hashes))
+        parts, ids = (tuple(one[tag] for one in written) | f"Join{tag.title()}" >> beam.Flatten() for tag in (PARTS, IDS))
+        return {"batches": batches, PARTS: parts, IDS: ids} | "WriteFeatures" >> self.write  # FeatureManifest

@@ -25,6 +25,8 @@ _PATTERNS = {
     "influence": ("influence-*.jsonl", "influence-*.parquet"),
 }
 _FORMAT = 1
+# Settings of a feature set that say which examples are in it, and not what its records are.
+_ABOUT_FILES = ("examples", "allow_truncated_files")
 
 # A feature file is read whole and verified before use, so its size bounds the memory of whoever reads it.
 RECORDS_PER_FILE = 8192
@@ -158,6 +160,20 @@ def check_same_model(test: FeatureManifest, train: FeatureManifest, test_name: s
         raise InputError(
             f"{test_name} and {train_name} are features of different models (different {', '.join(differing)}): "
             "extract both with the same checkpoints, layer, loss and bias"
+        )
+
+
+def check_same_extraction(base: FeatureManifest, draft: FeatureManifest, base_name: str) -> None:
+    """Makes sure that records of another set are what would be computed for the same examples.
+
+    Raises:
+        InputError: they were extracted otherwise.
+    """
+    was, now = ({key: value for key, value in one.settings.items() if key not in _ABOUT_FILES} for one in (base, draft))
+    if was != now:
+        raise InputError(
+            f"--base={base_name!r} was extracted with other settings ({'; '.join(_differences(was, now)[:3])}): give the same flags, or "
+            "leave --base out and compute all anew"
         )
 
 

@@ -177,8 +177,25 @@ def encode(features: Features, origins: Sequence[Origin], feature_dtype: str = "
     for name, key in sorted((name.encode(), name) for name in payloads):
         kind, values = payloads[key]
         parts += [[_head(name, kind, len(value)) for value in values], values]
-    bodies = [b"".join(row) for row in zip(*parts, strict=True)]
-    return [b"".join((b"\x0a", _varint(len(body)), body)) for body in bodies]
+    return [_example(b"".join(row)) for row in zip(*parts, strict=True)]
+
+
+def relocate(serialized: bytes, source: str, offset: int) -> bytes:
+    """A feature record as `encode` would give it, had its example been at this place."""
+    feature = tf.train.Example.FromString(serialized).features.feature
+    feature["source"].bytes_list.value[:] = [source.encode()]
+    feature["offset"].int64_list.value[:] = [offset]
+    parts = []
+    # Not the library's own order, in which a key comes after those that it begins.
+    for name, key in sorted((name.encode(), name) for name in feature):
+        value = feature[key].SerializeToString(deterministic=True)
+        parts += [_head(name, _MESSAGE, len(value)), value]
+    return _example(b"".join(parts))
+
+
+def _example(entries: bytes) -> bytes:
+    """A `tf.train.Example` of these entries of its map."""
+    return b"".join((b"\x0a", _varint(len(entries)), entries))
 
 
 # Numbers of the lists in `tf.train.Feature`; and a Feature that is whole already.

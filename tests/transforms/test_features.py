@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import CLASSES, RATES, SHAPE, UNITS, Outcome, Tiny, build_tiny, damage, example, feature, write_records
-from transforms import checkpoints, counting, features, files, manifest, rejects, tfrecords
+from transforms import checkpoints, counting, feature_files, features, files, manifest, rejects, tfrecords
 from transforms.checkpoints import Checkpoints, ModelSpec, load
 from transforms.errors import InputError
 from transforms.examples import InputFile
@@ -204,7 +204,7 @@ def test_feature_files_are_cut_at_a_number_of_records(
 ) -> None:
     examples = write_records(tmp_path / "examples", tiny.payloads())
     assert extract(examples, output="whole").status == 0
-    monkeypatch.setattr(features, "RECORDS_PER_FILE", 9)
+    monkeypatch.setattr(feature_files, "RECORDS_PER_FILE", 9)
     assert extract(examples, "--batch_size=16", output="cut").status == 0
     found, records, _ = read_set(tmp_path / "cut")
     assert [file.count for file in found.files] == [9, 9, 9, 9, 4]
@@ -507,12 +507,12 @@ def test_an_id_used_twice_is_found_across_attempts(extract: Run, tiny: Tiny, tmp
 def test_a_file_whose_beginning_went_elsewhere_does_not_count_as_finished(tmp_path: pathlib.Path) -> None:
     # As on a runner that splits the chain between extracting and writing.
     file = InputFile(0, "in", "in", 1)
-    one = features.NO_FEATURES
+    one = feature_files.NO_FEATURES
     reject = rejects.Reject("in", 3, None, rejects.BAD_CHECKSUM, "…")
-    writer = features._WriteDoFn(str(tmp_path), "0" * 32, "float32")
+    writer = feature_files._WriteDoFn(str(tmp_path), "0" * 32, "float32")
     for first, expected in ((False, 0), (True, 1)):
         writer.start_bundle()
-        list(writer.process(features.FeatureBatch(file, one, [], [reject], first=first, last=True)))
+        list(writer.process(feature_files.FeatureBatch(file, one, [], [reject], first=first, last=True)))
         assert len(list(tmp_path.glob("finished-*"))) == expected
 
 
@@ -552,10 +552,10 @@ def test_repeated_hashes_are_found_across_files_and_told_in_order() -> None:
     def part(name: str, rows: Iterable[int], hashes: Iterable[int]) -> tuple[str, np.ndarray, np.ndarray]:
         return name, np.array(list(rows), np.int32), np.array(list(hashes), np.uint64)
 
-    assert features.repeated_hashes([part("a", [0, 1], [7, 8]), part("b", [5], [9])]) == []
-    groups = features.repeated_hashes([part("a", [3, 1, 2], [7, 7, 8]), part("b", [0, 4], [8, 7])])
+    assert feature_files.repeated_hashes([part("a", [0, 1], [7, 8]), part("b", [5], [9])]) == []
+    groups = feature_files.repeated_hashes([part("a", [3, 1, 2], [7, 7, 8]), part("b", [0, 4], [8, 7])])
     assert groups == [[("a", 1), ("a", 3), ("b", 4)], [("a", 2), ("b", 0)]]
-    assert len(features.repeated_hashes([part("a", range(40), [i // 2 for i in range(40)])])) == 5
+    assert len(feature_files.repeated_hashes([part("a", range(40), [i // 2 for i in range(40)])])) == 5
 
 
 def test_padding_a_batch_does_not_touch_its_rows(tiny: Tiny) -> None:

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from tests.conftest import feature
 from transforms import records, rejects
-from transforms.records import NO_LABEL, Features, Origin, concatenate_labels, decode, encode
+from transforms.records import NO_LABEL, Features, Origin, concatenate_labels, decode, encode, relocate
 from transforms.rejects import Reject
 from transforms.sums import LANES, lane_sum, norms
 
@@ -59,6 +59,13 @@ def check_equal(found: Features, expected: Features) -> None:
 def test_records_survive_a_round_trip_bit_for_bit(n: int, t: int, c: int, d: int) -> None:
     features = make(n, t, c, d)
     check_equal(there_and_back(features), features)
+
+
+def test_a_record_that_has_moved_is_the_record_of_its_new_place() -> None:
+    features, kept = make(3), {"label_of_old": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"x", b""]))}
+    was, now = ([Origin(source, step * i, bytes(16), kept) for i in range(3)] for source, step in (("a", 1), ("gs://b/ü", 1000)))
+    moved = [relocate(record, "gs://b/ü", 1000 * i) for i, record in enumerate(encode(features, was))]
+    assert moved == encode(features, now)
 
 
 def nearest(array: np.ndarray, dtype: str) -> np.ndarray:

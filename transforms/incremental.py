@@ -1,0 +1,244 @@
+"""Features of examples that did not change, copied from another feature set instead of computed again.
+
+Examples are matched by id and content digest, wherever they are in either set. For that both sets are read once, and 16 bytes and a
+place of each record are grouped; features are copied from file to file, and never shuffled. What is left goes the usual way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import tensorflow as tf
+
+from transforms import counting, files, manifest, records, tfrecords
+from transforms.errors import InputError
+from transforms.examples import ExampleFormat, InputFile, read_examples
+from transforms.feature_files import IDS, PARTS, Part
+from transforms.files import StoredFile
+from transforms.manifest import FeatureManifest
+
+_KEY_BYTES = 16
+_BATCH = 1024
+# About this many records of the base are matched at once.
+_RECORDS_PER_BUCKET = 50_000
+_KNOWN = "known"
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A committed feature set whose records may be copied: its directory, its fingerprint, and how many records it holds."""
+
+    directory: str
+    fingerprint: str
+    examples: int
+
+    @staticmethod
+    def of(directory: str, draft: FeatureManifest) -> Base:
+        """The set in `directory`, for a set with this draft of a manifest.
+
+        Raises:
+            InputError: there is none, or its records are not what would be computed.
+        """
+        found = manifest.read(directory, FeatureManifest, "base")
+        manifest.check_same_extraction(found, draft, directory)
+        return Base(directory, found.fingerprint, found.examples)
+
+    def files(self) -> tuple[StoredFile, ...]:
+        """Its files.
+
+        Raises:
+            InputError: it is not there any more, or another.
+        """
+        found = manifest.read(self.directory, FeatureManifest, "base")
+        if found.fingerprint != self.fingerprint:
+            raise InputError(f"--base={self.directory!r} has been replaced since the run was started: start it again")
+        return found.files
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Match:
+    """Records of a file of the base whose examples are in a file of this run, unchanged: rows [n] there, offsets [n] here."""
+
+    stored: StoredFile
+    rows: np.ndarray
+    file: InputFile
+    offsets: np.ndarray
+
+
+def example_key(example_id: bytes, content_digest: bytes) -> bytes:
+    """16 bytes that are equal for the same id and content, and for nothing else that ever occurs."""
+    return hashlib.blake2b(example_id + b"\0" + content_digest, digest_size=_KEY_BYTES).digest()
+
+
+def _bucketed(keys: Sequence[bytes], buckets: int) -> Iterator[tuple[int, np.ndarray, bytes]]:
+    """The keys by bucket: its number, the places [n] of its keys, and the keys themselves in a row."""
+    array = np.frombuffer(b"".join(keys), "<u8").reshape(len(keys), 2)
+    numbers = array[:, 0] % np.uint64(buckets)
+    for bucket in np.unique(numbers):
+        (places,) = np.nonzero(numbers == bucket)
+        yield int(bucket), places, array[places].tobytes()
+
+
+class _DigestDoFn(beam.DoFn):
+    """Tells of a file's examples: (bucket, (file, offsets, keys)); and, tagged, (index, (file, number of records))."""
+
+    def __init__(self, form: ExampleFormat, allow_truncated: bool, buckets: int) -> None:
+        # Of inputs and labels nothing is needed, and an example without them is found out when it is extracted.
+        self._form = dataclasses.replace(form, inputs=(), labelled=False, keep_keys=())
+        self._allow_truncated = allow_truncated
+        self._buckets = buckets
+
+    def process(self, file: InputFile) -> Iterator[Any]:
+        keys: list[bytes] = []
+        offsets: list[int] = []
+        count = 0
+        for batch in read_examples(file, self._form, _BATCH, self._allow_truncated):
+            keys += [example_key(example_id.encode(), digest) for example_id, digest in zip(batch.example_ids, batch.digests, strict=True)]
+            offsets += batch.offsets
+            count += len(batch.example_ids) + len(batch.rejects)
+            counting.add("example-bytes-compared", batch.bytes_read)
+            counting.add("examples-compared", len(batch.example_ids) + len(batch.rejects))
+        for bucket, places, joined in _bucketed(keys, self._buckets):
+            yield bucket, (file, np.array(offsets)[places], joined)
+        yield beam.pvalue.TaggedOutput(_KNOWN, (file.index, (file, count)))
+
+
+def index_base(file: StoredFile, directory: str, buckets: int) -> Iterator[tuple[int, tuple[StoredFile, np.ndarray, bytes]]]:
+    """Tells of the records of a file of the base: (bucket, (file, rows, keys))."""
+    payloads = tfrecords.split_frames(files.read_verified(directory, file))
+    text = tf.io.FixedLenFeature([], tf.string)
+    parsed = _parsed(payloads, {"example_id": text, "content_digest": text})
+    keys = [example_key(*pair) for pair in zip(parsed["example_id"].tolist(), parsed["content_digest"].tolist(), strict=True)]
+    for bucket, rows, joined in _bucketed(keys, buckets):
+        yield bucket, (file, rows, joined)
+
+
+def match_examples(bucket: Iterable[tuple[StoredFile | InputFile, np.ndarray, bytes]]) -> list[Match]:
+    """The matches in a bucket. An example that is there twice is matched once; that its id is used twice is found out later."""
+    elements = list(bucket)
+    base: dict[bytes, tuple[StoredFile, int]] = {}
+    examples = []
+    for owner, places, joined in elements:
+        keys = [joined[i : i + _KEY_BYTES] for i in range(0, len(joined), _KEY_BYTES)]
+        if isinstance(owner, InputFile):
+            examples.append((owner, places, keys))
+        else:
+            base.update((key, (owner, row)) for key, row in zip(keys, places.tolist(), strict=True))
+    matches = []
+    for file, offsets, keys in sorted(examples, key=lambda example: example[0].index):
+        found: dict[StoredFile, tuple[list[int], list[int]]] = {}
+        for key, offset in zip(keys, offsets.tolist(), strict=True):
+            if key in base:
+                stored, row = base.pop(key)
+                rows, places_here = found.setdefault(stored, ([], []))
+                rows.append(row)
+                places_here.append(offset)
+        matches += [Match(stored, np.array(rows), file, np.array(places)) for stored, (rows, places) in found.items()]
+    return matches
+
+
+class _CopyDoFn(beam.DoFn):
+    """Copies records of a file of the base: (name, matches) → WrittenPart, and, tagged, what is told of ids."""
+
+    def __init__(self, base: str, directory: str) -> None:
+        self._base = base
+        self._directory = directory
+
+    def process(self, element: tuple[str, Iterable[Match]]) -> Iterator[Any]:
+        matches = sorted(element[1], key=lambda match: match.file.index)
+        payloads = tfrecords.split_frames(files.read_verified(self._base, matches[0].stored))
+        # All into one file, so that there are no more files than the base has, however much examples have moved.
+        part = Part(matches[0].file)
+        for match in matches:
+            order = np.argsort(match.offsets)
+            selected = [payloads[row] for row in match.rows[order]]
+            for payload, example_id, offset in moved(selected, match.file.path, match.offsets[order].tolist()):
+                part.add(payload, offset, example_id)
+        counting.add("examples-unchanged", len(part.payloads))
+        written = part.write(self._directory)
+        if written is not None:
+            yield written
+            yield from part.id_buckets(written)
+
+
+def moved(payloads: Sequence[bytes], source: str, offsets: Sequence[int]) -> Iterator[tuple[bytes, bytes, int]]:
+    """Feature records whose examples are at other places now, with their ids and these places."""
+    text = tf.io.FixedLenFeature([], tf.string)
+    parsed = _parsed(payloads, {"example_id": text, "source": text, "offset": tf.io.FixedLenFeature([], tf.int64)})
+    columns = (parsed[name].tolist() for name in ("example_id", "source", "offset"))
+    for payload, offset, example_id, was_in, was_at in zip(payloads, offsets, *columns, strict=True):
+        if (was_in, was_at) == (source.encode(), offset):
+            yield payload, example_id, offset
+            continue
+        yield records.relocate(payload, source, offset), example_id, offset
+
+
+def _parsed(payloads: Sequence[bytes], fields: Mapping[str, tf.io.FixedLenFeature]) -> dict[str, np.ndarray]:
+    """Some fields of feature records."""
+    with tf.device("/CPU:0"):
+        parsed = tf.io.parse_example(tf.constant(payloads, tf.string, shape=[len(payloads)]), dict(fields))
+    return {name: tensor.numpy() for name, tensor in parsed.items()}
+
+
+def leave(element: tuple[int, Mapping[str, Iterable[Any]]]) -> Iterator[InputFile]:
+    """A file whose examples are not all unchanged, without those that are."""
+    _, grouped = element
+    ((file, count),) = grouped["files"]
+    known = np.sort(np.concatenate([np.empty(0, np.int64), *grouped[_KNOWN]]))
+    if len(known) < count:
+        yield dataclasses.replace(file, known=known)
+    else:
+        counting.add("example-bytes-read", file.size)
+
+
+@dataclasses.dataclass
+class FindUnchanged(beam.PTransform):
+    """Copies what did not change: InputFile → left: InputFile, parts: WrittenPart, ids: what is told of ids.
+
+    Attributes:
+        base: the set that is copied from.
+        form: how ids are read.
+        allow_truncated: whether a file with an unreadable tail is used as far as it goes.
+        directory: where copies go.
+    """
+
+    base: Base
+    form: ExampleFormat
+    allow_truncated: bool
+    directory: str
+
+    def expand(self, input_files: beam.PCollection) -> Mapping[str, beam.PCollection]:
+        buckets = 1 + self.base.examples // _RECORDS_PER_BUCKET
+        digest = beam.ParDo(_DigestDoFn(self.form, self.allow_truncated, buckets))
+        examples = input_files | "DigestExamples" >> digest.with_outputs(_KNOWN, main="keys")  # (bucket, (InputFile, offsets, keys))
+        base = (
+            input_files.pipeline
+            | "NameBase" >> beam.Create([self.base], reshuffle=False)  # Base
+            | "ListBaseFiles" >> beam.FlatMap(Base.files)  # StoredFile
+            | "SpreadBaseFiles" >> beam.Reshuffle()  # StoredFile
+            | "IndexBase" >> beam.FlatMap(index_base, self.base.directory, buckets)  # (bucket, (StoredFile, rows, keys))
+        )
+        matches = (
+            (examples["keys"], base)
+            | "JoinKeys" >> beam.Flatten()  # (bucket, (StoredFile or InputFile, places, keys))
+            | "GroupKeys" >> beam.GroupByKey()  # (bucket, [(StoredFile or InputFile, places, keys)])
+            | "MatchExamples" >> beam.FlatMapTuple(lambda _, bucket: match_examples(bucket))  # Match
+        )
+        copied = (
+            matches
+            | "KeyByBaseFile" >> beam.Map(lambda match: (match.stored.name, match))  # (name, Match)
+            | "GroupByBaseFile" >> beam.GroupByKey()  # (name, [Match])
+            | "CopyRecords" >> beam.ParDo(_CopyDoFn(self.base.directory, self.directory)).with_outputs(IDS, main=PARTS)  # WrittenPart
+        )
+        known = matches | "KeyByFile" >> beam.Map(lambda match: (match.file.index, match.offsets))  # (index, offsets)
+        left = (
+            {"files": examples[_KNOWN], _KNOWN: known}
+            | "GroupByFile" >> beam.CoGroupByKey()  # (index, {files: [(InputFile, records)], known: [offsets]})
+            | "LeaveUnchanged" >> beam.FlatMap(leave)  # InputFile
+        )
+        return {"left": left, PARTS: copied[PARTS], IDS: copied[IDS]}
