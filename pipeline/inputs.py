@@ -14,13 +14,14 @@ from typing import Any
 import tensorflow as tf
 from apache_beam.io.filesystem import BeamIOError
 
-from transforms import checkpoints, features, files, manifest
-from transforms.checkpoints import CheckpointInfo, Checkpoints, ModelSpec
+from transforms import checkpoints, features, files, inspection, manifest
+from transforms.checkpoints import Checkpoints, ModelSpec
 from transforms.errors import InputError
 from transforms.examples import ExampleFormat, InputFile, InputSpec, ParsedExample, first_records, parse_example, resolve_function
 from transforms.feature_files import WriteFeatures, check_rejected
 from transforms.features import ComputeFeatureSet, ExtractionPlan, Model
 from transforms.incremental import Base
+from transforms.inspection import CheckpointInfo
 from transforms.losses import Loss
 from transforms.manifest import FeatureManifest, usable_rate
 from transforms.rejects import Reject
@@ -29,6 +30,8 @@ from transforms.rejects import Reject
 _BATCH_BYTES = 64 << 20
 _BATCH_EXAMPLES = 256
 _FIRST_RECORDS = 5
+# The key of a model's only input, whose own name is mostly one that Keras made up.
+_ONE_INPUT = "image"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +68,7 @@ def find_checkpoints(patterns: str) -> tuple[list[str], bool]:
             matched = [m.path for glob in (pattern, pattern + ".index") for m in files.match(glob)]
         except (BeamIOError, ValueError) as error:
             raise InputError(f"--checkpoints={pattern!r} cannot be read: {error}") from error
-        paths = checkpoints.group_paths(matched)
+        paths = inspection.group_paths(matched)
         if not paths:
             raise InputError(
                 f"--checkpoints={pattern!r} matches no checkpoint: expected .keras or .weights.h5 files, or a TensorFlow checkpoint's "
@@ -89,11 +92,11 @@ def prepare_model(args: argparse.Namespace, rates_needed: bool) -> PreparedModel
         InputError: any of them cannot be used.
     """
     paths, keep_order = find_checkpoints(args.checkpoints)
-    spec = ModelSpec(tuple(paths), args.model, args.imports, args.layer, args.loss, args.include_bias)
+    spec = ModelSpec(tuple(paths), args.model, args.imports, args.layer, args.loss, args.include_bias, args.output_name)
     checkpoints.import_modules(args.imports)
     local = features.localize(spec)
     stored = dict(zip(local.checkpoints, paths, strict=True))
-    infos = checkpoints.order([checkpoints.inspect(path) for path in local.checkpoints], keep_order)
+    infos = inspection.order([inspection.inspect(path) for path in local.checkpoints], keep_order)
     spec = dataclasses.replace(spec, checkpoints=tuple(stored[info.path] for info in infos))
     own = (info.learning_rate for info in infos)
     rates = tuple(args.learning_rates or (rate if rate is not None and math.isfinite(rate) else None for rate in own))
@@ -115,6 +118,7 @@ def prepare_model(args: argparse.Namespace, rates_needed: bool) -> PreparedModel
         "layer": checkpoints.base_name(loaded.layer),
         "loss": loaded.loss.description,
         "include_bias": args.include_bias,
+        **({"output": loaded.output} if loaded.output is not None else {}),
     }
     return PreparedModel(model, loaded, tuple(infos), rates, settings, manifest.fingerprint(settings))
 
@@ -158,7 +162,7 @@ def prepare_features(
         "examples": [{"name": file.name, "size": file.size, "modified": file.modified} for file in found],
         "labels": labels,
         "label_key": args.label_key if labels == "given" else None,
-        "input_keys": list(args.input_keys),
+        "input_keys": [spec.key for spec in form.inputs],
         "id_key": args.id_key,
         "keep_keys": list(args.keep_keys),
         "parse_fn": args.parse_fn,
@@ -207,10 +211,13 @@ def prepare_features(
 
 def _example_format(args: argparse.Namespace, labels: str, loaded: Checkpoints) -> ExampleFormat:
     inputs = loaded.inputs
-    if len(args.input_keys) != len(inputs):
+    keys = args.input_keys
+    if keys is None:
+        keys = (_ONE_INPUT,) if len(inputs) == 1 else tuple(spec.name for spec in inputs)
+    if len(keys) != len(inputs):
         told = ", ".join(f"{spec.name} {spec.shape}" for spec in inputs)
         raise InputError(
-            f"--input_keys names {len(args.input_keys)} keys, the model has {len(inputs)} inputs ({told}): name one for each, in this order"
+            f"--input_keys names {len(keys)} keys, the model has {len(inputs)} inputs ({told}): name one for each, in this order"
         )
     for spec in inputs:
         if any(size is None for size in spec.shape):
@@ -223,7 +230,7 @@ def _example_format(args: argparse.Namespace, labels: str, loaded: Checkpoints) 
     return ExampleFormat(
         tuple(
             InputSpec(key, tuple(size for size in spec.shape if size is not None), spec.dtype)
-            for key, spec in zip(args.input_keys, inputs, strict=True)
+            for key, spec in zip(keys, inputs, strict=True)
         ),
         args.label_key,
         loaded.loss.label_width,

@@ -182,7 +182,10 @@ def _add_overwrite(group: argparse._ActionsContainer) -> None:
 
 def _add_examples(group: argparse._ActionsContainer, command: str) -> None:
     group.add_argument(
-        "--input_keys", type=_names, default=("image",), metavar="KEYS", help="keys of the model's inputs, in its order (image)"
+        "--input_keys",
+        type=_names,
+        metavar="KEYS",
+        help="keys of the model's inputs, in its order (image; of a model with several inputs, their names)",
     )
     group.add_argument("--label_key", default="label", metavar="KEY", help="key of the label (%(default)s)")
     group.add_argument(
@@ -249,6 +252,7 @@ def _add_model(group: argparse._ActionsContainer) -> None:
         "--import", dest="imports", type=_names, default=(), metavar="MODULES", help="modules that register custom code, also on workers"
     )
     group.add_argument("--layer", metavar="NAME", help="the last dense layer, where it is not found by itself")
+    group.add_argument("--output_name", metavar="NAME", help="the output to explain, of a model with several")
     group.add_argument("--loss", metavar="LOSS", help="loss, such as 'SparseCategoricalCrossentropy(from_logits=True)' (the compiled one)")
     _add_rates(group)
     group.add_argument(

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 def checkpoints(prepared: PreparedModel) -> str:
     """The checkpoints in their order, with steps and learning rates."""
-    lines = [
-        f"{_count(len(prepared.infos), 'checkpoint')}, last dense layer {prepared.loaded.layer!r}, loss {prepared.loaded.loss.description}:"
-    ]
+    loaded = prepared.loaded
+    output = "" if loaded.output is None else f"output {loaded.output!r}, "
+    lines = [f"{_count(len(prepared.infos), 'checkpoint')}, {output}last dense layer {loaded.layer!r}, loss {loaded.loss.description}:"]
     for info, rate in zip(prepared.infos, prepared.learning_rates, strict=True):
         step = "" if info.step is None else f"  step {info.step:,}"
         told = f"  learning rate {rate:g}" if rate is not None else f"  no learning rate ({info.note or 'unknown'})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class InputError(ValueError):
     """Something that the user gave cannot be used.
@@ -13,3 +15,12 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+def first_line(error: Exception) -> str:
+    """Gives the first line of an error's message without its full stop, and the next if the first only announces it."""
+    # TensorFlow puts the name of a graph's node in front.
+    lines = [line.strip() for line in re.sub(r"^\{\{.*?\}\}", "", str(error).strip()).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1]).rstrip(". ")

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 from apache_beam.utils.shared import Shared
 
-from transforms import checkpoints, counting, rejects, staging
+from transforms import checkpoints, counting, inspection, rejects, staging
 from transforms.checkpoints import Checkpoints, ModelSpec
 from transforms.errors import InputError
 from transforms.examples import ExampleBatch, ExampleFormat, InputFile, ReadExamples
@@ -70,7 +70,7 @@ class Model:
     def _load(self) -> Checkpoints:
         local = localize(self.spec)
         for path, stored, digest in zip(local.checkpoints, self.spec.checkpoints, self.digests, strict=True):
-            if checkpoints.inspect(path).digest != digest:
+            if inspection.inspect(path).digest != digest:
                 raise InputError(f"{stored} has changed since the run was started: start it again")
         for gpu in tf.config.list_physical_devices("GPU"):
             # It cannot be changed once the GPU is in use.

@@ -11,7 +11,7 @@ import ast
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from transforms.errors import InputError
+from transforms.errors import InputError, first_line
 
 ACTIVATIONS = ("linear", "softmax", "sigmoid")
 
@@ -363,6 +363,35 @@ def resolve(
     return _build(keras_loss, activation, outputs, scale, detached, arguments)
 
 
+def of_output(compiled: Any, loss_weights: Any, names: Sequence[str], output: int) -> tuple[Any, Any]:
+    """Gives the compiled loss and loss weight of one output of a model.
+
+    Args:
+        compiled: `compile_config["loss"]`; one loss serves every output.
+        loss_weights: `compile_config["loss_weights"]`.
+        names: the names of the model's outputs.
+        output: which of them.
+
+    Raises:
+        InputError: a list has another length than the outputs.
+    """
+    if len(names) == 1:
+        return compiled, loss_weights
+
+    def own(given: Any, what: str) -> Any:
+        if isinstance(given, Mapping) and given.get("class_name") == "__tuple__":
+            given = given["config"]["value"]
+        if isinstance(given, Mapping) and "class_name" not in given:
+            return given.get(names[output])
+        if isinstance(given, (list, tuple)):
+            if len(given) != len(names):
+                raise InputError(f"The model was compiled with {len(given)} {what} for {len(names)} outputs ({', '.join(names)}).")
+            return given[output]
+        return given
+
+    return own(compiled, "losses"), own(loss_weights, "loss weights")
+
+
 def _build(keras_loss: Any, activation: str, outputs: int, scale: float, detached: bool, arguments: tuple[Any, ...]) -> Loss:
     """Chooses task, label form and formula for a Keras loss; see `resolve`."""
     name, config = _name(keras_loss), _config(keras_loss)
@@ -505,7 +534,7 @@ def _check_per_example(loss: Loss, name: str) -> None:
     except Exception as error:
         raise InputError(
             f"The loss {name} cannot be computed from {loss.outputs} outputs and labels of {loss.label_width} numbers: "
-            f"{_first_line(error)}; pass another --loss."
+            f"{first_line(error)}; pass another --loss."
         ) from error
     if not np.allclose(whole, single, rtol=1e-4, atol=1e-6, equal_nan=True):
         raise InputError(
@@ -552,7 +581,7 @@ def _compiled(compiled: Any, outputs: int) -> Any:
     except Exception as error:
         name = compiled.get("registered_name") or compiled.get("class_name")
         raise InputError(
-            f"The compiled loss {name} cannot be loaded ({_first_line(error)}); name the module that registers it with --import, or pass "
+            f"The compiled loss {name} cannot be loaded ({first_line(error)}); name the module that registers it with --import, or pass "
             "--loss."
         ) from error
     # Keras's Huber leaves its delta out of its config, so that a loaded one silently has the default.
@@ -617,7 +646,7 @@ def _from_name(name: str, keywords: Mapping[str, Any], outputs: int) -> Any:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"The loss {name} does not take {dict(keywords)}: {_first_line(error)}; correct --loss.") from error
+        raise InputError(f"The loss {name} does not take {dict(keywords)}: {first_line(error)}; correct --loss.") from error
 
 
 def _is_class(name: str) -> bool:
@@ -690,12 +719,3 @@ def _number(value: Any) -> str:
     """Writes a label's number without a needless fraction."""
     value = float(value)
     return str(int(value)) if np.isfinite(value) and value == int(value) and abs(value) < 1e15 else f"{value:.6g}"
-
-
-def _first_line(error: Exception) -> str:
-    """Gives the first line of an error's message without its full stop, and the next if the first only announces it."""
-    # TensorFlow puts the name of a graph's node in front.
-    lines = [line.strip() for line in re.sub(r"^\{\{.*?\}\}", "", str(error).strip()).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1]).rstrip(". ")

@@ -352,3 +352,105 @@ def test_a_bug_is_not_taken_for_a_mistake_of_the_user() -> None:
 
     with pytest.raises(ZeroDivisionError):
         runner.exit_with("x", body)
+
+
+# Models of several inputs and outputs, and models of code
+
+
+def several(directory: pathlib.Path) -> pathlib.Path:
+    """A checkpoint of a model of two inputs and two outputs, by name."""
+    layers = keras.layers
+    width, height = keras.Input((2,), name="width"), keras.Input((3,), name="height")
+    h = layers.Dense(4)(layers.Concatenate()([width, height]))
+    model = keras.Model({"width": width, "height": height}, {"kind": layers.Dense(3)(h), "size": layers.Dense(1)(h)})
+    model.compile(keras.optimizers.SGD(0.1), {"kind": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "size": "mse"})
+    model.save(directory / "several.keras")
+    return directory / "several.keras"
+
+
+def test_keys_of_several_inputs_are_their_names_and_the_output_is_part_of_the_fingerprint(features: Run, tmp_path: pathlib.Path) -> None:
+    path = several(tmp_path)
+    named = write_records(tmp_path / "named", [example(width=[0.5] * 2, height=[1.0] * 3, kind=i, size=[0.5]) for i in range(3)])
+    outcome = features(examples=named, checkpoints=path, label_key="kind", output_name="kind", output=tmp_path / "a")
+    assert outcome.status == 0, outcome.err
+    assert "output 'kind', last dense layer" in outcome.out
+    written = manifest.read(str(tmp_path / "a"), manifest.FeatureManifest, "output")
+    assert (written.settings["input_keys"], written.settings["output"], written.outputs) == (["height", "width"], "kind", 3)
+    # Named by hand it is the same run.
+    again = features(
+        examples=named, checkpoints=path, label_key="kind", output_name="kind", output=tmp_path / "a", input_keys="height,width"
+    )
+    assert again.status == 0 and "nothing to do" in again.out
+    outcome = features(examples=named, checkpoints=path, label_key="size", output_name="size", output=tmp_path / "b")
+    assert outcome.status == 0, outcome.err
+    other = manifest.read(str(tmp_path / "b"), manifest.FeatureManifest, "output")
+    assert (other.task, other.outputs) == ("regression", 1)
+    assert other.model_fingerprint != written.model_fingerprint
+    assert_told(
+        features(examples=named, checkpoints=path, label_key="kind", output=tmp_path / "c"), "2 outputs (kind, size)", "--output_name"
+    )
+    assert_told(features(checkpoints=path, output_name="kind", output=tmp_path / "c"), "no key 'height'", "--input_keys")
+
+
+def test_one_output_leaves_the_fingerprint_as_it_was(tiny: Tiny) -> None:
+    from pipeline import options
+
+    words = ["--examples=e", "--output=o", f"--checkpoints={tiny.glob}"]
+    plain = inputs.prepare_model(options.parse("features", words)[0], rates_needed=False)
+    assert set(plain.settings) == {"model", "checkpoints", "layer", "loss", "include_bias"}
+    name = plain.loaded.layer
+    named = inputs.prepare_model(options.parse("features", [*words, f"--output_name={name}"])[0], rates_needed=False)
+    assert named.fingerprint == plain.fingerprint and named.settings == plain.settings
+
+
+CODE = """
+import keras, tensorflow as tf
+
+@keras.saving.register_keras_serializable("test_inputs")
+class Net(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.flat, self.inner, self.end = keras.layers.Flatten(), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(3)
+
+    def call(self, inputs):
+        return tf.nn.softmax(self.end(self.inner(self.flat(tf.math.asinh(inputs)))))
+
+def build():
+    model = Net()
+    model(tf.zeros([1, 4, 4, 1]))
+    return model
+"""
+
+
+def test_a_model_of_code_runs_through_the_pipeline(
+    features: Run, tiny: Tiny, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+
+    from transforms import files, tfrecords
+    from transforms.records import decode
+
+    (tmp_path / "code_of_a_net.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    import code_of_a_net  # type: ignore[import-not-found]
+
+    model = code_of_a_net.build()
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.fit(tiny.images, tiny.labels, verbose=0)
+    model.save(tmp_path / "net.keras")
+    model.save_weights(tmp_path / "net.weights.h5")
+    loss = "sparse_categorical_crossentropy"
+    for name, flags in {
+        "a": {"checkpoints": tmp_path / "net.keras", "import": "code_of_a_net"},
+        "b": {"checkpoints": tmp_path / "net.weights.h5", "model": "code_of_a_net:build", "loss": loss},
+    }.items():
+        outcome = features(output=tmp_path / name, **flags)
+        assert outcome.status == 0, outcome.err
+        found = manifest.read(str(tmp_path / name), manifest.FeatureManifest, "output")
+        payloads = [payload for file in found.files for payload in tfrecords.split_frames(files.read_verified(str(tmp_path / name), file))]
+        records = decode(payloads, 1, found.outputs, found.units, found.integer_labels)
+        probabilities = model.predict(tiny.images[:4], verbose=0)
+        expected = probabilities - np.eye(3)[tiny.labels[:4]]
+        np.testing.assert_allclose(records.loss_grads[:, 0], expected, rtol=1e-4, atol=1e-6)
+        hidden = model.inner(model.flat(np.arcsinh(tiny.images[:4])))
+        np.testing.assert_allclose(records.activations[:, 0, :-1], hidden, rtol=1e-5, atol=1e-6)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import CLASSES, RATES, SHAPE, UNITS, Outcome, Tiny, build_tiny, damage, example, feature, write_records
-from transforms import checkpoints, counting, feature_files, features, files, manifest, rejects, tfrecords
+from transforms import counting, feature_files, features, files, inspection, manifest, rejects, tfrecords
 from transforms.checkpoints import Checkpoints, ModelSpec, load
 from transforms.errors import InputError
 from transforms.examples import InputFile
@@ -521,7 +521,7 @@ def test_a_changed_checkpoint_is_refused_by_the_worker(tmp_path: pathlib.Path) -
     model.compile("sgd", "sparse_categorical_crossentropy")
     path = tmp_path / "a.keras"
     model.save(path)
-    carried = features.Model(ModelSpec((str(path),)), (checkpoints.inspect(str(path)).digest,))
+    carried = features.Model(ModelSpec((str(path),)), (inspection.inspect(str(path)).digest,))
     model.layers[-1].bias.assign([1.0, 2.0, 3.0])
     model.save(path)
     with pytest.raises(InputError, match="has changed since the run was started"):
@@ -541,7 +541,7 @@ def test_a_gpus_memory_is_taken_as_it_is_needed(tiny: Tiny, monkeypatch: pytest.
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [f"{kind}:0", f"{kind}:1"])
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", grow)
     paths = tuple(map(str, tiny.paths))
-    loaded = features.Model(ModelSpec(paths), tuple(checkpoints.inspect(path).digest for path in paths)).acquire()
+    loaded = features.Model(ModelSpec(paths), tuple(inspection.inspect(path).digest for path in paths)).acquire()
     assert grown == [("GPU:0", True), ("GPU:1", True)] and loaded.size == T
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import runner
 from tests.conftest import Outcome, Tiny, write_records
-from transforms import checkpoints, features
+from transforms import checkpoints, features, inspection
 from transforms.checkpoints import ModelSpec
 from transforms.errors import InputError
 from transforms.examples import ExampleBatch, InputFile
@@ -26,7 +26,7 @@ Run = Callable[..., Outcome]
 
 def model_of(tiny: Tiny, digests: tuple[str, ...] | None = None) -> Model:
     paths = tuple(map(str, tiny.paths))
-    return Model(ModelSpec(paths), digests or tuple(checkpoints.inspect(path).digest for path in paths), per_machine=True)
+    return Model(ModelSpec(paths), digests or tuple(inspection.inspect(path).digest for path in paths), per_machine=True)
 
 
 def batch_of(tiny: Tiny, start: int) -> ExampleBatch:

@@ -117,14 +117,14 @@ print(local_checkpoint("store://a.keras"))
 
 
 def test_a_run_reads_its_checkpoints_from_a_store(tiny: Tiny, remote: pathlib.Path) -> None:
-    from transforms import checkpoints
+    from transforms import inspection
     from transforms.checkpoints import ModelSpec
     from transforms.features import Model
 
     for path in tiny.paths:
         (remote / path.name).write_bytes(path.read_bytes())
     spec = ModelSpec(tuple(f"store://{path.name}" for path in tiny.paths))
-    model = Model(spec, tuple(checkpoints.inspect(str(path)).digest for path in tiny.paths))
+    model = Model(spec, tuple(inspection.inspect(str(path)).digest for path in tiny.paths))
     StoreFileSystem.faults.append("changed")
     assert model.acquire().size == len(tiny.paths)
     assert len(opened()) == len(tiny.paths) + 1

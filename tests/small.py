@@ -1,0 +1,100 @@
+"""A small model with everything that inference mode must get right, and how its checkpoints are made and run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from transforms.checkpoints import Checkpoints
+
+L = keras.layers
+N, D_IN, C = 16, 6, 3
+
+
+def make_model() -> keras.Model:
+    """A model with everything that inference mode must get right: dropout, moved batch statistics, a bias."""
+    return keras.Sequential(
+        [
+            keras.Input((D_IN,), name="pixels"),
+            L.Dense(8, activation="relu", name="hidden"),
+            L.BatchNormalization(momentum=0.5, name="norm"),
+            L.Dropout(0.5, name="drop"),
+            L.Dense(C, bias_initializer="normal", name="head"),
+        ],
+        name="small",
+    )
+
+
+def compile_model(model: keras.Model, optimizer: Any = None) -> keras.Model:
+    model.compile(
+        optimizer=keras.optimizers.SGD(0.05, momentum=0.9) if optimizer is None else optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+BUILDS: list[keras.Model] = []
+
+
+def build_small() -> keras.Model:
+    return compile_model(make_model())
+
+
+def build_once() -> keras.Model:
+    BUILDS.append(make_model()) if not BUILDS else None
+    return BUILDS[0]
+
+
+def save(model: keras.Model, path: Path) -> str:
+    model.save(path)
+    return str(path)
+
+
+def logits_of(checkpoints: Checkpoints, x: Any, t: int = 0) -> np.ndarray:
+    return checkpoints.logits_and_activations(t, x)[0].numpy()
+
+
+def sequential(*layers: Any) -> keras.Model:
+    return keras.Sequential([keras.Input((D_IN,)), *layers])
+
+
+def functional(head: Callable[[Any], Any]) -> keras.Model:
+    inputs = keras.Input((D_IN,))
+    return keras.Model(inputs, head(L.Dense(4, activation="relu", name="hidden")(inputs)))
+
+
+def assert_reference(
+    found: Checkpoints,
+    model: keras.Model,
+    dense: Any,
+    inputs: Any,
+    labels: np.ndarray,
+    value: Callable[[Any, int], Any],
+    rtol: float = 1e-4,
+    atol: float = 1e-6,
+) -> None:
+    """The factored gradients of the first checkpoint are the tape's on the whole model in inference mode, example by example.
+
+    `inputs` is what the model is called with; `value` gives the loss of example i from the model's output for it alone.
+    """
+    names = [spec.name for spec in found.inputs]
+    flat = inputs if not isinstance(inputs, dict) else [inputs[name] for name in names]
+    logits, activations = tf.function(lambda *tensors: found.logits_and_activations(0, list(tensors)))(
+        *(flat if isinstance(flat, (list, tuple)) else [flat])
+    )
+    delta = found.loss.loss_grads(logits, labels).numpy()
+    largest = 0.0
+    for i in range(len(labels)):
+        with tf.GradientTape() as tape:
+            loss = value(model(keras.tree.map_structure(lambda part, i=i: part[i : i + 1], inputs), training=False), i)
+        kernel, bias = tape.gradient(loss, [dense.kernel.value, dense.bias.value])
+        scale = max(1.0, float(np.abs(kernel).max()))
+        np.testing.assert_allclose(np.outer(activations[i], delta[i]), kernel, rtol=rtol, atol=atol * scale)
+        np.testing.assert_allclose(delta[i], bias, rtol=rtol, atol=atol * scale)
+        largest = max(largest, float(np.abs(kernel).max()))
+    assert largest > 1e-3
