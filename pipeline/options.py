@@ -115,13 +115,19 @@ def parser(command: str) -> argparse.ArgumentParser:
     sets = built.add_argument_group("data")
     if command == "features":
         sets.add_argument(
-            "--examples", required=True, metavar="GLOBS", help="TFRecord files of tf.train.Example, gzip or not; globs separated by commas"
+            "--examples",
+            required=True,
+            metavar="GLOBS",
+            help="TFRecord files of tf.train.Example, Parquet or .npz files; globs separated by commas",
         )
     elif command == "influence":
         sets.add_argument(
-            "--train_examples", required=True, metavar="GLOBS", help="TFRecord files of the training examples; globs separated by commas"
+            "--train_examples",
+            required=True,
+            metavar="GLOBS",
+            help="files of the training examples: TFRecord, Parquet or .npz; globs separated by commas",
         )
-        sets.add_argument("--test_examples", required=True, metavar="GLOBS", help="TFRecord files of the test examples")
+        sets.add_argument("--test_examples", required=True, metavar="GLOBS", help="files of the test examples")
     else:
         needed = command == "score"
         sets.add_argument(

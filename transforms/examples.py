@@ -1,4 +1,5 @@
-"""Examples: TFRecord files of `tf.train.Example` read into fixed-size batches of arrays, with everything unusable set aside.
+"""Examples: files of `tf.train.Example`, or of rows that become such, read into fixed-size batches of arrays, with everything unusable set
+aside.
 
 A batch is parsed at once by TensorFlow's parser. Where that refuses, or an image has to be decoded, its records are parsed one by one
 by `parse_example`, which says what is wrong with which; both give the same arrays.
@@ -15,7 +16,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import IO, Any
 
 import apache_beam as beam
 import numpy as np
@@ -26,7 +27,8 @@ from transforms.errors import InputError
 from transforms.overlap import prefetch
 from transforms.records import FIELDS
 from transforms.rejects import Reject
-from transforms.tfrecords import UnreadableTail, read_frames
+from transforms.tables import ARCHIVE_MAGIC, PARQUET_MAGIC, read_archive, read_parquet
+from transforms.tfrecords import Frame, UnreadableTail, read_frames
 
 # Ids are held in arrays as wide as the longest.
 _LONGEST_ID = 512
@@ -420,6 +422,13 @@ def digest(serialized: bytes) -> bytes:
     return hashlib.blake2b(serialized, digest_size=16).digest()
 
 
+def _records(stream: IO[bytes]) -> Iterator[Frame]:
+    """The records of a file, whose kind its first bytes tell."""
+    head = stream.read(4)
+    stream.seek(0)
+    return {PARQUET_MAGIC: read_parquet, ARCHIVE_MAGIC: read_archive}.get(head, read_frames)(stream)
+
+
 def read_examples(file: InputFile, form: ExampleFormat, batch_size: int, allow_truncated: bool) -> Iterator[ExampleBatch]:
     """Reads a file of examples as batches of `batch_size` records (fewer where some are set aside, and at the end).
 
@@ -443,14 +452,14 @@ def read_examples(file: InputFile, form: ExampleFormat, batch_size: int, allow_t
             serialized, offsets, aside, position, first = [], [], [], reached, False
             return parsed
 
-        frames = read_frames(stream)
+        frames = _records(stream)
         while True:
             try:
                 frame = next(frames, None)
             except UnreadableTail as error:
                 if not allow_truncated or error.is_no_record:
                     hint = (
-                        "is it a TFRecord file?"
+                        "is it a TFRecord, Parquet or .npz file?"
                         if error.is_no_record
                         else "write the file again, or accept the loss with --allow_truncated_files"
                     )
@@ -478,7 +487,7 @@ def first_records(file: InputFile, n: int) -> list[bytes]:
     """The first readable records of a file, at most n."""
     found: list[bytes] = []
     with files.open_raw(file.path) as stream, contextlib.suppress(UnreadableTail):
-        for frame in read_frames(stream):
+        for frame in _records(stream):
             if frame.payload is not None:
                 found.append(frame.payload)
             if len(found) == n:

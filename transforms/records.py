@@ -230,6 +230,12 @@ def _head(key: bytes, kind: int, size: int) -> bytes:
     return b"\x0a" + _varint(len(head) + size) + head
 
 
+def float_list(array: np.ndarray) -> bytes:
+    """A serialized `tf.train.FloatList` of an array's numbers."""
+    data = array.ravel().astype("<f4").tobytes()
+    return b"\x0a" + _varint(len(data)) + data if data else b""
+
+
 def _rows(array: np.ndarray, dtype: Any) -> list[bytes]:
     """The bytes of each of n rows."""
     data, n = np.ascontiguousarray(array, dtype).tobytes(), len(array)
