@@ -19,8 +19,10 @@ class InputError(ValueError):
 
 def first_line(error: Exception) -> str:
     """Gives the first line of an error's message without its full stop, and the next if the first only announces it."""
-    # TensorFlow puts the name of a graph's node in front.
-    lines = [line.strip() for line in re.sub(r"^\{\{.*?\}\}", "", str(error).strip()).splitlines() if line.strip()]
+    # TensorFlow puts the name of a graph's node in front, Keras prints in bold.
+    text = re.sub(r"\x1b\[\d*m|^\{\{.*?\}\}", "", str(error).strip())
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1]).rstrip(". ")
+    announced = lines[0].endswith(":") or lines[0].startswith("Exception encountered when calling")
+    return " ".join(lines[:2] if announced else lines[:1]).rstrip(". ")

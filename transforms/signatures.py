@@ -59,7 +59,7 @@ def inputs_of(model: Any, path: str) -> Inputs:
     it was built with.
 
     Raises:
-        InputError: it tells neither, or takes several arguments.
+        InputError: it tells neither.
     """
     # A functional model's own graph knows its inputs even if `call` does not follow it.
     graph = graph_of(model) or (model if isinstance(model, keras.Function) else None)
@@ -79,11 +79,6 @@ def inputs_of(model: Any, path: str) -> Inputs:
         # Not the model's own method, which may say anything else.
         config = keras.Layer.get_build_config(model) or {}
         if "input_shape" not in config:
-            several = sorted(name.removesuffix("_shape") for name in config.get("shapes_dict") or ())
-            if several:
-                raise InputError(
-                    f"{path}: call() takes several arguments ({', '.join(several)}), expected one: a tensor, a list or a dict."
-                )
             raise InputError(
                 f"{path} is a subclassed model ({type(model).__name__}) that does not tell the shapes of its inputs; set "
                 "self.input_spec = keras.InputSpec(shape=(None, ...), dtype=...) in it, or call it once before saving."

@@ -93,7 +93,7 @@ def find_head(model: Any, layer: str | None, output_name: str | None, include_bi
         path: the checkpoint, for messages.
 
     Raises:
-        InputError: there is no such layer, or several; or the model cannot be run.
+        InputError: there is no such layer, or the model cannot be run.
     """
     inputs = inputs_of(model, path)
     sample = _sample(inputs, path)
@@ -134,8 +134,7 @@ def find_head(model: Any, layer: str | None, output_name: str | None, include_bi
             f"{path}: no Dense layer of {type(model).__name__} is the last one, followed by at most a softmax or sigmoid: "
             f"{'; '.join(reasons)}."
         )
-    if len(fitting) > 1:
-        raise InputError(f"{path}: the output could be that of {', '.join(tap.dense.name for tap, _ in fitting)}; choose one with --layer.")
+    # There is but one: what is put in the place of any other is lost at the last.
     tap, activation = fitting[0]
     dense = tap.dense
     check_dense(dense, include_bias, path)

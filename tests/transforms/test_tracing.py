@@ -351,3 +351,91 @@ def test_what_it_takes_must_be_known(tmp_path: Path) -> None:
     declared = save(build_declared(), tmp_path / "n.keras")
     with pytest.raises(InputError, match="does not tell the shapes"):
         load(ModelSpec((declared,), loss="mse"))
+
+
+@register
+class Free(Base):
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.input_spec = keras.InputSpec(shape=(None, None))
+
+
+@register
+class TwoArguments(Base):
+    def call(self, inputs: Any, others: Any) -> Any:
+        return self.head(self.hidden(inputs + others))
+
+
+@register
+class Miscounted(Base):
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.input_spec = [keras.InputSpec(dtype="float32"), keras.InputSpec(dtype="float32")]
+
+
+@register
+class Bare(keras.Model):
+    """Without a dense layer; takes truth values."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.input_spec = keras.InputSpec(shape=(None, D_IN), dtype="bool")
+        self.scale = self.add_weight(shape=(), name="scale")
+
+    def call(self, inputs: Any) -> Any:
+        return tf.cast(inputs, tf.float32) * self.scale
+
+
+@register
+class Late(Base):
+    """A variable that only a call in inference mode makes, once the file has been read."""
+
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        return self.head(self.late(inputs) if getattr(self, "ready", False) else self.hidden(inputs))
+
+    def load_own_variables(self, store: Any) -> None:
+        super().load_own_variables(store)
+        if not getattr(self, "ready", False):
+            self.ready, self.late = True, L.Dense(8)
+
+
+@register
+class Raising(Base):
+    def call(self, inputs: Any) -> Any:
+        if isinstance(inputs, tf.Tensor) and inputs.shape[0] not in (1, None):
+            raise ValueError("one at a time")
+        return self.head(inputs)
+
+
+def called(kind: type[keras.Model], *inputs: Any) -> keras.Model:
+    model = kind()
+    model(*inputs)
+    return model
+
+
+ROW = np.ones((1, D_IN), np.float32)
+UNKNOWN: dict[str, tuple[Callable[[], keras.Model], str]] = {
+    "free shape": (lambda: called(Free, ROW), r"input_1 has the free shape \(None,\); declare a fixed one in input_spec"),
+    "two arguments": (lambda: called(TwoArguments, ROW, ROW), "cannot be called with .*missing a required argument: 'others'"),
+    "declared otherwise": (lambda: unchecked(Miscounted), "input_spec declares 2 inputs, the model was built with 1"),
+    "no dense layer": (lambda: called(Bare, ROW > 0), "Bare holds no Dense layer"),
+    "late variables": (lambda: called(Late, ROW), "come into being only when the model is called"),
+    "cannot be called": (lambda: called(Raising, ROW), r"cannot be called with random numbers of input_1 \(6,\) float32 \(.*one at a time"),
+}
+
+
+def unchecked(kind: type[keras.Model]) -> keras.Model:
+    model = kind()
+    declared, model.input_spec = model.input_spec, None
+    model(ROW)
+    model.input_spec = declared
+    return model
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_a_model_of_code_must_tell(name: str, tmp_path: Path) -> None:
+    build, message = UNKNOWN[name]
+    path = save(build(), tmp_path / "m.keras")
+    with pytest.raises(InputError, match=message) as caught:
+        load(ModelSpec((path,), loss="mse"))
+    assert path in str(caught.value) and "\n" not in str(caught.value)
