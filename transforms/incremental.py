@@ -79,8 +79,9 @@ def _bucketed(keys: Sequence[bytes], buckets: int) -> Iterator[tuple[int, np.nda
     """The keys by bucket: its number, the places [n] of its keys, and the keys themselves in a row."""
     array = np.frombuffer(b"".join(keys), "<u8").reshape(len(keys), 2)
     numbers = array[:, 0] % np.uint64(buckets)
-    for bucket in np.unique(numbers):
-        (places,) = np.nonzero(numbers == bucket)
+    order = np.argsort(numbers, kind="stable")
+    found, starts = np.unique(numbers[order], return_index=True)
+    for bucket, places in zip(found, np.split(order, starts[1:]), strict=False):  # of no keys, one empty part
         yield int(bucket), places, array[places].tobytes()
 
 

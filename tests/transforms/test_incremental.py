@@ -15,7 +15,7 @@ from tests.transforms.test_features import die_at_file
 from transforms import attempts, counting, files, manifest, tfrecords
 from transforms.examples import InputFile
 from transforms.files import StoredFile
-from transforms.incremental import example_key, match_examples
+from transforms.incremental import _bucketed, example_key, match_examples
 from transforms.manifest import FeatureManifest
 
 Run = Callable[..., Outcome]
@@ -243,6 +243,20 @@ def test_reading_extracting_and_writing_stay_one_stage_and_no_feature_is_grouped
 
 
 # Matching
+
+
+@given(st.lists(st.binary(min_size=16, max_size=16), max_size=40), st.integers(1, 7))
+def test_every_key_is_in_one_bucket_and_equal_keys_in_the_same(keys: list[bytes], buckets: int) -> None:
+    bucket_of: dict[bytes, int] = {}
+    seen = []
+    for bucket, places, joined in _bucketed(keys, buckets):
+        assert 0 <= bucket < buckets
+        assert joined == b"".join(keys[place] for place in places)
+        seen += places.tolist()
+        for place in places:
+            assert bucket_of.setdefault(keys[place], bucket) == bucket
+    assert sorted(seen) == list(range(len(keys)))
+
 
 PLACES = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.integers(0, 3)), max_size=30)
 

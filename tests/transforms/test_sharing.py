@@ -90,7 +90,7 @@ def work(model: Model, batches: list[ExampleBatch], loads: str, pipe: Any) -> No
             log.write(f"{os.getpid()}\n")
         return load(spec)
 
-    checkpoints.load = noted  # type: ignore[assignment]
+    checkpoints.load = noted  # type: ignore[assignment]  # the process ends with this test
     extract = model.extractor()
     while (i := pipe.recv()) is not None:
         pipe.send(extract(batches[i], ExtractionPlan(8)))
