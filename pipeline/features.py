@@ -35,7 +35,7 @@ def _run(argv: Sequence[str]) -> None:
         return
     written = runner.read_back(args.output, FeatureManifest)
     print(report.features(args.output, written))
-    print(report.done(started, sum(written.counts.values()), counts))
+    print(report.done(started, written.counts["examples"] + written.counts["rejected"], counts))
 
 
 def extraction(wanted: Sequence[inputs.PreparedFeatures]) -> list[progress.Stage]:

@@ -89,7 +89,7 @@ def _run(argv: Sequence[str]) -> None:
         print(report.features(one.directory, written[name], f"{name}_features"))
     print(report.influence(args.output, runner.read_back(args.output, Manifest)))
     print(report.skipped(counts))
-    read = sum(sum(written[name].counts.values()) for name, one in wanted.items() if not one.complete)
+    read = sum(written[name].counts[what] for name, one in wanted.items() if not one.complete for what in ("examples", "rejected"))
     print(report.done(started, read, counts, scored=written["test"].examples * written["train"].examples))
 
 

@@ -92,7 +92,7 @@ def prepare_model(args: argparse.Namespace, rates_needed: bool) -> PreparedModel
         InputError: any of them cannot be used.
     """
     paths, keep_order = find_checkpoints(args.checkpoints)
-    spec = ModelSpec(tuple(paths), args.model, args.imports, args.layer, args.loss, args.include_bias, args.output_name)
+    spec = ModelSpec(tuple(paths), args.model, args.imports, args.layer, args.loss, args.include_bias, args.output_name, args.per_token)
     checkpoints.import_modules(args.imports)
     local = features.localize(spec)
     stored = dict(zip(local.checkpoints, paths, strict=True))
@@ -119,6 +119,7 @@ def prepare_model(args: argparse.Namespace, rates_needed: bool) -> PreparedModel
         "loss": loaded.loss.description,
         "include_bias": args.include_bias,
         **({"output": loaded.output} if loaded.output is not None else {}),
+        **({"per_token": True} if args.per_token else {}),
     }
     return PreparedModel(model, loaded, tuple(infos), rates, settings, manifest.fingerprint(settings))
 
@@ -189,6 +190,7 @@ def prepare_features(
         rejected_files=(),
         rejected={},
         feature_dtype=args.feature_dtype,
+        per_token=args.per_token,
     )
     attempt, copied = fingerprint, None
     if base is not None and not complete:
@@ -201,7 +203,7 @@ def prepare_features(
         input_files,
         form,
         prepared.model,
-        ExtractionPlan(args.batch_size or _batch_size(form.inputs), labels == "predicted", args.feature_dtype),
+        ExtractionPlan(args.batch_size or _batch_size(form.inputs, loaded), labels == "predicted", args.feature_dtype),
         args.allow_truncated_files,
         WriteFeatures(directory, draft, args.max_rejected_fraction, overwrite, attempt, args.accelerator),
         copied,
@@ -233,7 +235,7 @@ def _example_format(args: argparse.Namespace, labels: str, loaded: Checkpoints) 
             for key, spec in zip(keys, inputs, strict=True)
         ),
         args.label_key,
-        loaded.loss.label_width,
+        loaded.loss.label_width * (loaded.positions or 1),
         labels == "given",
         args.id_key,
         args.keep_keys,
@@ -241,8 +243,11 @@ def _example_format(args: argparse.Namespace, labels: str, loaded: Checkpoints) 
     )
 
 
-def _batch_size(inputs: Sequence[InputSpec]) -> int:
+def _batch_size(inputs: Sequence[InputSpec], loaded: Checkpoints) -> int:
     size = sum(math.prod(spec.shape) * tf.as_dtype(spec.dtype).size for spec in inputs)
+    if loaded.positions:
+        # Features of all positions are many times the inputs.
+        size = max(size, 4 * loaded.positions * loaded.size * (loaded.outputs + loaded.units))
     return max(1, min(_BATCH_EXAMPLES, _BATCH_BYTES // size))
 
 
@@ -261,7 +266,9 @@ def _look_at_first(input_files: Sequence[InputFile], form: ExampleFormat, loss: 
     if not form.parse_fn:
         _check_keys(found[0], form, flag)
     outcomes = [parse_example(record, file.name, i, file.path, form) for i, record in enumerate(found)]
-    details = [outcome.detail if isinstance(outcome, Reject) else _label_detail(outcome, loss) for outcome in outcomes]
+    # Labels of positions are looked at once it is known which of them are masked.
+    check = form.label_width == loss.label_width
+    details = [outcome.detail if isinstance(outcome, Reject) else _label_detail(outcome, loss) if check else None for outcome in outcomes]
     if details[0] is not None and None not in details:
         raise InputError(f"--{flag}: none of the first {len(found)} records of {file.path} can be used; the first: {details[0]}")
 

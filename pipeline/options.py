@@ -259,6 +259,15 @@ def _add_model(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument("--layer", metavar="NAME", help="the last dense layer, where it is not found by itself")
     group.add_argument("--output_name", metavar="NAME", help="the output to explain, of a model with several")
+    group.add_argument(
+        "--per_token",
+        nargs="?",
+        const=True,
+        default=False,
+        type=_boolean,
+        metavar="true|false",
+        help="of a model whose last dense layer works on positions: make a record of each position that is not masked, id@position",
+    )
     group.add_argument("--loss", metavar="LOSS", help="loss, such as 'SparseCategoricalCrossentropy(from_logits=True)' (the compiled one)")
     _add_rates(group)
     group.add_argument(

@@ -30,9 +30,8 @@ def checkpoints(prepared: PreparedModel) -> str:
 def features(directory: str, manifest: FeatureManifest, name: str = "") -> str:
     """What became of a set of examples."""
     size = sum(file.size for file in manifest.files)
-    lines = [
-        f"{name or 'features'}: {manifest.examples:,} examples, {_bytes(size)} in {_count(len(manifest.files), 'file')} at {directory}"
-    ]
+    held = f"{manifest.counts['examples']:,} examples" + (f" of {manifest.examples:,} positions" if manifest.per_token else "")
+    lines = [f"{name or 'features'}: {held}, {_bytes(size)} in {_count(len(manifest.files), 'file')} at {directory}"]
     if manifest.rejected:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.rejected.items())
         lines.append(f"  {sum(manifest.rejected.values()):,} rejected ({reasons}): see {posixpath.join(directory, 'rejected-*.jsonl')}")

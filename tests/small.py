@@ -84,7 +84,7 @@ def assert_reference(
     """
     names = [spec.name for spec in found.inputs]
     flat = inputs if not isinstance(inputs, dict) else [inputs[name] for name in names]
-    logits, activations = tf.function(lambda *tensors: found.logits_and_activations(0, list(tensors)))(
+    logits, activations, _ = tf.function(lambda *tensors: found.logits_and_activations(0, list(tensors)))(
         *(flat if isinstance(flat, (list, tuple)) else [flat])
     )
     delta = found.loss.loss_grads(logits, labels).numpy()

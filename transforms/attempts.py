@@ -29,6 +29,7 @@ class WrittenPart:
         order: place of the part in the set: index of its input file, index of its first record there.
         features: the file of features, or None where all was set aside.
         rejected: the file of rejects, or None where nothing was.
+        examples: how many examples have records in it.
         reasons: how many rejects, by reason.
         first_reject: one of them, as an example.
     """
@@ -36,6 +37,7 @@ class WrittenPart:
     order: tuple[int, int]
     features: StoredFile | None
     rejected: StoredFile | None
+    examples: int
     reasons: Mapping[str, int]
     first_reject: Reject | None
 
@@ -76,6 +78,7 @@ def _part(content: Mapping) -> WrittenPart:
         (content["order"][0], content["order"][1]),
         written and StoredFile(**written),
         rejected and StoredFile(**rejected),
+        content["examples"],
         content["reasons"],
         first and Reject(**first),
     )

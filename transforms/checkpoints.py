@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,8 @@ class ModelSpec:
     """Whether gradients include those of the layer's bias."""
     output_name: str | None = None
     """The output to explain, of a model with several."""
+    per_token: bool = False
+    """Whether the last dense layer works on positions, each of which is a record of its own."""
 
 
 def import_modules(modules: Sequence[str]) -> None:
@@ -81,7 +84,7 @@ def load(spec: ModelSpec) -> Checkpoints:
         head = _find_head(model, spec, path)
         try:
             own_loss, weight = of_output(*compiled, head.output_names, head.output)
-            loss = resolve(own_loss, spec.loss, head.activation, head.outputs, weight, head.detached)
+            loss = resolve(own_loss, spec.loss, head.activation, head.outputs, weight, head.detached, spec.per_token)
         except InputError as error:
             raise InputError(f"Checkpoint {path}: {error}") from error
         heads.append(head)
@@ -93,6 +96,7 @@ def load(spec: ModelSpec) -> Checkpoints:
             ("last dense layer", base_name(head.layer), base_name(heads[0].layer)),
             ("number of outputs", head.outputs, heads[0].outputs),
             ("number of units before the last dense layer", head.units, heads[0].units),
+            ("positions", head.positions, heads[0].positions),
             ("loss", loss.description, losses[0].description),
         ):
             if found != wanted:
@@ -107,8 +111,13 @@ def load(spec: ModelSpec) -> Checkpoints:
 def _find_head(model: Any, spec: ModelSpec, path: str) -> Head:
     """Finds the last dense layer in the model's graph, or else in what its code does."""
     try:
-        return graphs.find_head(model, spec.layer, spec.output_name, spec.include_bias, path)
+        return graphs.find_head(model, spec.layer, spec.output_name, spec.include_bias, spec.per_token, path)
     except graphs.InCode:
+        if spec.per_token:
+            raise InputError(
+                f"{path}: the end of {type(model).__name__} is in its code; --per_token needs a Sequential or functional model that ends "
+                "in layers."
+            ) from None
         return tracing.find_head(model, spec.layer, spec.output_name, spec.include_bias, path)
 
 
@@ -124,6 +133,8 @@ class Checkpoints:
         size: T, the number of checkpoints.
         inputs: what the model takes, in its order.
         output: name of the output that is explained; None where the model has no other.
+        positions: P, how many positions of an example the layer works on, each with logits and activations of its own; None where it
+            works on one vector per example.
     """
 
     def __init__(self, heads: Sequence[Head], loss: Loss, include_bias: bool) -> None:
@@ -136,8 +147,9 @@ class Checkpoints:
         self.size = len(heads)
         self.inputs = heads[-1].inputs
         self.output = heads[-1].output_names[heads[-1].output] if len(heads[-1].output_names) > 1 else None
+        self.positions = math.prod(heads[-1].positions) if heads[-1].positions else None
 
-    def logits_and_activations(self, t: int, inputs: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    def logits_and_activations(self, t: int, inputs: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
         """Runs checkpoint t in inference mode up to its last dense layer, and that layer in float32.
 
         Args:
@@ -146,7 +158,9 @@ class Checkpoints:
                 names.
 
         Returns:
-            logits `[n, C]` and activations `[n, D]` (the layer's input), both float32. Usable inside a tf.function.
+            logits `[n, C]` and activations `[n, D]` (the layer's input), both float32; of a layer that works on P positions `[n·P, C]` and
+            `[n·P, D]`, and with them Keras's mask `[n·P]`, true where a position counts; None where there is no mask. Usable inside a
+            tf.function.
         """
         head = self._heads[t]
         if isinstance(inputs, Mapping):
@@ -154,8 +168,15 @@ class Checkpoints:
         else:
             tensors = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
         # Batch normalisation uses the checkpoint's own statistics, dropout is off.
-        activations = tf.cast(head.trunk(tensors, training=False), tf.float32)
-        return head.logits(activations), activations
+        hidden = head.trunk(tensors, training=False)
+        # Keras hands masks on as attributes of tensors, which a cast takes away.
+        mask = getattr(hidden, "_keras_mask", None) if head.positions else None
+        activations = tf.reshape(tf.cast(hidden, tf.float32), [-1, self.units])
+        if mask is not None:
+            if mask.shape.rank != 1 + len(head.positions):
+                raise InputError(f"the mask of the last dense layer has the shape {mask.shape}, expected (None, {head.positions})")
+            mask = tf.reshape(mask, [-1])
+        return head.logits(activations), activations, mask
 
 
 def _comparable(inputs: Sequence[InputSpec]) -> list[Any]:

@@ -78,7 +78,7 @@ class _FindFinishedDoFn(beam.DoFn):
             return
         counting.add("example-bytes-read", file.size)
         for part, ids in found:
-            counting.add("examples-reused", len(ids) + sum(part.reasons.values()))
+            counting.add("examples-reused", part.examples + sum(part.reasons.values()))
             yield beam.pvalue.TaggedOutput(PARTS, part)
             if part.features:
                 yield from id_buckets(part.features, [id_hash(example_id) for example_id in ids])
@@ -107,13 +107,22 @@ class Part:
         self.size = 0
         self.hashes: list[int] = []
         self.rejects: list[Reject] = []
+        self.examples = 0
+        self._last: tuple[str, int] | None = None
 
-    def add(self, payload: bytes, offset: int, example_id: bytes) -> None:
-        """Adds the record of an example at this place in its file."""
+    def add(self, payload: bytes, source: str, offset: int, example_id: bytes) -> None:
+        """Adds a record of the example at this place, after all others of the same."""
+        if self._last != (source, offset):
+            self.examples += 1
+            self._last = source, offset
         self.start = offset if self.start is None else self.start
         self.payloads.append(payload)
         self.size += len(payload) + 16
         self.hashes.append(id_hash(example_id))
+
+    def ends_before(self, source: str, offset: int) -> bool:
+        """Whether it is full and what comes next is another example, whose records belong into one file."""
+        return self.is_full and self._last != (source, offset)
 
     @property
     def is_full(self) -> bool:
@@ -134,7 +143,7 @@ class Part:
         if ordered:
             set_aside = files.write(directory, f"rejected-{stem}.jsonl", rejects.to_jsonl(ordered), len(ordered))
         reasons = rejects.count_reasons(self.rejects)
-        return WrittenPart((self.file.index, start), written, set_aside, reasons, ordered[0] if ordered else None)
+        return WrittenPart((self.file.index, start), written, set_aside, self.examples, reasons, ordered[0] if ordered else None)
 
     def id_buckets(self, written: WrittenPart) -> Iterator[beam.pvalue.TaggedOutput]:
         """What is told of its ids once it is written."""
@@ -163,10 +172,10 @@ class _WriteDoFn(beam.DoFn):
         for payload, origin, example_id in zip(
             records.encode(batch.features, batch.origins, self._feature_dtype), batch.origins, batch.features.example_ids, strict=True
         ):
-            part.add(payload, origin.offset, bytes(example_id))
-            if part.is_full:
+            if part.ends_before(origin.source, origin.offset):
                 yield from self._write(part)
                 part = self._open[batch.file.index] = Part(batch.file)
+            part.add(payload, origin.source, origin.offset, bytes(example_id))
         if batch.last or part.is_full:
             del self._open[batch.file.index]
             yield from self._write(part)
@@ -256,7 +265,11 @@ def assemble_manifest(
         files=written,
         rejected_files=set_aside,
         rejected=dict(reasons.most_common()),
-        counts={"examples": sum(file.count for file in written), "rejected": sum(reasons.values())},
+        counts={
+            "examples": sum(part.examples for part in ordered),
+            "rejected": sum(reasons.values()),
+            **({"positions": sum(file.count for file in written)} if draft.per_token else {}),
+        },
     )
     first = next((part.first_reject for part in ordered if part.first_reject), None)
     check_rejected(assembled, directory, max_rejected_fraction, first)
@@ -305,7 +318,8 @@ class WriteFeatures(beam.PTransform):
         committed = assemble_manifest(self.draft, parts, self.max_rejected_fraction, self.directory)
         check_repeats(self.directory, parts, repeats)
         committed = manifest.commit(self.directory, committed, self.overwrite)
-        logging.getLogger(__name__).info("%s: %d examples, %d rejected", self.directory, *committed.counts.values())
+        counts = committed.counts
+        logging.getLogger(__name__).info("%s: %d examples, %d rejected", self.directory, counts["examples"], counts["rejected"])
         return committed
 
     def expand(self, collections: Mapping[str, beam.PCollection]) -> beam.PCollection:

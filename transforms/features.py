@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 from apache_beam.utils.shared import Shared
 
-from transforms import checkpoints, counting, inspection, rejects, staging
+from transforms import checkpoints, counting, inspection, rejects, staging, tokens
 from transforms.checkpoints import Checkpoints, ModelSpec
 from transforms.errors import InputError
 from transforms.examples import ExampleBatch, ExampleFormat, InputFile, ReadExamples
@@ -108,7 +108,7 @@ class FeatureExtractor:
     """Features of batches of examples, by one TensorFlow function over all checkpoints.
 
     Every batch is padded to the plan's batch size, so that the function is traced once. Where the model runs out of memory, batches are
-    halved from there on; no bit of the features depends on their size.
+    halved from there on; features depend on their size at most by rounding, where a kernel (as of recurrent layers) chooses its order by it.
     """
 
     def __init__(self, model: Checkpoints, plan: ExtractionPlan) -> None:
@@ -125,16 +125,18 @@ class FeatureExtractor:
     def _compute(self, inputs: tuple[tf.Tensor, ...], labels: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
         model, loss = self._model, self._model.loss
         outputs = [model.logits_and_activations(t, inputs) for t in range(model.size)]
-        logits = [z for z, _ in outputs]
+        logits = [z for z, _, _ in outputs]
         if self._plan.predicted_labels:
             labels = loss.predicted_labels(logits[-1])
+        labels = tf.reshape(labels, [-1, loss.label_width])
         loss_grads = tf.stack([loss.loss_grads(z, labels) for z in logits], axis=1)
-        activations = tf.stack([h for _, h in outputs], axis=1)
+        activations = tf.stack([h for _, h, _ in outputs], axis=1)
         if model.include_bias:
             activations = tf.concat([activations, tf.ones_like(activations[..., :1])], axis=-1)
         prediction, probability = loss.predict(logits[-1])
         label_probabilities = tf.stack([loss.label_probability(z, labels) for z in logits], axis=1)
-        return loss_grads, activations, prediction, probability, label_probabilities, labels
+        unmasked = tf.stack([tf.ones_like(z[:, 0], tf.bool) if mask is None else mask for z, _, mask in outputs], axis=1)
+        return loss_grads, activations, prediction, probability, label_probabilities, labels, unmasked
 
     def __call__(self, example_ids: Sequence[str], inputs: Sequence[np.ndarray], labels: np.ndarray | None) -> Features:
         """Extracts the features of n examples: `inputs` arrays [n, …], `labels` [n, label_width] or None where predicted.
@@ -142,20 +144,59 @@ class FeatureExtractor:
         Raises:
             InputError: the model runs out of memory even with the smallest batch.
         """
+        arrays = self._run(inputs, labels, len(example_ids))
+        return self._features(example_ids, arrays)
+
+    def positions(
+        self, example_ids: Sequence[str], inputs: Sequence[np.ndarray], labels: np.ndarray | None
+    ) -> tuple[Features, np.ndarray, dict[int, tuple[str, str]]]:
+        """Extracts the features of all positions of n examples that are neither masked nor ignored, of a model that works on P of them.
+
+        Args:
+            example_ids: n ids.
+            inputs: arrays [n, …].
+            labels: [n, P · label_width], or None where predicted.
+
+        Returns:
+            Features of m positions, row by row; the rows [m] of their examples; and, by row, reason and details why an example has none.
+            A loss gradient is that of the example's loss, of which Keras's loss of the position is a part.
+
+        Raises:
+            InputError: the model runs out of memory even with the smallest batch.
+        """
+        loss, n, size = self._model.loss, len(example_ids), self._model.positions or 1
+        ignored = np.zeros(n * size, bool)
+        details: list[str | None] = [None] * (n * size)
+        if labels is not None:
+            flat = labels.reshape(n * size, loss.label_width)
+            if loss.ignored_label is not None:
+                ignored = flat[:, 0] == loss.ignored_label
+            details = loss.invalid_labels(flat)
+            usable = np.array([detail is None for detail in details]) & ~ignored
+            # What stands at masked positions is nobody's concern.
+            labels = np.where(usable[:, None], flat, 0).reshape(labels.shape)
+        *arrays, unmasked = self._run(inputs, labels, n)
+        counted = unmasked & ~ignored[:, None]
+        weights = tokens.weights(counted.reshape(n, size, -1), loss.means_positions).reshape(counted.shape)
+        present = counted.any(axis=1)
+        without: dict[int, tuple[str, str]] = {}
+        for i in np.flatnonzero(~present.reshape(n, size).any(axis=1)).tolist():
+            without[i] = rejects.NO_POSITIONS, "all its positions are masked or ignored by the loss"
+        for row in np.flatnonzero(present).tolist():
+            if details[row] is not None and not ignored[row]:
+                without.setdefault(row // size, (rejects.BAD_LABEL, f"{details[row]} (position {row % size})"))
+        rows = np.array([row for row in np.flatnonzero(present).tolist() if row // size not in without], np.int64)
+        loss_grads, *others = (array[rows] for array in arrays)
+        loss_grads = (loss_grads * weights[rows][..., None]).astype(np.float32)
+        ids = [tokens.record_id(example_ids[row // size], row % size) for row in rows.tolist()]
+        return self._features(ids, [loss_grads, *others]), rows // size, without
+
+    def _features(self, ids: Sequence[str], arrays: Sequence[np.ndarray]) -> Features:
         loss = self._model.loss
-        given = None if self._plan.predicted_labels or labels is None else labels.astype(np.int64 if loss.label_is_integer else np.float32)
-        while True:
-            tried = self._batch_size
-            try:
-                loss_grads, activations, prediction, probability, label_probabilities, used = self._extract(
-                    inputs, given, len(example_ids), tried
-                )
-                break
-            except tf.errors.ResourceExhaustedError as error:
-                self._halve(error, tried)
+        loss_grads, activations, prediction, probability, label_probabilities, labels = arrays[:6]
         return Features.of(
-            example_ids,
-            loss.record_labels(used),
+            ids,
+            loss.record_labels(labels),
             active(prediction) if loss.task == "multilabel" else prediction,
             probability,
             label_probabilities,
@@ -164,6 +205,17 @@ class FeatureExtractor:
             self._plan.feature_dtype,
         )
 
+    def _run(self, inputs: Sequence[np.ndarray], labels: np.ndarray | None, n: int) -> list[np.ndarray]:
+        """What `_compute` gives for n examples, in batches that fit into memory."""
+        integer = self._model.loss.label_is_integer
+        given = None if self._plan.predicted_labels or labels is None else labels.astype(np.int64 if integer else np.float32)
+        while True:
+            tried = self._batch_size
+            try:
+                return self._extract(inputs, given, n, tried)
+            except tf.errors.ResourceExhaustedError as error:
+                self._halve(error, tried)
+
     def _extract(self, inputs: Sequence[np.ndarray], labels: np.ndarray | None, n: int, batch_size: int) -> list[np.ndarray]:
         """What `_compute` gives for n examples, batch after batch."""
         parts = []
@@ -171,7 +223,8 @@ class FeatureExtractor:
             rows = slice(start, start + batch_size)
             padded = tuple(tf.constant(_pad(array[rows], batch_size)) for array in inputs)
             given = None if labels is None else tf.constant(_pad(labels[rows], batch_size))
-            parts.append([tensor.numpy()[: n - start] for tensor in self._function(padded, given)])
+            real = (n - start) * (self._model.positions or 1)
+            parts.append([tensor.numpy()[:real] for tensor in self._function(padded, given)])
         return parts[0] if len(parts) == 1 else [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     def _halve(self, error: tf.errors.ResourceExhaustedError, tried: int) -> None:
@@ -220,13 +273,16 @@ class Extraction:
             if plan not in self._extractors:
                 self._extractors[plan] = FeatureExtractor(self._model, plan)
             extractor = self._extractors[plan]
-        return extract_features(batch, extractor, self._model.loss.invalid_labels)
+        return extract_features(batch, extractor, self._model.loss.invalid_labels, self._model.positions is not None)
 
 
 def extract_features(
-    batch: ExampleBatch, extractor: FeatureExtractor, invalid_labels: Callable[[np.ndarray], list[str | None]]
+    batch: ExampleBatch, extractor: FeatureExtractor, invalid_labels: Callable[[np.ndarray], list[str | None]], per_token: bool = False
 ) -> FeatureBatch:
-    """The features of a batch; examples whose label is not one, or whose features are not finite, are set aside."""
+    """The features of a batch; examples whose label is not one, or whose features are not finite, are set aside.
+
+    With `per_token` an example has a record for each of its positions that counts, or is set aside whole.
+    """
     aside = list(batch.rejects)
     rows = np.arange(len(batch.example_ids))
 
@@ -234,19 +290,26 @@ def extract_features(
         for i, detail in details.items():
             aside.append(Reject(batch.file.path, batch.offsets[i], batch.example_ids[i], reason, detail))
 
-    if batch.labels is not None and len(rows):
+    if batch.labels is not None and len(rows) and not per_token:
         wrong = {i: detail for i, detail in enumerate(invalid_labels(batch.labels)) if detail is not None}
         set_aside(rejects.BAD_LABEL, wrong)
         rows = np.array([i for i in rows if i not in wrong], np.int64)
     features = NO_FEATURES
-    if len(rows):
+    if len(rows) and per_token:
+        features, rows, without = extractor.positions(batch.example_ids, batch.inputs, batch.labels)
+        for i, (reason, detail) in without.items():
+            set_aside(reason, {i: detail})
+    elif len(rows):
         features = extractor(
             [batch.example_ids[i] for i in rows],
             [array[rows] for array in batch.inputs],
             None if batch.labels is None else batch.labels[rows],
         )
+    if len(rows):
         finite = np.isfinite(features.loss_grad_norms).all(1) & np.isfinite(features.activation_norms).all(1)
         if not finite.all():
+            # Of an example all positions or none.
+            finite = ~np.isin(rows, rows[~finite])
             detail = f"the model gave a NaN, an infinity or a number beyond {extractor.feature_dtype} for this example"
             set_aside(rejects.NON_FINITE_FEATURES, dict.fromkeys(rows[~finite].tolist(), detail))
             features, rows = features.take(finite), rows[finite]
@@ -265,7 +328,7 @@ class _ExtractDoFn(beam.DoFn):
         if self._extract is None:
             self._extract = self._model.extractor()
         extracted = self._extract(batch, self._plan)
-        counting.add("examples-extracted", len(extracted.origins))
+        counting.add("examples-extracted", len(batch.example_ids) - (len(extracted.rejects) - len(batch.rejects)))
         counting.add("examples-rejected", len(extracted.rejects))
         yield extracted
 

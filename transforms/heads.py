@@ -19,7 +19,7 @@ class Head:
 
     layer: str
     trunk: Callable[..., Any]
-    """From a list of the inputs, and `training`, to the layer's input `[n, D]`."""
+    """From a list of the inputs, and `training`, to the layer's input `[n, D]`, or `[n, …, D]` where it works on positions."""
     inputs: tuple[InputSpec, ...]
     """What the model takes, in its order."""
     output_names: tuple[str, ...]
@@ -32,6 +32,8 @@ class Head:
     units: int
     activation: str
     detached: bool
+    positions: tuple[int, ...] = ()
+    """Shape of the positions of an example, at each of which the layer is applied; () where it is applied once."""
 
     def logits(self, activations: Any) -> Any:
         """Computes the logits `[n, C]` of activations `[n, D]`, float32 whatever the layer's precision."""
@@ -62,7 +64,7 @@ class InCode(Exception):
     """The end of the model is not in a graph of layers, but in the code of a subclassed model or layer."""
 
 
-def find_head(model: Any, layer: str | None, output_name: str | None, include_bias: bool, path: str) -> Head:
+def find_head(model: Any, layer: str | None, output_name: str | None, include_bias: bool, per_token: bool, path: str) -> Head:
     """Walks back from a model's output to its last dense layer.
 
     Args:
@@ -70,6 +72,7 @@ def find_head(model: Any, layer: str | None, output_name: str | None, include_bi
         layer: what --layer names.
         output_name: what --output_name names.
         include_bias: whether the layer must have a bias.
+        per_token: whether the layer must work on positions, instead of one vector per example.
         path: the checkpoint, for messages.
 
     Raises:
@@ -103,13 +106,19 @@ def find_head(model: Any, layer: str | None, output_name: str | None, include_bi
             frames.append((inner, node))
             tensor = inner.outputs[tensor_index]
             continue
-        own = activation_of(operation)
-        if _is_dense(operation):
+        dense = _dense_of(operation)
+        own = activation_of(dense or operation)
+        if dense is not None:
             break
         if own is None and not _is_any(operation, (*_SAME_TENSOR, *_SAME_VALUES)):
             if isinstance(operation, keras.Layer) and any(map(_is_dense, operation._flatten_layers(include_self=False))):
                 raise InCode
             raise _in_the_way(operation, path, model)
+        if per_token and not getattr(operation, "supports_masking", False):
+            raise InputError(
+                f"{path}: {named(operation)} stands after the last dense layer and takes the mask away, if there is one; with --per_token "
+                "expected layers that hand it on, such as Activation, Softmax or Dropout."
+            )
         if own in ("softmax", "sigmoid"):
             if activation != "linear":
                 raise InputError(
@@ -123,7 +132,6 @@ def find_head(model: Any, layer: str | None, output_name: str | None, include_bi
             anything_after = True
         tensor = node.input_tensors[0]
 
-    dense = operation
     found = named(dense)
     check_dense(dense, include_bias, path)
     if own is not None and own != "linear":
@@ -137,21 +145,27 @@ def find_head(model: Any, layer: str | None, output_name: str | None, include_bi
             f"--layer={layer} is not the last dense layer of {path}, which is {found}; its dense layers are {', '.join(names)}."
         )
     hidden = node.input_tensors[0]
-    if len(hidden.shape) != 2:
+    positions = tuple(hidden.shape[1:-1])
+    if positions and not per_token:
         raise InputError(
             f"{path}: {found} works on each position of a tensor of shape {_shape(hidden)}: its gradient is a sum of outer products over "
-            "the positions, which is not supported; expected one vector per example."
+            "the positions; expected one vector per example, or --per_token, which makes a record of each position."
         )
-    calls = _calls(graph).get(id(dense), 0)
+    if per_token and not positions:
+        raise InputError(f"{path}: {found} works on one vector per example, shape {_shape(hidden)}; leave --per_token out.")
+    if None in positions:
+        raise InputError(f"{path}: {found} works on a free number of positions, shape {_shape(hidden)}; expected a fixed input shape.")
+    calls = _calls(graph).get(id(operation), 0)
     if calls > 1:
         raise InputError(f"{path}: {found} is called {calls} times, so that its gradient is a sum over the calls; expected one call.")
     outputs = int(dense.units)
-    if activation == "softmax" and tuple(activation_shape or ())[1:] != (outputs,):
+    if activation == "softmax" and tuple(activation_shape or ())[1:] != (*positions, outputs):
         raise InputError(f"{path}: the softmax is over groups of outputs, shape {_shape_text(activation_shape)}; expected all {outputs}.")
-    if tuple(output.shape) not in [(None, outputs), *([(None,)] if outputs == 1 else [])]:
+    expected = (None, *positions, outputs)
+    if tuple(output.shape) not in [expected, *([(None,)] if outputs == 1 and not positions else [])]:
         raise InputError(
-            f"{path}: the output of {found} is reshaped to {_shape(output)} per batch, expected (None, {outputs}): a loss would take it "
-            "for something else."
+            f"{path}: the output of {found} is reshaped to {_shape(output)} per batch, expected {_shape_text(expected)}: a loss would take "
+            "it for something else."
         )
     return Head(
         layer=dense.name,
@@ -165,6 +179,7 @@ def find_head(model: Any, layer: str | None, output_name: str | None, include_bi
         units=int(dense.kernel.shape[0]),
         activation=activation,
         detached=detached,
+        positions=positions,
     )
 
 
@@ -191,13 +206,21 @@ def _is_dense(operation: Any) -> bool:
     return type(operation) is keras.layers.Dense
 
 
+def _dense_of(operation: Any) -> Any | None:
+    """Gives the dense layer that an operation is, or applies to each position; None for anything else."""
+    layer = operation.layer if _is_any(operation, ("TimeDistributed",)) else operation
+    return layer if _is_dense(layer) else None
+
+
 def _given(call: Any, graph: Any) -> list[Any]:
     """Gives the tensors that a model was called with, in the order of its own inputs."""
-    first = call.arguments.args[0] if call.arguments.args else None
+    given = call.arguments
+    # Not `call.input_tensors`, in which masks are too.
+    first = given.args[0] if given.args else given.kwargs["inputs"]
     if isinstance(first, Mapping):
         # Keras flattens a dictionary by its keys, whatever the order of the inputs that it matches by name.
         return [first[name] for name in input_names(graph)]
-    return list(call.input_tensors)
+    return list(keras.tree.flatten(first))
 
 
 def _position(tensor: Any, tensors: Sequence[Any]) -> int | None:

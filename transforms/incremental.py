@@ -15,7 +15,7 @@ import apache_beam as beam
 import numpy as np
 import tensorflow as tf
 
-from transforms import counting, files, manifest, records, tfrecords
+from transforms import counting, files, manifest, records, tfrecords, tokens
 from transforms.errors import InputError
 from transforms.examples import ExampleFormat, InputFile, read_examples
 from transforms.feature_files import IDS, PARTS, Part
@@ -31,11 +31,19 @@ _KNOWN = "known"
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """A committed feature set whose records may be copied: its directory, its fingerprint, and how many records it holds."""
+    """A committed feature set whose records may be copied.
+
+    Attributes:
+        directory: where it is.
+        fingerprint: its identity.
+        examples: how many records it holds.
+        per_token: whether a record is a position of an example.
+    """
 
     directory: str
     fingerprint: str
     examples: int
+    per_token: bool = False
 
     @staticmethod
     def of(directory: str, draft: FeatureManifest) -> Base:
@@ -46,7 +54,7 @@ class Base:
         """
         found = manifest.read(directory, FeatureManifest, "base")
         manifest.check_same_extraction(found, draft, directory)
-        return Base(directory, found.fingerprint, found.examples)
+        return Base(directory, found.fingerprint, found.examples, found.per_token)
 
     def files(self) -> tuple[StoredFile, ...]:
         """Its files.
@@ -62,7 +70,10 @@ class Base:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Match:
-    """Records of a file of the base whose examples are in a file of this run, unchanged: rows [n] there, offsets [n] here."""
+    """Records of a file of the base whose examples are in a file of this run, unchanged: rows [n] there, offsets [n] here.
+
+    Positions of one example are several rows, ascending, with one offset.
+    """
 
     stored: StoredFile
     rows: np.ndarray
@@ -109,12 +120,14 @@ class _DigestDoFn(beam.DoFn):
         yield beam.pvalue.TaggedOutput(_KNOWN, (file.index, (file, count)))
 
 
-def index_base(file: StoredFile, directory: str, buckets: int) -> Iterator[tuple[int, tuple[StoredFile, np.ndarray, bytes]]]:
+def index_base(file: StoredFile, base: Base, buckets: int) -> Iterator[tuple[int, tuple[StoredFile, np.ndarray, bytes]]]:
     """Tells of the records of a file of the base: (bucket, (file, rows, keys))."""
-    payloads = tfrecords.split_frames(files.read_verified(directory, file))
+    payloads = tfrecords.split_frames(files.read_verified(base.directory, file))
     text = tf.io.FixedLenFeature([], tf.string)
     parsed = _parsed(payloads, {"example_id": text, "content_digest": text})
-    keys = [example_key(*pair) for pair in zip(parsed["example_id"].tolist(), parsed["content_digest"].tolist(), strict=True)]
+    ids = parsed["example_id"].tolist()
+    examples = map(tokens.example_of, ids) if base.per_token else ids
+    keys = [example_key(*pair) for pair in zip(examples, parsed["content_digest"].tolist(), strict=True)]
     for bucket, rows, joined in _bucketed(keys, buckets):
         yield bucket, (file, rows, joined)
 
@@ -122,23 +135,24 @@ def index_base(file: StoredFile, directory: str, buckets: int) -> Iterator[tuple
 def match_examples(bucket: Iterable[tuple[StoredFile | InputFile, np.ndarray, bytes]]) -> list[Match]:
     """The matches in a bucket. An example that is there twice is matched once; that its id is used twice is found out later."""
     elements = list(bucket)
-    base: dict[bytes, tuple[StoredFile, int]] = {}
+    base: dict[bytes, tuple[StoredFile, list[int]]] = {}
     examples = []
     for owner, places, joined in elements:
         keys = [joined[i : i + _KEY_BYTES] for i in range(0, len(joined), _KEY_BYTES)]
         if isinstance(owner, InputFile):
             examples.append((owner, places, keys))
         else:
-            base.update((key, (owner, row)) for key, row in zip(keys, places.tolist(), strict=True))
+            for key, row in zip(keys, places.tolist(), strict=True):
+                base.setdefault(key, (owner, []))[1].append(row)
     matches = []
     for file, offsets, keys in sorted(examples, key=lambda example: example[0].index):
         found: dict[StoredFile, tuple[list[int], list[int]]] = {}
         for key, offset in zip(keys, offsets.tolist(), strict=True):
             if key in base:
-                stored, row = base.pop(key)
+                stored, its_rows = base.pop(key)
                 rows, places_here = found.setdefault(stored, ([], []))
-                rows.append(row)
-                places_here.append(offset)
+                rows += its_rows
+                places_here += [offset] * len(its_rows)
         matches += [Match(stored, np.array(rows), file, np.array(places)) for stored, (rows, places) in found.items()]
     return matches
 
@@ -156,11 +170,11 @@ class _CopyDoFn(beam.DoFn):
         # All into one file, so that there are no more files than the base has, however much examples have moved.
         part = Part(matches[0].file)
         for match in matches:
-            order = np.argsort(match.offsets)
+            order = np.argsort(match.offsets, kind="stable")
             selected = [payloads[row] for row in match.rows[order]]
             for payload, example_id, offset in moved(selected, match.file.path, match.offsets[order].tolist()):
-                part.add(payload, offset, example_id)
-        counting.add("examples-unchanged", len(part.payloads))
+                part.add(payload, match.file.path, offset, example_id)
+        counting.add("examples-unchanged", part.examples)
         written = part.write(self._directory)
         if written is not None:
             yield written
@@ -190,7 +204,7 @@ def leave(element: tuple[int, Mapping[str, Iterable[Any]]]) -> Iterator[InputFil
     """A file whose examples are not all unchanged, without those that are."""
     _, grouped = element
     ((file, count),) = grouped["files"]
-    known = np.sort(np.concatenate([np.empty(0, np.int64), *grouped[_KNOWN]]))
+    known = np.unique(np.concatenate([np.empty(0, np.int64), *grouped[_KNOWN]]))
     if len(known) < count:
         yield dataclasses.replace(file, known=known)
     else:
@@ -222,7 +236,7 @@ class FindUnchanged(beam.PTransform):
             | "NameBase" >> beam.Create([self.base], reshuffle=False)  # Base
             | "ListBaseFiles" >> beam.FlatMap(Base.files)  # StoredFile
             | "SpreadBaseFiles" >> beam.Reshuffle()  # StoredFile
-            | "IndexBase" >> beam.FlatMap(index_base, self.base.directory, buckets)  # (bucket, (StoredFile, rows, keys))
+            | "IndexBase" >> beam.FlatMap(index_base, self.base, buckets)  # (bucket, (StoredFile, rows, keys))
         )
         matches = (
             (examples["keys"], base)

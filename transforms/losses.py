@@ -57,6 +57,10 @@ class Loss:
     """Numbers in an example's label: 1 for a class index, a 0/1 label or a scalar target, else C."""
     label_is_integer: bool
     """Whether a label is a class index."""
+    ignored_label: int | None
+    """With positions: the class index that makes a position not count; None if there is none."""
+    means_positions: bool
+    """With positions: whether an example's loss is the mean over those that count, or their sum."""
     _rule: str = field(repr=False)
     _kind: str = field(repr=False)
     _smoothing: float = field(repr=False)
@@ -338,6 +342,7 @@ def resolve(
     outputs: int,
     loss_weights: Any | None = None,
     detached: bool = False,
+    per_token: bool = False,
 ) -> Loss:
     """Finds the loss that a model was compiled with, or that --loss names.
 
@@ -351,16 +356,17 @@ def resolve(
         loss_weights: `compile_config["loss_weights"]`: None, a number, or a list or dict with one number.
         detached: something stands between the activation and the loss (a reshape, a cast to float32), so that Keras
             does not find the logits and takes `from_logits=True` at its word even after a softmax.
+        per_token: the model gives logits at several positions; the result is the loss of one position, without the reduction.
 
     Raises:
         InputError: no loss, an unknown one, one for several outputs, or one that does not fit the activation.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}, expected one of {ACTIVATIONS}")
-    arguments = (compiled, override, activation, outputs, loss_weights, detached)
+    arguments = (compiled, override, activation, outputs, loss_weights, detached, per_token)
     keras_loss = _parse(override, outputs) if override else _compiled(compiled, outputs)
     scale = _scale(loss_weights)
-    return _build(keras_loss, activation, outputs, scale, detached, arguments)
+    return _build(keras_loss, activation, outputs, scale, detached, per_token, arguments)
 
 
 def of_output(compiled: Any, loss_weights: Any, names: Sequence[str], output: int) -> tuple[Any, Any]:
@@ -392,12 +398,15 @@ def of_output(compiled: Any, loss_weights: Any, names: Sequence[str], output: in
     return own(compiled, "losses"), own(loss_weights, "loss weights")
 
 
-def _build(keras_loss: Any, activation: str, outputs: int, scale: float, detached: bool, arguments: tuple[Any, ...]) -> Loss:
+def _build(
+    keras_loss: Any, activation: str, outputs: int, scale: float, detached: bool, per_token: bool, arguments: tuple[Any, ...]
+) -> Loss:
     """Chooses task, label form and formula for a Keras loss; see `resolve`."""
     name, config = _name(keras_loss), _config(keras_loss)
     lower = name.lower().replace("_", "")
     exact = _is_builtin(keras_loss)
-    if config.get("ignore_class") is not None:
+    ignored = config.get("ignore_class")
+    if ignored is not None and not per_token:
         raise InputError(
             f"The loss {name} has ignore_class={config['ignore_class']}, which gives examples of that class no gradient and is not "
             "supported; leave those examples out and pass --loss without ignore_class."
@@ -451,13 +460,18 @@ def _build(keras_loss: Any, activation: str, outputs: int, scale: float, detache
     detached = detached and activation != "linear"
     if detached and from_logits:
         kind = "automatic"
+    # "none" is summed by the gradient.
+    means = keras_loss.reduction not in ("sum", "none", None) or isinstance(keras_loss, _Wrapped)
     loss = Loss(
         task=task,
         outputs=outputs,
         activation=activation,
-        description=_describe(name, config, kind, smoothing, activation, scale, detached and from_logits),
+        description=_describe(name, config, kind, smoothing, activation, scale, detached and from_logits)
+        + (_describe_positions(ignored, means) if per_token else ""),
         label_width=1 if sparse else outputs,
         label_is_integer=sparse,
+        ignored_label=ignored,
+        means_positions=means,
         _rule=rule,
         _kind=kind,
         _smoothing=smoothing,
@@ -468,6 +482,8 @@ def _build(keras_loss: Any, activation: str, outputs: int, scale: float, detache
     )
     if kind == "automatic":
         _check_per_example(loss, name)
+        if per_token:
+            _check_per_position(loss, name)
     return loss
 
 
@@ -509,17 +525,47 @@ def _describe(
     return text + after + (" as logits" if detached else "") + (f" times {scale!r}" if scale != 1 else "")
 
 
-def _check_per_example(loss: Loss, name: str) -> None:
-    """Raises InputError unless the loss gives each example of a batch a value that does not depend on the others."""
+def _describe_positions(ignored: int | None, means: bool) -> str:
+    return (f" ignoring {ignored}" if ignored is not None else "") + (", mean" if means else ", sum") + " over positions"
+
+
+def _trial(loss: Loss, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Makes some logits `[n, C]` and usable labels `[n, label_width]`."""
     rng = np.random.default_rng(0)
-    n = 3
     logits = rng.normal(size=(n, loss.outputs)).astype(np.float32)
     hot = np.eye(loss.outputs, dtype=np.float32)[np.arange(n) % loss.outputs]
     labels = (np.arange(n) % loss.outputs)[:, None] if loss.label_is_integer else hot
     if loss._rule in (_UNIT, _SIGN) and loss.outputs == 1:
-        labels = np.array([[0.0], [1.0], [1.0]], np.float32)
+        labels = (np.arange(n) > 0).astype(np.float32)[:, None]
     elif loss._rule == _FINITE:
         labels = rng.normal(size=(n, loss.outputs)).astype(np.float32)
+    return logits, labels
+
+
+def _check_per_position(loss: Loss, name: str) -> None:
+    """Raises InputError unless the loss of a sequence is made of values of its positions that do not depend on the others."""
+    logits, labels = _trial(loss, 4)
+    whole = loss.values(tf.constant(logits), tf.constant(labels)).numpy().reshape(2, 2)
+    raw = labels.reshape(2, 2) if loss.label_is_integer else labels.reshape(2, 2, -1)
+    output = tf.constant(logits.reshape(2, 2, -1))
+    if loss.activation != "linear":
+        output = getattr(keras.activations, loss.activation)(output)
+        output = tf.identity(output) if loss._detached else output
+    try:
+        found = np.asarray(loss._keras_loss.call(tf.constant(raw, tf.float32), output))
+    except Exception as error:
+        raise InputError(f"The loss {name} cannot be computed from positions: {first_line(error)}; pass another --loss.") from error
+    if found.shape != whole.shape or not np.allclose(found, whole, rtol=1e-4, atol=1e-6, equal_nan=True):
+        raise InputError(
+            f"The loss {name} does not give each position of a sequence a value of its own, so that no position has a gradient of its own; "
+            "pass another --loss."
+        )
+
+
+def _check_per_example(loss: Loss, name: str) -> None:
+    """Raises InputError unless the loss gives each example of a batch a value that does not depend on the others."""
+    n = 3
+    logits, labels = _trial(loss, n)
     problem = "its value is not one number per example"
     try:
         raw = labels[:, 0] if loss.label_is_integer else labels

@@ -66,6 +66,7 @@ class FeatureManifest(Manifest):
         rejected_files: lines of JSON for what was set aside.
         rejected: how many were set aside, by reason.
         feature_dtype: what loss gradients and activations are stored as, one of `records.DTYPES`.
+        per_token: whether a record is a position of an example; `counts` tells both numbers then.
     """
 
     model_fingerprint: str
@@ -77,10 +78,11 @@ class FeatureManifest(Manifest):
     rejected_files: tuple[StoredFile, ...]
     rejected: Mapping[str, int]
     feature_dtype: str = "float32"
+    per_token: bool = False
 
     @property
     def examples(self) -> int:
-        """How many records the set holds."""
+        """How many records the set holds: examples, or positions of them."""
         return sum(file.count for file in self.files)
 
     @property

@@ -20,6 +20,7 @@ BAD_LABEL = "bad-label"
 NON_FINITE_INPUT = "non-finite-input"
 NON_FINITE_FEATURES = "non-finite-features"
 PARSE_FN_FAILED = "parse-fn-failed"
+NO_POSITIONS = "no-positions"
 UNREADABLE_TAIL = "unreadable-tail"
 
 

@@ -43,7 +43,7 @@ def test_load_gives_logits_and_activations_of_every_checkpoint(trained: keras.Mo
 def test_factored_gradient_is_the_full_one(trained: keras.Model, x: np.ndarray, y: np.ndarray, tmp_path: Path) -> None:
     """δ ⊗ h and δ against the tape on the model in inference mode, example by example."""
     checkpoints = load(ModelSpec((save(trained, tmp_path / "m.keras"),)))
-    logits, h = checkpoints.logits_and_activations(0, x)
+    logits, h, _ = checkpoints.logits_and_activations(0, x)
     delta = checkpoints.loss.loss_grads(logits, y[:, None]).numpy()
     head = trained.get_layer("head")
     assert np.abs(head.bias.numpy()).min() > 1e-4

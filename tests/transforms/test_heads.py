@@ -149,7 +149,7 @@ def test_mixed_precision_gives_float32(policy: str, tmp_path: Path, x: np.ndarra
         ]
     )
     found = load(ModelSpec((save(model, tmp_path / "m.keras"),), loss="SparseCategoricalCrossentropy(from_logits=True)"))
-    logits, h = found.logits_and_activations(0, x)
+    logits, h, _ = found.logits_and_activations(0, x)
     assert logits.dtype == h.dtype == tf.float32
     hidden = tf.cast(model.get_layer("hidden")(x), tf.float32).numpy()
     np.testing.assert_array_equal(h, hidden)
@@ -165,7 +165,7 @@ def test_from_logits_after_a_softmax_follows_keras(detach: bool, word: str, tmp_
     path = save(model, tmp_path / "m.keras")
     found = load(ModelSpec((path,)))
     assert found.loss.description.endswith(f"after softmax{word}")
-    logits, _ = found.logits_and_activations(0, x[:1])
+    logits, _, _ = found.logits_and_activations(0, x[:1])
     delta = found.loss.loss_grads(logits, y[:1, None])[0]
 
     @tf.function

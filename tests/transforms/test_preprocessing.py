@@ -133,7 +133,7 @@ def test_other_precisions(policy: str, code: bool, tmp_path: Path, x: np.ndarray
     found = load(ModelSpec((path,), loss=SPARSE))
     # The sizes of one rounding in the model's arithmetic.
     step = {"mixed_float16": 2.0**-11, "float16": 2.0**-11, "float64": 2.0**-20}.get(policy, 2.0**-8)
-    logits, h = found.logits_and_activations(0, x)
+    logits, h, _ = found.logits_and_activations(0, x)
     assert logits.dtype == h.dtype == tf.float32
     assert_reference(found, model, head, x, y[:, None], cross_entropy(y), rtol=16 * step, atol=16 * step)
     own = np.asarray(tf.cast(model(x, training=False), tf.float32))
