@@ -203,7 +203,7 @@ def prepare_features(
         input_files,
         form,
         prepared.model,
-        ExtractionPlan(args.batch_size or _batch_size(form.inputs, loaded), labels == "predicted", args.feature_dtype),
+        ExtractionPlan(args.batch_size or _batch_size(form.inputs, _position_bytes(loaded)), labels == "predicted", args.feature_dtype),
         args.allow_truncated_files,
         WriteFeatures(directory, draft, args.max_rejected_fraction, overwrite, attempt, args.accelerator),
         copied,
@@ -243,12 +243,14 @@ def _example_format(args: argparse.Namespace, labels: str, loaded: Checkpoints) 
     )
 
 
-def _batch_size(inputs: Sequence[InputSpec], loaded: Checkpoints) -> int:
+def _batch_size(inputs: Sequence[InputSpec], position_bytes: int = 0) -> int:
     size = sum(math.prod(spec.shape) * tf.as_dtype(spec.dtype).size for spec in inputs)
-    if loaded.positions:
-        # Features of all positions are many times the inputs.
-        size = max(size, 4 * loaded.positions * loaded.size * (loaded.outputs + loaded.units))
-    return max(1, min(_BATCH_EXAMPLES, _BATCH_BYTES // size))
+    return max(1, min(_BATCH_EXAMPLES, _BATCH_BYTES // max(size, position_bytes)))
+
+
+def _position_bytes(loaded: Checkpoints) -> int:
+    """The features of all positions of an example, which are many times its inputs; 0 where there is one vector per example."""
+    return 4 * (loaded.positions or 0) * loaded.size * (loaded.outputs + loaded.units)
 
 
 def _look_at_first(input_files: Sequence[InputFile], form: ExampleFormat, loss: Loss, flag: str) -> None:

@@ -108,7 +108,7 @@ class FeatureExtractor:
     """Features of batches of examples, by one TensorFlow function over all checkpoints.
 
     Every batch is padded to the plan's batch size, so that the function is traced once. Where the model runs out of memory, batches are
-    halved from there on; features depend on their size at most by rounding, where a kernel (as of recurrent layers) chooses its order by it.
+    halved from there on; features depend on their size at most by rounding, as in recurrent layers.
     """
 
     def __init__(self, model: Checkpoints, plan: ExtractionPlan) -> None:
