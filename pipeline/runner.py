@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import (
     DirectOptions,
     GoogleCloudOptions,
@@ -61,6 +62,8 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
             raise InputError(f"unknown flag {unknown[0]}: neither tracin nor Apache Beam has it")
     # The programs are installed packages: nothing of __main__ is needed on workers.
     options.view_as(SetupOptions).save_main_session = False
+    # Else what is looked at before the graph is built would be read with other credentials than these options name.
+    FileSystems.set_options(options)
     return options
 
 

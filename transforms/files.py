@@ -149,23 +149,42 @@ def write(directory: str, name: str, data: bytes, count: int) -> StoredFile:
 
     An object store publishes an object when it is closed. On a local disk the bytes go to a hidden neighbour first, which then takes
     the name in one step.
+
+    Raises:
+        InputError: it cannot be written.
     """
     path = join(directory, name)
-    if is_local(path):
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        hidden = join(os.path.dirname(path) or ".", f".{posixpath.basename(path)}.{uuid.uuid4().hex}")
-        try:
-            with open(hidden, "wb") as stream:
+    try:
+        if is_local(path):
+            _write_local(path, data)
+        else:
+            with FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
                 stream.write(data)
-            os.replace(hidden, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.remove(hidden)
-            raise
-    else:
-        with FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
-            stream.write(data)
+    # Each filesystem has errors of its own.
+    except Exception as error:
+        raise InputError(f"{path} cannot be written: {_reason(error)}") from error
     return StoredFile(name, len(data), crc32c(data), count)
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, and of the answer of a store, whose own error shows nothing but numbers, what it holds."""
+    response = getattr(error, "response", None)
+    if response is None:
+        return str(error)
+    return f"{response.status_code} {response.reason}: {' '.join(response.text.split())[:500]}"
+
+
+def _write_local(path: str, data: bytes) -> None:
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    hidden = join(os.path.dirname(path) or ".", f".{posixpath.basename(path)}.{uuid.uuid4().hex}")
+    try:
+        with open(hidden, "wb") as stream:
+            stream.write(data)
+        os.replace(hidden, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(hidden)
+        raise
 
 
 def exists(path: str) -> bool:
@@ -202,8 +221,8 @@ def check_writable(directory: str) -> None:
     name = f".tracin-writable-{uuid.uuid4().hex}"
     try:
         write(directory, name, b"", 0)
-    except Exception as error:
-        raise InputError(f"--output={directory!r} cannot be written: {error}") from error
+    except InputError as error:
+        raise InputError(f"--output={directory!r} cannot be written: {_reason(error.__cause__ or error)}") from error
     # Some may write to a bucket and not delete from it.
     with contextlib.suppress(BeamIOError, OSError):
         FileSystems.delete([join(directory, name)])

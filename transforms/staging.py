@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 import base64
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import logging
@@ -12,46 +14,135 @@ import posixpath
 import tempfile
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import google_crc32c
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
+from apache_beam.io.gcp import gcsio
+from google.api_core.exceptions import GoogleAPIError, NotFound
+from google.auth.exceptions import GoogleAuthError
+from google.cloud import storage
+from google.cloud.storage import transfer_manager
+from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
 from transforms import counting, files
-from transforms.errors import InputError
+from transforms.errors import InputError, first_line
 
 _WHOLE_FILES = (".keras", ".h5", ".json")
 _CHUNK = 1 << 22
 _ATTEMPTS = 3
+# Pieces of an object, and how many of them are copied at once.
+_PIECE, _CONNECTIONS = 1 << 23, 8
+_STORAGE_ERRORS = (GoogleAPIError, GoogleAuthError, DataCorruption, InvalidResponse)
 
 
 def local_checkpoint(path: str) -> str:
     """A local path of a checkpoint: a `.keras`, `.weights.h5` or `.json` file, or the prefix of a TensorFlow checkpoint's files.
 
-    Local paths are returned as they are. Remote files are copied to a directory whose name tells path, size and time of change, so that a
-    changed file is copied again and an unchanged one is not. Processes of one machine wait for each other's copies. A copy has its file's
-    size and, where the store tells one, its CRC-32C, and is compared with its own SHA-256 before it is used again.
+    Local paths are returned as they are. Remote files are copied to a directory whose name tells path, size and time of change (on Google
+    Cloud Storage the generation), so that a changed file is copied again and an unchanged one is not. Processes of one machine wait for
+    each other's copies. A copy has its file's size and, where the store tells one, its CRC-32C, and is compared with its own SHA-256 before
+    it is used again.
 
     Raises:
         InputError: the file cannot be read, or does not arrive as it is stored.
     """
     if files.is_local(path):
         return path
-    patterns = [path] if path.endswith(_WHOLE_FILES) else [f"{path}.index", f"{path}.data-*"]
+    find = _find_objects if path.startswith("gs://") else _find_files
     try:
-        found = [m for match in FileSystems.match(patterns) for m in match.metadata_list]
+        found = find(path)
         if not found:
             raise InputError(f"{path}: no such file")
-        identity = repr([(m.path, m.size_in_bytes, m.last_updated_in_seconds) for m in found])
+        identity = repr([(file.path, file.size, file.version) for file in found])
         key = hashlib.sha256(identity.encode()).hexdigest()[:16]
         directory = os.path.join(private_directory(), key)
         os.makedirs(directory, exist_ok=True)
         with _locked(os.path.join(directory, "lock")):
-            for m in found:
-                _copy(m.path, os.path.join(directory, posixpath.basename(m.path)), m.size_in_bytes)
+            for file in found:
+                _copy(file, os.path.join(directory, posixpath.basename(file.path)))
     except (BeamIOError, OSError) as error:
-        raise InputError(f"{path} cannot be copied to this machine: {error}") from error
+        raise InputError(f"{path} cannot be copied to this machine: {first_line(error)}") from error
     return os.path.join(directory, posixpath.basename(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoteFile(abc.ABC):
+    """A file to copy: its URL, its size in bytes, and what differs once its content does."""
+
+    path: str
+    size: int
+    version: Any
+
+    @abc.abstractmethod
+    def download(self, target: str) -> None:
+        """Copies it to a local path.
+
+        Raises:
+            OSError, BeamIOError: it could not be read, or what arrived is not what is stored.
+        """
+
+
+class _File(RemoteFile):
+    """A file on any filesystem that Beam reads."""
+
+    def download(self, target: str) -> None:
+        """Reads it from its beginning to its end."""
+        crc = google_crc32c.Checksum()
+        arrived = 0
+        with files.open_raw(self.path) as reader, open(target, "wb") as writer:
+            while chunk := reader.read(_CHUNK):
+                writer.write(chunk)
+                arrived += len(chunk)
+                crc.update(chunk)
+        if arrived != self.size:
+            raise OSError(f"it has {self.size} bytes, {arrived} arrived")
+        if _stored_crc32c(self.path) not in (None, crc.digest()):
+            raise OSError("its CRC-32C is not that of what arrived")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Object(RemoteFile):
+    """An object on Google Cloud Storage."""
+
+    blob: storage.Blob
+
+    def download(self, target: str) -> None:
+        """Reads several pieces at once."""
+        try:
+            # It compares the CRC-32C of all pieces together, and asks for this generation alone.
+            transfer_manager.download_chunks_concurrently(
+                self.blob, target, chunk_size=_PIECE, worker_type=transfer_manager.THREAD, max_workers=_CONNECTIONS
+            )
+        except _STORAGE_ERRORS as error:
+            raise OSError(first_line(error)) from error
+        if os.path.getsize(target) != self.size:
+            raise OSError(f"it has {self.size} bytes, {os.path.getsize(target)} arrived")
+
+
+def _find_files(path: str) -> list[RemoteFile]:
+    """A checkpoint's files on any filesystem of Beam."""
+    patterns = [path] if path.endswith(_WHOLE_FILES) else [f"{path}.index", f"{path}.data-*"]
+    matched = [m for match in FileSystems.match(patterns) for m in match.metadata_list]
+    return [_File(m.path, m.size_in_bytes, m.last_updated_in_seconds) for m in matched]
+
+
+def _find_objects(path: str) -> list[RemoteFile]:
+    """A checkpoint's objects on Google Cloud Storage."""
+    # With the credentials that Beam's options name, as all other access to the store.
+    filesystem: Any = FileSystems.get_filesystem(path)
+    client = gcsio.GcsIO(pipeline_options=filesystem._pipeline_options).client
+    bucket, name = gcsio.parse_gcs_path(path)
+    prefixes = [name] if path.endswith(_WHOLE_FILES) else [f"{name}.index", f"{name}.data-"]
+    try:
+        blobs = [blob for prefix in prefixes for blob in client.list_blobs(bucket, prefix=prefix)]
+    except NotFound:
+        raise InputError(f"{path}: no such bucket") from None
+    except _STORAGE_ERRORS as error:
+        raise OSError(first_line(error)) from error
+    found = [blob for blob in blobs if blob.name == prefixes[0] or blob.name.startswith(f"{name}.data-")]
+    return [_Object(f"gs://{bucket}/{blob.name}", blob.size, blob.generation, blob) for blob in found]
 
 
 def private_directory() -> str:
@@ -69,57 +160,54 @@ def _locked(path: str) -> Iterator[None]:
         yield
 
 
-def _copy(source: str, target: str, size: int) -> None:
+def _copy(file: RemoteFile, target: str) -> None:
     """Copies a file, unless there is a copy that is still what it was."""
     if _is_whole(target):
         return
     for left in reversed(range(_ATTEMPTS)):
         try:
-            _download(source, target, size)
+            _download(file, target)
             return
         except (BeamIOError, OSError) as error:
             if not left:
                 raise
-            logging.getLogger(__name__).warning("%s did not arrive (%s): copying it again", source, error)
+            logging.getLogger(__name__).warning("%s did not arrive (%s): copying it again", file.path, error)
 
 
 def _is_whole(target: str) -> bool:
     try:
-        with open(target, "rb") as copy, open(_digest_path(target)) as written:
-            digest = hashlib.sha256()
-            while chunk := copy.read(_CHUNK):
-                digest.update(chunk)
-            return digest.hexdigest() == written.read()
+        with open(_digest_path(target)) as written:
+            return _digest(target) == written.read()
     except FileNotFoundError:
         return False
+
+
+def _digest(path: str) -> str:
+    """The SHA-256 of a local file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as copy:
+        while chunk := copy.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _digest_path(target: str) -> str:
     return f"{target}.sha256"
 
 
-def _download(source: str, target: str, size: int) -> None:
+def _download(file: RemoteFile, target: str) -> None:
     """Copies a file once.
 
     Raises:
         OSError, BeamIOError: it could not be read, or what arrived is not what is stored.
     """
     counting.add("checkpoint-files-copied")
-    arrived, crc, digest = 0, google_crc32c.Checksum(), hashlib.sha256()
     # Under another name first: no name that is looked for ever holds half a file.
     partial = f"{target}.{uuid.uuid4().hex}"
     try:
-        with files.open_raw(source) as reader, open(partial, "wb") as writer:
-            while chunk := reader.read(_CHUNK):
-                writer.write(chunk)
-                arrived += len(chunk)
-                crc.update(chunk)
-                digest.update(chunk)
-        stored = _stored_crc32c(source)
-        if arrived != size or stored not in (None, crc.digest()):
-            raise OSError(f"it has {size} bytes, {arrived} arrived" if arrived != size else "its CRC-32C is not that of what arrived")
+        file.download(partial)
         with open(_digest_path(target), "w") as written:
-            written.write(digest.hexdigest())
+            written.write(_digest(partial))
         os.replace(partial, target)
     finally:
         with contextlib.suppress(FileNotFoundError):
