@@ -11,10 +11,10 @@ COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --generate-ha
 	--no-emit-index-url --custom-compile-command "make lock" $(UPGRADE)
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test integration lint types format lock clean
+.PHONY: help venv demo test test-engines integration lint types format lock clean
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## Install the pinned dependencies and this project into .venv.
 
@@ -31,10 +31,20 @@ demo: $(STAMP)  ## Run the whole story on real digits; the report is in demo-out
 	$(BIN)/tracin demo --output=demo-output --overwrite
 
 test: $(STAMP)  ## Run the tests.
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration" --ignore=tests/engines
+
+# Needs Go, which fetches the module of the same version as the installed package.
+PRISM := $(CURDIR)/.engines/prism
+$(PRISM): $(STAMP)
+	version=$$($(BIN)/python -c 'import importlib.metadata as m; print(m.version("apache-beam"))') && \
+		GOBIN=$(dir $(PRISM)) go install github.com/apache/beam/sdks/v2/go/cmd/prism@v$$version
+	@touch $@
+
+test-engines: $(STAMP) $(PRISM)  ## Run the tests on other runners than the in-process one; needs Go.
+	PRISM=$(PRISM) $(BIN)/python -m pytest tests/engines
 
 integration: $(STAMP)  ## Run the tests on Fashion-MNIST, one after another.
-	$(BIN)/python -m pytest -rs -m integration
+	$(BIN)/python -m pytest -rs -m integration --ignore=tests/engines
 
 lint: $(STAMP)  ## Check style, format and the layers.
 	$(BIN)/ruff check .
@@ -56,5 +66,5 @@ lock:  ## Write the locks again from pyproject.toml.
 	$(COMPILE) --constraint requirements-dev.lock --output-file requirements.lock
 
 clean:  ## Remove .venv, caches, builds and the demo's output.
-	rm -rf $(VENV) build dist *.egg-info demo-output .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .engines build dist *.egg-info demo-output .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find pipeline transforms tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -88,9 +88,10 @@ def _run(argv: Sequence[str]) -> None:
     for name, one in wanted.items():
         print(report.features(one.directory, written[name], f"{name}_features"))
     print(report.influence(args.output, runner.read_back(args.output, Manifest)))
-    print(report.skipped(counts))
+    pairs = written["test"].examples * written["train"].examples
+    print(report.skipped(counts, pairs))
     read = sum(written[name].counts[what] for name, one in wanted.items() if not one.complete for what in ("examples", "rejected"))
-    print(report.done(started, read, counts, scored=written["test"].examples * written["train"].examples))
+    print(report.done(started, read, counts, scored=pairs))
 
 
 if __name__ == "__main__":

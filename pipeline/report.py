@@ -44,11 +44,12 @@ def influence(directory: str, manifest: Manifest) -> str:
     return f"influence: {_count(manifest.counts['rows'], 'row')} as JSON lines and as Parquet, {_bytes(size)} at {directory}"
 
 
-def skipped(counts: Mapping[str, int]) -> str:
-    """Why scoring was fast or slow: what became of the pairs, out of a run's counters."""
-    pairs = sum(counts.get(f"pairs-{name}", 0) for name in ("zero", "blocks", "loss_gradients", "products"))
-    if not pairs:
-        return "what became of the pairs is not known on this runner"
+def skipped(counts: Mapping[str, int], pairs: int) -> str:
+    """Why scoring was fast or slow: what became of all pairs, out of a run's counters."""
+    known = sum(counts.get(f"pairs-{name}", 0) for name in ("zero", "blocks", "loss_gradients", "products"))
+    if known != pairs:
+        # Not every runner tells all of its counters.
+        return f"{pairs:,} pairs; what became of them is not known on this runner, which tells of {known:,}"
     told = [
         f"{_percent(counts.get(f'pairs-{name}', 0), pairs)} {words}"
         for name, words in (

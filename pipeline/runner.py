@@ -88,6 +88,8 @@ def run_graph(
         # It logs a worker's exception, with the whole graph's trace, before it raises the same.
         for name in ("apache_beam.runners.common", "apache_beam.runners.worker", "apache_beam.runners.portability"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+    # It warns that it starts and ends another runner's program.
+    logging.getLogger("apache_beam.utils.subprocess_server").setLevel(logging.ERROR)
     pipeline = beam.Pipeline(options=options)
     build(pipeline)
     counting.reset()

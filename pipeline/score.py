@@ -57,7 +57,7 @@ def _run(argv: Sequence[str]) -> None:
         print("the graph is built; nothing has run")
         return
     print(report.influence(args.output, runner.read_back(args.output, Manifest)))
-    print(report.skipped(counts))
+    print(report.skipped(counts, test.examples * train.examples))
     print(report.done(started, scored=test.examples * train.examples))
 
 

@@ -14,11 +14,13 @@ def test_what_became_of_the_pairs_is_told_in_shares():
         "pairs-scored-exactly": 4_321,
         "bytes-shuffled": 12_345,
     }
-    assert report.skipped(counts) == (
+    assert report.skipped(counts, 1_000_000) == (
         "1,000,000 pairs: 70.0 % skipped in blocks, 30.0 % sieved by loss gradients, under 0.1 % multiplied whole; "
         "4,321 scored exactly; 12.3 KB left the tiles"
     )
 
 
 def test_a_runner_without_counters_is_told_of():
-    assert "not known" in report.skipped({})
+    told = "1,000 pairs; what became of them is not known on this runner, which tells of "
+    assert report.skipped({}, 1000) == told + "0"
+    assert report.skipped({"pairs-blocks": 400}, 1000) == told + "400"
