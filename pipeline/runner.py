@@ -44,7 +44,7 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
     """Beam's options from the flags that are not ours; the in-process runner unless another is named.
 
     Raises:
-        InputError: Beam does not know a flag, and the runner is not one that takes flags of its own.
+        InputError: Beam does not know a flag, and the runner is not one that takes flags of its own; or Dataflow lacks one.
     """
     options = PipelineOptions(list(flags))
     standard = options.view_as(StandardOptions)
@@ -60,11 +60,46 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
         _, unknown = known.parse_known_args(list(flags))
         if unknown:
             raise InputError(f"unknown flag {unknown[0]}: neither tracin nor Apache Beam has it")
+    if standard.runner == "DataflowRunner":
+        check_dataflow(options)
     # The programs are installed packages: nothing of __main__ is needed on workers.
     options.view_as(SetupOptions).save_main_session = False
     # Else what is looked at before the graph is built would be read with other credentials than these options name.
     FileSystems.set_options(options)
     return options
+
+
+def check_dataflow(options: PipelineOptions) -> None:
+    """Makes sure that Dataflow is told where to run, and may be by what it is told.
+
+    Beam finds that out once the graph is built, and looks for credentials and buckets before it does.
+
+    Raises:
+        InputError: project, region or temporary location is missing or cannot be one, or the job's name cannot.
+    """
+    cloud = options.view_as(GoogleCloudOptions)
+    missing = [f"--{name}" for name in ("project", "region", "temp_location") if not getattr(cloud, name)]
+    if missing:
+        raise InputError(
+            f"--runner=DataflowRunner also needs {', '.join(missing)}: the project, the region, and a gs:// directory for temporary files"
+        )
+    for name, pattern, expected in (
+        ("project", _PROJECT, "an id such as my-project-1"),
+        ("region", _REGION, "one such as europe-west1"),
+        ("temp_location", _GCS, "gs://BUCKET/DIRECTORY, a bucket's name having 3 to 63 small letters, digits, '-', '_' and '.'"),
+        ("staging_location", _GCS, "gs://BUCKET/DIRECTORY"),
+        ("job_name", _JOB, "small letters, digits and '-', from a letter on, at most 1024"),
+    ):
+        value = getattr(cloud, name)
+        if value and not re.fullmatch(pattern, value):
+            raise InputError(f"--{name}={value!r} cannot be one: expected {expected}")
+
+
+# As Google Cloud documents them; a project's id may have a domain in front.
+_PROJECT = r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]"
+_REGION = r"[a-z]+(-[a-z]+)+[0-9]+"
+_GCS = r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/[^\n\r]*)?"
+_JOB = r"[a-z]([a-z0-9-]{0,1022}[a-z0-9])?"
 
 
 def processes_per_machine(options: PipelineOptions) -> int | None:

@@ -17,8 +17,14 @@ from typing import IO
 import google_crc32c
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
+from google.api_core.exceptions import GoogleAPIError
+from google.auth.exceptions import GoogleAuthError
+from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
 from transforms.errors import InputError
+
+# What Google Cloud Storage's library raises beside OSError, and Beam hands on.
+GOOGLE_ERRORS = (GoogleAPIError, GoogleAuthError, DataCorruption, InvalidResponse)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +166,7 @@ def write(directory: str, name: str, data: bytes, count: int) -> StoredFile:
         else:
             with FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
                 stream.write(data)
-    # Each filesystem has errors of its own.
-    except Exception as error:
+    except (OSError, BeamIOError, *GOOGLE_ERRORS) as error:
         raise InputError(f"{path} cannot be written: {_reason(error)}") from error
     return StoredFile(name, len(data), crc32c(data), count)
 

@@ -20,11 +20,9 @@ import google_crc32c
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.io.gcp import gcsio
-from google.api_core.exceptions import GoogleAPIError, NotFound
-from google.auth.exceptions import GoogleAuthError
+from google.api_core.exceptions import NotFound
 from google.cloud import storage
 from google.cloud.storage import transfer_manager
-from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
 from transforms import counting, files
 from transforms.errors import InputError, first_line
@@ -34,7 +32,6 @@ _CHUNK = 1 << 22
 _ATTEMPTS = 3
 # Pieces of an object, and how many of them are copied at once.
 _PIECE, _CONNECTIONS = 1 << 23, 8
-_STORAGE_ERRORS = (GoogleAPIError, GoogleAuthError, DataCorruption, InvalidResponse)
 
 
 def local_checkpoint(path: str) -> str:
@@ -115,7 +112,7 @@ class _Object(RemoteFile):
             transfer_manager.download_chunks_concurrently(
                 self.blob, target, chunk_size=_PIECE, worker_type=transfer_manager.THREAD, max_workers=_CONNECTIONS
             )
-        except _STORAGE_ERRORS as error:
+        except files.GOOGLE_ERRORS as error:
             raise OSError(first_line(error)) from error
         if os.path.getsize(target) != self.size:
             raise OSError(f"it has {self.size} bytes, {os.path.getsize(target)} arrived")
@@ -139,7 +136,7 @@ def _find_objects(path: str) -> list[RemoteFile]:
         blobs = [blob for prefix in prefixes for blob in client.list_blobs(bucket, prefix=prefix)]
     except NotFound:
         raise InputError(f"{path}: no such bucket") from None
-    except _STORAGE_ERRORS as error:
+    except files.GOOGLE_ERRORS as error:
         raise OSError(first_line(error)) from error
     found = [blob for blob in blobs if blob.name == prefixes[0] or blob.name.startswith(f"{name}.data-")]
     return [_Object(f"gs://{bucket}/{blob.name}", blob.size, blob.generation, blob) for blob in found]
