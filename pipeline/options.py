@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, TypeVar
 
+from pipeline import dataflow
+
 _N = TypeVar("_N", int, float)
 
 COMMANDS = {
@@ -320,7 +322,7 @@ def _add_scoring(group: argparse._ActionsContainer) -> None:
 def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parses a command's own flags; returns them and what is left, which are Beam's.
 
-    A left-over that looks like one of our flags misspelt ends the program with status 2.
+    A left-over that looks like one of our flags misspelt, or that cannot be a Dataflow job's, ends the program with status 2.
     """
     own = parser(command)
     args, left = own.parse_known_args(argv)
@@ -335,6 +337,9 @@ def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[s
             own.error(f"unknown flag {flag}; did you mean {close[0]}?")
     if command == "plan":
         _check_planned(own, args)
+    wrong = dataflow.mistake(left)
+    if wrong:
+        own.error(wrong)
     return args, left
 
 

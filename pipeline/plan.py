@@ -12,7 +12,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pipeline import options, report, runner
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, TestOptions
+
+from pipeline import dataflow, options, report, runner
 from transforms import manifest, tiles
 from transforms.errors import InputError
 from transforms.manifest import BYTES_PER_FILE, RECORDS_PER_FILE, FeatureManifest
@@ -26,8 +29,28 @@ def run(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     args, flags = options.parse("plan", argv)
-    told = plan(args, runner.processes_per_machine(runner.beam_options(flags)))
+    beam_options = runner.beam_options(flags)
+    told = plan(args, runner.processes_per_machine(beam_options))
     print(json.dumps(dataclasses.asdict(told)) if args.json else report.plan(told))
+    if beam_options.view_as(StandardOptions).runner == dataflow.RUNNER and not args.json:
+        beam_options.view_as(TestOptions).dry_run = True
+        print()
+        runner.run_graph(lambda pipeline: scoring_graph(pipeline, args, beam_options), beam_options, [])
+
+
+def scoring_graph(pipeline: beam.Pipeline, args: argparse.Namespace, beam_options: PipelineOptions) -> None:
+    """The graph of the planned `tracin score`, as far as its shape goes: what it carries of sets that are not there yet is empty."""
+    from pipeline.score import influence_draft, read_set, scoring_plan, write_influence
+
+    sets = [
+        pipeline
+        | f"Name{name}Set" >> beam.Create([directory or ""])  # directory
+        | f"Read{name}Manifest" >> beam.Map(read_set, f"{name.lower()}_features")  # FeatureSet
+        for name, directory in (("Test", args.test_features), ("Train", args.train_features))
+    ]
+    train = FeatureManifest("features", "", {}, (), {}, "", "class", args.outputs or 1, args.units or 1, (), (), (), {})
+    draft = influence_draft(args, (), "", "")
+    write_influence((sets[0], sets[1]), args.output or "output", scoring_plan(args, beam_options), draft, train, overwrite=False)
 
 
 @dataclasses.dataclass(frozen=True)

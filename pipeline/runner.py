@@ -25,7 +25,7 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.runners.runner import create_runner
 
-from pipeline import progress
+from pipeline import dataflow, progress
 from transforms import counting, manifest
 from transforms.errors import InputError
 from transforms.manifest import Manifest
@@ -44,7 +44,7 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
     """Beam's options from the flags that are not ours; the in-process runner unless another is named.
 
     Raises:
-        InputError: Beam does not know a flag, and the runner is not one that takes flags of its own; or Dataflow lacks one.
+        InputError: Beam does not know a flag, and the runner is not one that takes flags of its own.
     """
     options = PipelineOptions(list(flags))
     standard = options.view_as(StandardOptions)
@@ -60,46 +60,11 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
         _, unknown = known.parse_known_args(list(flags))
         if unknown:
             raise InputError(f"unknown flag {unknown[0]}: neither tracin nor Apache Beam has it")
-    if standard.runner == "DataflowRunner":
-        check_dataflow(options)
     # The programs are installed packages: nothing of __main__ is needed on workers.
     options.view_as(SetupOptions).save_main_session = False
     # Else what is looked at before the graph is built would be read with other credentials than these options name.
     FileSystems.set_options(options)
     return options
-
-
-def check_dataflow(options: PipelineOptions) -> None:
-    """Makes sure that Dataflow is told where to run, and may be by what it is told.
-
-    Beam finds that out once the graph is built, and looks for credentials and buckets before it does.
-
-    Raises:
-        InputError: project, region or temporary location is missing or cannot be one, or the job's name cannot.
-    """
-    cloud = options.view_as(GoogleCloudOptions)
-    missing = [f"--{name}" for name in ("project", "region", "temp_location") if not getattr(cloud, name)]
-    if missing:
-        raise InputError(
-            f"--runner=DataflowRunner also needs {', '.join(missing)}: the project, the region, and a gs:// directory for temporary files"
-        )
-    for name, pattern, expected in (
-        ("project", _PROJECT, "an id such as my-project-1"),
-        ("region", _REGION, "one such as europe-west1"),
-        ("temp_location", _GCS, "gs://BUCKET/DIRECTORY, a bucket's name having 3 to 63 small letters, digits, '-', '_' and '.'"),
-        ("staging_location", _GCS, "gs://BUCKET/DIRECTORY"),
-        ("job_name", _JOB, "small letters, digits and '-', from a letter on, at most 1024"),
-    ):
-        value = getattr(cloud, name)
-        if value and not re.fullmatch(pattern, value):
-            raise InputError(f"--{name}={value!r} cannot be one: expected {expected}")
-
-
-# As Google Cloud documents them; a project's id may have a domain in front.
-_PROJECT = r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]"
-_REGION = r"[a-z]+(-[a-z]+)+[0-9]+"
-_GCS = r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/[^\n\r]*)?"
-_JOB = r"[a-z]([a-z0-9-]{0,1022}[a-z0-9])?"
 
 
 def processes_per_machine(options: PipelineOptions) -> int | None:
@@ -132,13 +97,19 @@ def run_graph(
     try:
         with progress.shown(stages, watch):
             result = pipeline.run()
-            if options.view_as(GoogleCloudOptions).template_location or options.view_as(TestOptions).dry_run:
+            if options.view_as(GoogleCloudOptions).template_location:
+                return None
+            if options.view_as(TestOptions).dry_run:
+                if hasattr(result, "job"):
+                    print(dataflow.describe(result.job, options.get_all_options()))
                 return None
             if not local:
                 watch.follow(result)
             state = str(result.wait_until_finish())  # a state's name
     except Exception as error:
         told = _told(error)
+        if told is None and type(error).__name__ == "DataflowRuntimeException":
+            told = f"{' '.join(str(error).split())}: see the job's logs"
         if told is None:
             raise
         raise RunFailed(told) from error

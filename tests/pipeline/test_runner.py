@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
-
 from pipeline import runner
-from tests.conftest import Outcome
 from transforms.errors import InputError
 from transforms.manifest import Manifest
 
@@ -50,40 +45,3 @@ def test_a_stopped_run_says_so(capsys):
 
     assert runner.exit_with("score", stopped) == 130
     assert capsys.readouterr().err == "tracin score: stopped\n"
-
-
-DATAFLOW = {"runner": "DataflowRunner", "project": "my-project-1", "region": "europe-west1", "temp_location": "gs://bucket/tmp"}
-
-
-def dataflow(**flags: str | None) -> list[str]:
-    return [f"--{name}={value}" for name, value in {**DATAFLOW, **flags}.items() if value is not None]
-
-
-@pytest.mark.parametrize(
-    ("flags", "told"),
-    [
-        ({"project": None}, "also needs --project: "),
-        ({"region": None, "temp_location": None}, "also needs --region, --temp_location: "),
-        ({"temp_location": "gs://Bad_Bucket!/x"}, "--temp_location='gs://Bad_Bucket!/x' cannot be one: expected gs://BUCKET/DIRECTORY"),
-        ({"temp_location": "/tmp/x"}, "--temp_location='/tmp/x' cannot be one"),
-        ({"staging_location": "gs://b/x"}, "--staging_location='gs://b/x' cannot be one"),
-        ({"project": "My Project"}, "--project='My Project' cannot be one: expected an id"),
-        ({"region": "europe-west1-b"}, "--region='europe-west1-b' cannot be one"),
-        ({"job_name": "Nightly_1"}, "--job_name='Nightly_1' cannot be one"),
-    ],
-)
-def test_what_dataflow_lacks_is_told_before_anything_is_loaded(
-    flags: dict[str, str | None], told: str, tracin: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.inputs.prepare_model", lambda *_: pytest.fail("the checkpoints were looked for"))
-    outcome = tracin("features", "--examples=a*", "--checkpoints=b*", "--output=gs://bucket/out", *dataflow(**flags))
-    assert outcome.status == 2
-    assert told in outcome.err and len(outcome.err.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    "flags", [{}, {"project": "example.com:my-project-1"}, {"temp_location": "gs://my.bucket_1"}, {"job_name": "nightly-1"}]
-)
-def test_what_dataflow_can_take_is_taken(flags: dict[str, str]) -> None:
-    options = runner.beam_options(dataflow(**flags))
-    assert options.get_all_options()["region"] == "europe-west1"
