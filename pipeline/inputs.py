@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
-from apache_beam.io.filesystem import BeamIOError
 
 from transforms import checkpoints, features, files, inspection, manifest
 from transforms.checkpoints import Checkpoints, ModelSpec
@@ -66,8 +65,8 @@ def find_checkpoints(patterns: str) -> tuple[list[str], bool]:
     for pattern in wanted:
         try:
             matched = [m.path for glob in (pattern, pattern + ".index") for m in files.match(glob)]
-        except (BeamIOError, ValueError) as error:
-            raise InputError(f"--checkpoints={pattern!r} cannot be read: {error}") from error
+        except (*files.STORE_ERRORS, ValueError) as error:
+            raise InputError(f"--checkpoints={pattern!r} cannot be read: {files.told(error)}") from error
         paths = inspection.group_paths(matched)
         if not paths:
             raise InputError(

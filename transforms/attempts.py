@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 
 import orjson
 import tensorflow as tf
-from apache_beam.io.filesystem import BeamIOError
 
 from transforms import files, tfrecords
 from transforms.errors import InputError
@@ -63,7 +62,7 @@ def finished(directory: str, fingerprint: str, file: InputFile) -> list[tuple[Wr
             if part.rejected:
                 files.read_verified(directory, part.rejected)
         return [(part, _ids(directory, part.features)) for part in parts]
-    except (InputError, BeamIOError, OSError, ValueError, KeyError, TypeError) as error:
+    except (InputError, *files.STORE_ERRORS, ValueError, KeyError, TypeError) as error:
         logging.getLogger(__name__).warning("%s: what an earlier attempt left of it is not used: %s", file.path, error)
         return None
 

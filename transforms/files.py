@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
+import logging
 import os
 import posixpath
 import re
 import uuid
 from collections.abc import Iterable
-from typing import IO
+from typing import IO, Any, cast
 
 import google_crc32c
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 from google.api_core.exceptions import GoogleAPIError
 from google.auth.exceptions import GoogleAuthError
-from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+from google.cloud.storage.exceptions import InvalidResponse
+from urllib3.exceptions import HTTPError
 
-from transforms.errors import InputError
+from transforms.errors import InputError, first_line
 
-# What Google Cloud Storage's library raises beside OSError, and Beam hands on.
-GOOGLE_ERRORS = (GoogleAPIError, GoogleAuthError, DataCorruption, InvalidResponse)
+# What stores and networks raise. Beam wraps Cloud Storage's exceptions in some of its calls and lets them through in others.
+STORE_ERRORS = (BeamIOError, OSError, GoogleAPIError, GoogleAuthError, InvalidResponse, HTTPError)
+
+# How often a store is asked for what does not arrive whole, beyond what its library tries by itself.
+_ATTEMPTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +51,21 @@ class StoredFile:
     size: int
     crc32c: int
     count: int
+
+
+def told(error: Exception) -> str:
+    """What an error of a store says, in one line; where Beam wrapped others, the first of them."""
+    for cause in (getattr(error, "exception_details", None) or {}).values():
+        if isinstance(cause, Exception):
+            return told(cause)
+    response = getattr(error, "response", None)
+    if response is None or not isinstance(error, (GoogleAPIError, InvalidResponse)):
+        return first_line(error)
+    status = f"{response.status_code} {response.reason}"
+    try:
+        return f"{status}: {response.json()['error']['message']}"
+    except (ValueError, KeyError, TypeError):
+        return status
 
 
 def split_patterns(patterns: str) -> list[str]:
@@ -93,8 +114,8 @@ def find(patterns: str, flag: str) -> list[FoundFile]:
     for pattern in wanted:
         try:
             matched = match(pattern)
-        except (BeamIOError, ValueError) as error:
-            raise InputError(f"--{flag}={pattern!r} cannot be read: {error}") from error
+        except (*STORE_ERRORS, ValueError) as error:
+            raise InputError(f"--{flag}={pattern!r} cannot be read: {told(error)}") from error
         prefix = literal_directory(pattern)
         files = [m for m in matched if not m.path.endswith("/") and not (is_local(m.path) and os.path.isdir(m.path))]
         if not files:
@@ -115,9 +136,59 @@ def find(patterns: str, flag: str) -> list[FoundFile]:
     return sorted(found.values(), key=lambda file: file.path)
 
 
+class _Steady(io.RawIOBase):
+    """A store's stream that ends where its file ends: an answer shorter than what was asked for is no end, the rest is asked for."""
+
+    def __init__(self, path: str, stream: IO[bytes]) -> None:
+        self._path = path
+        self._stream = stream
+        self._size = stream.seek(0, os.SEEK_END)
+        self._position = stream.seek(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = self._stream.seek(offset, whence)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._next(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readall(self) -> bytes:
+        parts = []
+        while part := self._next(self._size - self._position):
+            parts.append(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+        super().close()
+
+    def _next(self, wanted: int) -> bytes:
+        wanted = min(wanted, self._size - self._position)
+        for _ in range(_ATTEMPTS if wanted > 0 else 0):
+            if data := self._stream.read(wanted):
+                self._position += len(data)
+                return data
+        if wanted > 0:
+            raise OSError(f"{self._path} has {self._size} bytes, and from {self._position} on none arrive")
+        return b""
+
+
 def open_raw(path: str) -> IO[bytes]:
     """Opens a file as it is stored: what a name's ending says of compression is ignored."""
-    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    stream = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    return stream if is_local(path) else cast(IO[bytes], io.BufferedReader(_Steady(path, stream)))
 
 
 def read(path: str) -> bytes:
@@ -133,16 +204,19 @@ def read_verified(directory: str, file: StoredFile) -> bytes:
         InputError: the file is missing, or its content is not what was written.
     """
     path = join(directory, file.name)
-    try:
-        data = read(path)
-    except (BeamIOError, OSError) as error:
-        raise InputError(f"{path} is listed in its manifest and cannot be read: {error}; compute the set again") from error
-    if len(data) != file.size or crc32c(data) != file.crc32c:
-        raise InputError(
-            f"{path} is damaged: its manifest says {file.size} bytes with CRC-32C {file.crc32c:08x}, found {len(data)} bytes with "
-            f"{crc32c(data):08x}; compute the set again"
-        )
-    return data
+    for left in reversed(range(1 if is_local(path) else _ATTEMPTS)):
+        try:
+            data = read(path)
+        except STORE_ERRORS as error:
+            raise InputError(f"{path} is listed in its manifest and cannot be read: {told(error)}; compute the set again") from error
+        if len(data) == file.size and crc32c(data) == file.crc32c:
+            return data
+        if left:
+            logging.getLogger(__name__).warning("%s did not arrive as its manifest says: reading it again", path)
+    raise InputError(
+        f"{path} is damaged: its manifest says {file.size} bytes with CRC-32C {file.crc32c:08x}, found {len(data)} bytes with "
+        f"{crc32c(data):08x}; compute the set again"
+    )
 
 
 def crc32c(data: bytes) -> int:
@@ -157,26 +231,24 @@ def write(directory: str, name: str, data: bytes, count: int) -> StoredFile:
     the name in one step.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the disk or the store does not take it.
     """
     path = join(directory, name)
-    try:
-        if is_local(path):
+    if is_local(path):
+        try:
             _write_local(path, data)
-        else:
-            with FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
-                stream.write(data)
-    except (OSError, BeamIOError, *GOOGLE_ERRORS) as error:
-        raise InputError(f"{path} cannot be written: {_reason(error)}") from error
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {told(error)}") from error
+    else:
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                _upload(path, data)
+                break
+            except STORE_ERRORS as error:
+                if not left:
+                    raise InputError(f"{path} cannot be written: {told(error)}") from error
+                logging.getLogger(__name__).warning("%s was not written (%s): writing it again", path, told(error))
     return StoredFile(name, len(data), crc32c(data), count)
-
-
-def _reason(error: BaseException) -> str:
-    """What an error says, and of the answer of a store, whose own error shows nothing but numbers, what it holds."""
-    response = getattr(error, "response", None)
-    if response is None:
-        return str(error)
-    return f"{response.status_code} {response.reason}: {' '.join(response.text.split())[:500]}"
 
 
 def _write_local(path: str, data: bytes) -> None:
@@ -189,6 +261,23 @@ def _write_local(path: str, data: bytes) -> None:
     except BaseException:
         with contextlib.suppress(OSError):
             os.remove(hidden)
+        raise
+
+
+def _upload(path: str, data: bytes) -> None:
+    """Writes a whole file to a store.
+
+    An upload whose state is lost, say because its last answer was, cannot always be resumed; the same bytes can be written again.
+    """
+    stream = FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    try:
+        with stream:
+            stream.write(data)
+    except BaseException:
+        # Else Cloud Storage's writer would try once more when it is collected, behind the back of what has been told to have failed.
+        if terminate := getattr(stream, "terminate", None):
+            with contextlib.suppress(Exception):
+                terminate()
         raise
 
 
@@ -227,9 +316,10 @@ def check_writable(directory: str) -> None:
     try:
         write(directory, name, b"", 0)
     except InputError as error:
-        raise InputError(f"--output={directory!r} cannot be written: {_reason(error.__cause__ or error)}") from error
+        cause = error.__cause__
+        raise InputError(f"--output={directory!r} cannot be written: {told(cause) if isinstance(cause, Exception) else error}") from error
     # Some may write to a bucket and not delete from it.
-    with contextlib.suppress(BeamIOError, OSError):
+    with contextlib.suppress(*STORE_ERRORS):
         FileSystems.delete([join(directory, name)])
 
 

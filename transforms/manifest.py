@@ -12,8 +12,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from apache_beam.io.filesystem import BeamIOError
-
 from transforms import files
 from transforms.errors import InputError
 from transforms.files import StoredFile
@@ -131,8 +129,8 @@ def read_if_any(directory: str, flag: str) -> Manifest | None:
     try:
         if not files.exists(path):
             return None
-    except (BeamIOError, ValueError) as error:
-        raise InputError(f"--{flag}={directory!r} cannot be read: {error}") from error
+    except (*files.STORE_ERRORS, ValueError) as error:
+        raise InputError(f"--{flag}={directory!r} cannot be read: {files.told(error)}") from error
     try:
         content = json.loads(files.read(path))
         if content.pop("format") != _FORMAT:
@@ -144,7 +142,7 @@ def read_if_any(directory: str, flag: str) -> Manifest | None:
             if key in content:
                 content[key] = tuple(content[key])
         return (FeatureManifest if content["kind"] == "features" else Manifest)(**content)
-    except (BeamIOError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*files.STORE_ERRORS, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"--{flag}: {path} cannot be read as a manifest of this version: {error}; choose another directory, or remove the file"
         ) from error
