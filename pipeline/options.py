@@ -176,16 +176,13 @@ def _add_feature_dtype(group: argparse._ActionsContainer, default: str | None) -
     )
 
 
+def _add_switch(group: argparse._ActionsContainer, name: str, told: str) -> None:
+    """Adds a flag that is off where it is left out, and on without a value."""
+    group.add_argument(name, nargs="?", const=True, default=False, type=_boolean, metavar="true|false", help=told)
+
+
 def _add_overwrite(group: argparse._ActionsContainer) -> None:
-    group.add_argument(
-        "--overwrite",
-        nargs="?",
-        const=True,
-        default=False,
-        type=_boolean,
-        metavar="true|false",
-        help="replace a complete result; its manifest goes first",
-    )
+    _add_switch(group, "--overwrite", "replace a complete result; its manifest goes first")
 
 
 def _add_examples(group: argparse._ActionsContainer, command: str) -> None:
@@ -236,15 +233,7 @@ def _add_examples(group: argparse._ActionsContainer, command: str) -> None:
         metavar="X",
         help="fail if a larger part of the examples is rejected (%(default)s)",
     )
-    group.add_argument(
-        "--allow_truncated_files",
-        nargs="?",
-        const=True,
-        default=False,
-        type=_boolean,
-        metavar="true|false",
-        help="use a file whose tail cannot be read as far as it goes",
-    )
+    _add_switch(group, "--allow_truncated_files", "use a file whose tail cannot be read as far as it goes")
 
 
 def _add_model(group: argparse._ActionsContainer) -> None:
@@ -261,14 +250,10 @@ def _add_model(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument("--layer", metavar="NAME", help="the last dense layer, where it is not found by itself")
     group.add_argument("--output_name", metavar="NAME", help="the output to explain, of a model with several")
-    group.add_argument(
+    _add_switch(
+        group,
         "--per_token",
-        nargs="?",
-        const=True,
-        default=False,
-        type=_boolean,
-        metavar="true|false",
-        help="of a model whose last dense layer works on positions: make a record of each position that is not masked, id@position",
+        "of a model whose last dense layer works on positions: make a record of each position that is not masked, id@position",
     )
     group.add_argument("--loss", metavar="LOSS", help="loss, such as 'SparseCategoricalCrossentropy(from_logits=True)' (the compiled one)")
     _add_rates(group)

@@ -1,6 +1,6 @@
 """`tracin plan`: what `tracin score` with the same flags would cost, before anything is started.
 
-Nothing is run or written. TensorFlow is not imported.
+Nothing is run or written. TensorFlow is imported only to build a job for Dataflow.
 """
 
 from __future__ import annotations

@@ -8,9 +8,11 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from transforms.checkpoints import Checkpoints
+from transforms.checkpoints import Checkpoints, ModelSpec, load
+from transforms.errors import InputError
 
 L = keras.layers
 N, D_IN, C = 16, 6, 3
@@ -98,3 +100,10 @@ def assert_reference(
         np.testing.assert_allclose(delta[i], bias, rtol=rtol, atol=atol * scale)
         largest = max(largest, float(np.abs(kernel).max()))
     assert largest > 1e-3
+
+
+def assert_refused(path: str, message: str) -> None:
+    """Loading the checkpoint at `path` is refused in one line that names it and matches `message`."""
+    with pytest.raises(InputError, match=message) as caught:
+        load(ModelSpec((path,), loss="mse"))
+    assert path in str(caught.value) and "\n" not in str(caught.value)

@@ -434,7 +434,7 @@ def test_a_model_of_code_runs_through_the_pipeline(
 
     (tmp_path / "code_of_a_net.py").write_text(CODE)
     monkeypatch.syspath_prepend(tmp_path)
-    import code_of_a_net  # type: ignore[import-not-found]
+    import code_of_a_net  # type: ignore[import-not-found]  # the test has written it
 
     model = code_of_a_net.build()
     model.compile("sgd", "sparse_categorical_crossentropy")

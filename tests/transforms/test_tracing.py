@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.small import D_IN, C, L, N, assert_reference, logits_of, save
+from tests.small import D_IN, C, L, N, assert_reference, assert_refused, logits_of, save
 from transforms.checkpoints import InputSpec, ModelSpec, load
 from transforms.errors import InputError
 
@@ -328,10 +328,7 @@ stacked = variant("O", lambda self, x: self.other(self.head(x)), other=lambda: L
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str, tmp_path: Path) -> None:
     build, message = REFUSED[name]
-    path = save(build(), tmp_path / "m.keras")
-    with pytest.raises(InputError, match=message) as caught:
-        load(ModelSpec((path,), loss="mse"))
-    assert path in str(caught.value) and "\n" not in str(caught.value)
+    assert_refused(save(build(), tmp_path / "m.keras"), message)
 
 
 def test_a_stack_of_dense_layers_is_not_ambiguous(tmp_path: Path) -> None:
@@ -435,7 +432,4 @@ def unchecked(kind: type[keras.Model]) -> keras.Model:
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_what_a_model_of_code_must_tell(name: str, tmp_path: Path) -> None:
     build, message = UNKNOWN[name]
-    path = save(build(), tmp_path / "m.keras")
-    with pytest.raises(InputError, match=message) as caught:
-        load(ModelSpec((path,), loss="mse"))
-    assert path in str(caught.value) and "\n" not in str(caught.value)
+    assert_refused(save(build(), tmp_path / "m.keras"), message)
