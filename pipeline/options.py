@@ -20,6 +20,7 @@ COMMANDS = {
     "influence": "trace test predictions to the training examples behind them: features and scores in one run",
     "features": "extract the features of a set of examples (stage 1)",
     "score": "score a test feature set against a training feature set (stage 2)",
+    "audit": "find the labels of a training set that are likely wrong, from its feature set",
     "plan": "tell what a `tracin score` with the same flags would cost: tiles, bytes, arithmetic, memory; nothing is run or written",
     "demo": "see the whole story on real handwritten digits that come with the install",
 }
@@ -130,6 +131,10 @@ def parser(command: str) -> argparse.ArgumentParser:
             help="files of the training examples: TFRecord, Parquet or .npz; globs separated by commas",
         )
         sets.add_argument("--test_examples", required=True, metavar="GLOBS", help="files of the test examples")
+    elif command == "audit":
+        sets.add_argument(
+            "--features", required=True, metavar="DIR", help="feature set of the training examples, as `tracin features` wrote it"
+        )
     else:
         needed = command == "score"
         sets.add_argument(
@@ -152,7 +157,9 @@ def parser(command: str) -> argparse.ArgumentParser:
         _add_model(built.add_argument_group("model"))
     if command in ("score", "plan", "influence"):
         _add_scoring(built.add_argument_group("scoring"))
-    if command in ("score", "plan"):
+    if command == "audit":
+        _add_suspects(built.add_argument_group("suspects"))
+    if command in ("score", "plan", "audit"):
         _add_rates(built.add_argument_group("model"))
     return built
 
@@ -302,6 +309,23 @@ def _add_scoring(group: argparse._ActionsContainer) -> None:
     group.add_argument("--memory_gb", type=_gigabytes, default=2.0, metavar="GB", help="memory for scoring on each machine (%(default)s)")
     group.add_argument("--test_rows_per_tile", type=_positive, metavar="N", help="size of the test blocks (planned from the memory)")
     group.add_argument("--train_rows_per_tile", type=_positive, metavar="N", help="size of the training ranges (planned from the memory)")
+
+
+def _add_suspects(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--min_suspicion",
+        type=_fraction,
+        default=0.5,
+        metavar="X",
+        help="how likely the label of a suspect is wrong, at least (%(default)s)",
+    )
+    group.add_argument(
+        "--max_suspects_per_class",
+        type=_positive,
+        default=1000,
+        metavar="N",
+        help="list at most so many suspects of one label, the most suspicious; all are counted (%(default)s)",
+    )
 
 
 def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transforms.manifest import FeatureManifest, Manifest
 
@@ -13,6 +13,8 @@ from transforms.manifest import FeatureManifest, Manifest
 if TYPE_CHECKING:
     from pipeline.inputs import PreparedModel
     from pipeline.plan import Plan
+
+_TOLD_CONFUSIONS = 5
 
 
 def checkpoints(prepared: PreparedModel) -> str:
@@ -42,6 +44,20 @@ def influence(directory: str, manifest: Manifest) -> str:
     """What scoring wrote."""
     size = sum(file.size for file in manifest.files)
     return f"influence: {_count(manifest.counts['rows'], 'row')} as JSON lines and as Parquet, {_bytes(size)} at {directory}"
+
+
+def audit(directory: str, summary: Mapping[str, Any]) -> str:
+    """What an audit found, and the labels that most of it is about."""
+    suspects = f"{_count(summary['suspects'], 'suspect')} (suspicion of {summary['min_suspicion']:g} or more)"
+    expected = f"about {summary['expected_wrong_labels']:,.0f} wrong labels expected"
+    lines = [f"audit: {_count(summary['examples'], 'example')}, {suspects}, {expected}, at {directory}"]
+    if summary["listed_suspects"] < summary["suspects"]:
+        lines.append(f"  {summary['listed_suspects']:,} of them are listed: see --max_suspects_per_class")
+    for row in summary["confusions"][:_TOLD_CONFUSIONS]:
+        what = f"labelled {row['label']}, "
+        what += "may be another" if row["suggested_label"] == row["label"] else f"look like {row['suggested_label']}"
+        lines.append(f"  {row['suspects']:,} {what}")
+    return "\n".join(lines)
 
 
 def skipped(counts: Mapping[str, int], pairs: int) -> str:

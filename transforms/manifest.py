@@ -21,6 +21,7 @@ FILE_NAME = "manifest.json"
 _PATTERNS = {
     "features": ("features-*.tfrecord", "rejected-*.jsonl", "finished-*.json"),
     "influence": ("influence-*.jsonl", "influence-*.parquet"),
+    "audit": ("examples-*.parquet", "suspects.parquet", "suspects.jsonl", "summary.json"),
 }
 _FORMAT = 1
 # Settings of a feature set that say which examples are in it, and not what its records are.
@@ -36,7 +37,7 @@ class Manifest:
     """What a committed directory holds.
 
     Attributes:
-        kind: `features` or `influence`.
+        kind: `features`, `influence` or `audit`.
         fingerprint: identity of what the content was computed from; equal fingerprints mean equal content.
         settings: what went into the fingerprint, for a person to read.
         files: the data files, in the order of their records.

@@ -1,0 +1,188 @@
+"""`tracin audit` from feature sets to files: rows against NumPy on the whole arrays, reruns, refusals."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.cli import main
+from tests.conftest import CLASSES, RATES, Tiny, example, write_records
+from transforms import manifest, suspicion
+from transforms.manifest import FeatureManifest, Manifest
+from transforms.records import Features
+from transforms.scores import FeatureSet
+from transforms.suspicion import Evidence, LabelCounts, LeaveOneOut
+from transforms.tiles import Span
+
+
+@pytest.fixture(scope="module")
+def features(tiny: Tiny, tmp_path_factory) -> pathlib.Path:
+    """The feature set of the tiny data with every fifth label wrong, from several files of examples."""
+    directory = tmp_path_factory.mktemp("audit")
+    labels = np.where(np.arange(40) % 5, tiny.labels, (tiny.labels + 1) % CLASSES)
+    payloads = [example(image=x, label=int(y), id=f"ex-{i:02d}") for i, (x, y) in enumerate(zip(tiny.images, labels, strict=True))]
+    for i in range(20):
+        write_records(directory / "examples" / f"{i:02d}.tfrecord", payloads[2 * i : 2 * i + 2])
+    assert main(extraction(tiny, directory / "features", directory / "examples")) == 0
+    return directory / "features"
+
+
+def extraction(tiny: Tiny, output: pathlib.Path, examples: pathlib.Path, *more: str) -> list[str]:
+    return ["features", f"--examples={examples}/*", f"--checkpoints={tiny.glob}", "--id_key=id", f"--output={output}", *more]
+
+
+@pytest.fixture(scope="module")
+def audit(features: pathlib.Path, tmp_path_factory) -> pathlib.Path:
+    output = tmp_path_factory.mktemp("result") / "audit"
+    assert main(["audit", f"--features={features}", f"--output={output}"]) == 0
+    return output
+
+
+def read_all(directory: pathlib.Path) -> Features:
+    found = manifest.read(str(directory), FeatureManifest, "features")
+    return FeatureSet(str(directory), found).read([Span(i, 0, file.count) for i, file in enumerate(found.files)])
+
+
+def rows(directory: pathlib.Path, name: str = "examples-*.parquet") -> list[dict]:
+    return [row for path in sorted(directory.glob(name)) for row in pq.read_table(path).to_pylist()]
+
+
+def content(directory: pathlib.Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_rows_are_what_numpy_finds_on_the_whole_set(audit, features):
+    whole = read_all(features)
+    found = rows(audit)
+    labels = whole.labels[:, 0]
+    assert [row["example_id"] for row in found] == [one.decode() for one in whole.example_ids.tolist()]
+    assert [row["label"] for row in found] == labels.tolist()
+    assert [row["prediction"] for row in found] == whole.predictions[:, 0].tolist()
+    influence = [
+        sum(
+            rate * np.sum(np.outer(whole.loss_grads[i, t], whole.activations[i, t]).astype(np.float64) ** 2) for t, rate in enumerate(RATES)
+        )
+        for i in range(len(whole))
+    ]
+    np.testing.assert_allclose([row["self_influence"] for row in found], influence, rtol=1e-5)
+    np.testing.assert_allclose([row["label_probability"] for row in found], whole.label_probabilities.mean(axis=1), rtol=1e-6)
+    x = [whole.activations[:, t].astype(np.float64) for t in range(len(RATES))]
+    fitted = [LeaveOneOut.fit(suspicion.moments(one, labels, CLASSES)) for one in x]
+    evidence = Evidence.of(suspicion.all_evidence(fitted, x, labels), labels)
+    noise = suspicion.noise_matrix(LabelCounts.of(evidence, labels, CLASSES).surest(CLASSES))
+    expected = suspicion.judge(evidence, labels, noise)
+    np.testing.assert_allclose([row["suspicion"] for row in found], expected.suspicion, rtol=1e-5)
+    assert [row["suggested_label"] for row in found] == expected.suggested_labels.tolist()
+    np.testing.assert_allclose([row["suggested_probability"] for row in found], expected.suggested_probabilities, rtol=1e-5)
+
+
+def test_suspects_and_summary_follow_from_the_rows(features, tracin, tmp_path):
+    output = tmp_path / "audit"
+    status, out, err = tracin("audit", f"--features={features}", f"--output={output}", "--min_suspicion=0.02", "--max_suspects_per_class=3")
+    assert status == 0, err
+    found = rows(output)
+    suspected = sorted((row for row in found if row["suspicion"] >= 0.02), key=lambda row: (-row["suspicion"], row["example_id"]))
+    assert len(suspected) > 9, "the case is too easy to show anything"
+    listed, seen = [], dict.fromkeys(range(CLASSES), 0)
+    for row in suspected:
+        seen[row["label"]] += 1
+        if seen[row["label"]] <= 3:
+            listed.append(row)
+    told = rows(output, "suspects.parquet")
+    means = {k: np.mean([row["self_influence"] for row in found if row["label"] == k]) for k in range(CLASSES)}
+    for row in told:
+        assert row.pop("relative_self_influence") == pytest.approx(row["self_influence"] / means[row["label"]])
+    assert told == listed
+    lines = [json.loads(line) for line in (output / "suspects.jsonl").read_text().splitlines()]
+    assert [line["example_id"] for line in lines] == [row["example_id"] for row in listed]
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["examples"] == 40 and summary["suspects"] == len(suspected) and summary["listed_suspects"] == len(listed)
+    assert summary["expected_wrong_labels"] == pytest.approx(sum(row["suspicion"] for row in found))
+    assert summary["accuracy"] == np.mean([row["prediction"] == row["label"] for row in found])
+    assert out.startswith(f"audit: 40 examples, {len(suspected)} suspects") and f"{len(listed)} of them are listed" in out
+    total = sum(row["self_influence"] for row in found)
+    for one in summary["classes"]:
+        of_class = [row for row in found if row["label"] == one["label"]]
+        assert one["examples"] == len(of_class)
+        assert one["accuracy"] == np.mean([row["prediction"] == row["label"] for row in of_class])
+        assert one["self_influence_share"] == pytest.approx(sum(row["self_influence"] for row in of_class) / total)
+        assert one["suspects"] == seen[one["label"]] == sum(other["suspects"] for other in one["suggested"])
+        for other in one["suggested"]:
+            assert other["suspects"] == sum(row["suggested_label"] == other["label"] for row in suspected if row["label"] == one["label"])
+    assert sum(one["examples"] for one in summary["classes"]) == 40
+
+
+def test_several_processes_write_the_same_bytes(audit, features, tracin, tmp_path):
+    output = tmp_path / "audit"
+    status, _, err = tracin(
+        "audit", f"--features={features}", f"--output={output}", "--direct_running_mode=multi_processing", "--direct_num_workers=2"
+    )
+    assert status == 0, err
+    assert content(output) == content(audit)
+
+
+def test_a_complete_audit_is_no_work_and_other_settings_are_refused(audit, features, tracin):
+    before = content(audit)
+    status, out, _ = tracin("audit", f"--features={features}", f"--output={audit}")
+    assert status == 0 and "nothing to do" in out
+    status, _, err = tracin("audit", f"--features={features}", f"--output={audit}", "--min_suspicion=0.9")
+    assert status == 2 and "min_suspicion" in err and "--overwrite" in err
+    assert content(audit) == before
+
+
+def test_overwrite_leaves_nothing_of_the_old_audit(audit, features, tracin, tmp_path):
+    output = tmp_path / "audit"
+    tracin("audit", f"--features={features}", f"--output={output}", "--min_suspicion=0")
+    (output / "examples-00099.parquet").write_bytes(b"of a run that died")
+    status, _, err = tracin("audit", f"--features={features}", f"--output={output}", "--overwrite")
+    assert status == 0, err
+    assert content(output) == content(audit)
+
+
+def test_a_damaged_feature_file_ends_the_run_without_a_manifest(features, tracin, tmp_path):
+    copy = tmp_path / "features"
+    copy.mkdir()
+    for path in features.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    damaged = sorted(copy.glob("features-*.tfrecord"))[3]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    status, _, err = tracin("audit", f"--features={copy}", f"--output={tmp_path / 'audit'}")
+    assert status == 1 and damaged.name in err and len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "audit" / "manifest.json").exists()
+
+
+def test_what_cannot_be_audited_is_refused_in_one_line(features, audit, tiny, tracin, tmp_path):
+    status, _, err = tracin("audit", f"--features={tmp_path}", f"--output={tmp_path / 'a'}")
+    assert status == 2 and "not a complete set" in err
+    status, _, err = tracin("audit", f"--features={audit}", f"--output={tmp_path / 'a'}")
+    assert status == 2 and "holds audit, expected features" in err
+    write_records(tmp_path / "examples" / "0.tfrecord", tiny.payloads()[:5])
+    assert main(extraction(tiny, tmp_path / "predicted", tmp_path / "examples", "--labels=predicted")) == 0
+    status, _, err = tracin("audit", f"--features={tmp_path / 'predicted'}", f"--output={tmp_path / 'a'}")
+    assert status == 2 and "predicted labels" in err and "--labels=given" in err
+    write_records(tmp_path / "none" / "0.tfrecord", [])
+    assert main(extraction(tiny, tmp_path / "empty", tmp_path / "none")) == 0
+    status, _, err = tracin("audit", f"--features={tmp_path / 'empty'}", f"--output={tmp_path / 'a'}")
+    assert status == 2 and "holds no example" in err
+    assert not (tmp_path / "a").exists()
+
+
+def test_without_a_bias_the_judgement_is_the_same(audit, features, tiny, tracin, tmp_path):
+    examples = features.parent / "examples"
+    assert main(extraction(tiny, tmp_path / "features", examples, "--include_bias=false")) == 0
+    status, _, err = tracin("audit", f"--features={tmp_path / 'features'}", f"--output={tmp_path / 'audit'}")
+    assert status == 0, err
+    for one, other in zip(rows(audit), rows(tmp_path / "audit"), strict=True):
+        assert one["suspicion"] == pytest.approx(other["suspicion"], rel=1e-9)
+        assert one["self_influence"] > other["self_influence"]
+
+
+def test_the_manifest_lists_what_is_there(audit):
+    found = manifest.read(str(audit), Manifest, "output")
+    assert found.kind == "audit" and found.counts["examples"] == 40
+    assert {file.name for file in found.files} | {"manifest.json"} == set(content(audit))
+    assert {file.name: file.size for file in found.files}.items() <= {name: len(data) for name, data in content(audit).items()}.items()

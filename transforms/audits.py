@@ -1,0 +1,175 @@
+"""The audit of a training set: what each example's features, seen beside all others', say of its label.
+
+Sums over all activations are made first, then each record is read once more and judged. What travels is sums and a few numbers per example,
+never features. All sums are added in an order that the feature set alone decides, so that runners and their bundles make no difference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+
+import apache_beam as beam
+import numpy as np
+
+from transforms import counting, suspicion
+from transforms.errors import InputError
+from transforms.manifest import FeatureManifest
+from transforms.scores import FeatureSet
+from transforms.scoring import self_influence
+from transforms.suspicion import Evidence, Judgement, LabelCounts, LeaveOneOut, Moments
+from transforms.tiles import Span
+
+# What all groups' sums of one audit may take.
+_MOMENT_BYTES = 1 << 32
+_GROUPS = 256
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AuditedExamples:
+    """What is known of the examples of a feature file, in order.
+
+    Attributes:
+        file: its place in the set's manifest.
+        example_ids: [n] byte strings.
+        labels, predictions: [n] int64, class indices.
+        probabilities: [n] float32, of the last checkpoint's prediction.
+        label_probabilities: [n] float64, of the label, the mean over the checkpoints.
+        self_influence: [n] float64.
+        evidence: for the classes that they may be of.
+    """
+
+    file: int
+    example_ids: np.ndarray
+    labels: np.ndarray
+    predictions: np.ndarray
+    probabilities: np.ndarray
+    label_probabilities: np.ndarray
+    self_influence: np.ndarray
+    evidence: Evidence
+
+
+def classes(found: FeatureManifest) -> int:
+    """K, how many classes there are."""
+    return max(2, found.outputs)
+
+
+def check_labels(found: FeatureManifest, flag: str, directory: str) -> None:
+    """Makes sure that there are labels to audit.
+
+    Raises:
+        InputError: there is no example, or none has one class as label that somebody gave.
+    """
+    told = f"--{flag}={directory!r}"
+    if not found.examples:
+        raise InputError(f"{told} holds no example: there is nothing to audit")
+    if found.task not in ("class", "binary"):
+        raise InputError(f"{told} has labels of the kind {found.task}: an audit needs one class per example (tasks class and binary)")
+    if found.settings.get("labels") != "given":
+        raise InputError(f"{told} was extracted with predicted labels, which cannot be audited: extract it with --labels=given")
+
+
+def _has_one(found: FeatureManifest) -> bool:
+    return bool(found.settings["include_bias"])
+
+
+def plan_groups(found: FeatureSet) -> Iterator[tuple[int, int, int]]:
+    """Runs of files whose sums are made at once: (group, first file, file after the last)."""
+    manifest = found.manifest
+    units = manifest.units + 1
+    size = 8 * len(manifest.checkpoints) * units * (units + classes(manifest))
+    count = max(1, min(len(manifest.files), _GROUPS, _MOMENT_BYTES // size))
+    borders = [len(manifest.files) * i // count for i in range(count + 1)]
+    logging.getLogger(__name__).info("%d examples in %d groups", manifest.examples, count)
+    yield from zip(range(count), borders[:-1], borders[1:], strict=True)
+
+
+def sum_moments(group: tuple[int, int, int], found: FeatureSet) -> Iterator[tuple[int, tuple[int, Moments]]]:
+    """The moments of a group of files at each checkpoint: (checkpoint, (group, Moments))."""
+    manifest = found.manifest
+    number, start, stop = group
+    one = _has_one(manifest)
+    totals = [suspicion.no_moments(manifest.units + (not one), classes(manifest)) for _ in manifest.checkpoints]
+    for file in range(start, stop):
+        features = found.read([Span(file, 0, manifest.files[file].count)])
+        for t in range(len(totals)):
+            totals[t] += suspicion.moments(suspicion.with_one(features.activations[:, t], one), features.labels[:, 0], classes(manifest))
+        counting.add("examples-summed", len(features))
+    for t, total in enumerate(totals):
+        yield t, (number, total)
+
+
+def fit(grouped: tuple[int, Iterable[tuple[int, Moments]]]) -> tuple[int, LeaveOneOut]:
+    """The classifiers of a checkpoint, from the moments of all groups."""
+    t, parts = grouped
+    first, *others = (moments for _, moments in sorted(parts, key=lambda part: part[0]))
+    for moments in others:
+        first += moments
+    return t, LeaveOneOut.fit(first)
+
+
+def weigh(file: int, found: FeatureSet, rates: Sequence[float], fitted: Sequence[tuple[int, LeaveOneOut]]) -> AuditedExamples:
+    """Reads a feature file and finds what there is for and against each example's label."""
+    manifest = found.manifest
+    features = found.read([Span(file, 0, manifest.files[file].count)])
+    labels = features.labels[:, 0]
+    ordered = [one for _, one in sorted(fitted, key=lambda pair: pair[0])]
+    activations = [suspicion.with_one(features.activations[:, t], _has_one(manifest)) for t in range(len(ordered))]
+    counting.add("examples-audited", len(features))
+    return AuditedExamples(
+        file,
+        features.example_ids,
+        labels,
+        features.predictions[:, 0],
+        features.probabilities,
+        features.label_probabilities.astype(np.float64).mean(axis=1),
+        self_influence(features, rates),
+        Evidence.of(suspicion.all_evidence(ordered, activations, labels), labels),
+    )
+
+
+def _noise(counts: LabelCounts, found: FeatureSet) -> np.ndarray:
+    return suspicion.noise_matrix(counts.surest(classes(found.manifest)))
+
+
+@dataclasses.dataclass
+class AuditLabels(beam.PTransform):
+    """Judges the labels of a feature set: FeatureSet (one) → (AuditedExamples, Judgement) of each feature file.
+
+    Attributes:
+        learning_rates: η of each checkpoint.
+    """
+
+    learning_rates: Sequence[float]
+
+    def expand(self, sets: beam.PCollection) -> beam.PCollection:
+        found = beam.pvalue.AsSingleton(sets)
+        fitted = (
+            sets
+            | "PlanGroups" >> beam.FlatMap(plan_groups)  # (group, first file, file after the last)
+            | "SpreadGroups" >> beam.Reshuffle()  # (group, first file, file after the last)
+            | "SumMoments" >> beam.FlatMap(sum_moments, found)  # (checkpoint, (group, Moments))
+            | "GroupMoments" >> beam.GroupByKey()  # (checkpoint, [(group, Moments)])
+            | "FitClassifiers" >> beam.Map(fit)  # (checkpoint, LeaveOneOut)
+        )
+        weighed = (
+            sets
+            | "ListFiles" >> beam.FlatMap(lambda one: range(len(one.manifest.files)))  # file
+            | "SpreadFiles" >> beam.Reshuffle()  # file
+            | "WeighLabels" >> beam.Map(weigh, found, self.learning_rates, beam.pvalue.AsList(fitted))  # AuditedExamples
+            # Used twice; without a border the files would be read again for the second use.
+            | "KeepEvidence" >> beam.Reshuffle()  # AuditedExamples
+        )
+        noise = (
+            weighed
+            | "CountLabels"
+            >> beam.Map(lambda block, one: LabelCounts.of(block.evidence, block.labels, classes(one.manifest)), found)  # LabelCounts
+            | "AddLabelCounts" >> beam.CombineGlobally(LabelCounts.merge)  # LabelCounts
+            | "EstimateNoise" >> beam.Map(_noise, found)  # [K, K]
+        )
+        return weighed | "JudgeLabels" >> beam.Map(_judge, beam.pvalue.AsSingleton(noise))  # (AuditedExamples, Judgement)
+
+
+def _judge(block: AuditedExamples, noise: np.ndarray) -> tuple[AuditedExamples, Judgement]:
+    return block, suspicion.judge(block.evidence, block.labels, noise)
