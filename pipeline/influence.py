@@ -11,11 +11,10 @@ from collections.abc import Sequence
 import apache_beam as beam
 
 from pipeline import inputs, options, progress, report, runner
-from pipeline.features import extraction
-from pipeline.score import influence_draft, read_set, scoring_plan, write_influence
+from pipeline.features import extraction, feature_set
+from pipeline.score import influence_draft, scoring_plan, write_influence
 from transforms import files, manifest
 from transforms.manifest import FeatureManifest, Manifest, usable_rate
-from transforms.scores import FeatureSet
 from transforms.tiles import Shape
 
 
@@ -58,21 +57,6 @@ def _run(argv: Sequence[str]) -> None:
     for name, one in wanted.items():
         if one.complete:
             print(f"{name}_features: already complete, used as they are")
-
-    def feature_set(pipeline: beam.Pipeline, name: str, one: inputs.PreparedFeatures) -> beam.PCollection:
-        if one.complete:
-            return (
-                pipeline
-                | f"Name{name}Set" >> beam.Create([one.directory])  # directory
-                | f"Read{name}Manifest" >> beam.Map(read_set, "output", one.fingerprint)  # FeatureSet
-            )
-        return (
-            pipeline
-            | f"Compute{name}Features" >> one.stage  # FeatureManifest
-            | f"Name{name}Set" >> beam.Map(lambda committed, directory=one.directory: FeatureSet(directory, committed))  # FeatureSet
-            # Planning waits for both sets. Without a border it would be fused with the commit of one, which then waited for the other.
-            | f"Publish{name}Set" >> beam.Reshuffle()  # FeatureSet
-        )
 
     def build(pipeline: beam.Pipeline) -> None:
         sets = (feature_set(pipeline, "Test", wanted["test"]), feature_set(pipeline, "Train", wanted["train"]))

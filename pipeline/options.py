@@ -20,7 +20,7 @@ COMMANDS = {
     "influence": "trace test predictions to the training examples behind them: features and scores in one run",
     "features": "extract the features of a set of examples (stage 1)",
     "score": "score a test feature set against a training feature set (stage 2)",
-    "audit": "find the labels of a training set that are likely wrong, from its feature set",
+    "audit": "find the labels of a training set that are likely wrong",
     "plan": "tell what a `tracin score` with the same flags would cost: tiles, bytes, arithmetic, memory; nothing is run or written",
     "demo": "see the whole story on real handwritten digits that come with the install",
 }
@@ -132,8 +132,9 @@ def parser(command: str) -> argparse.ArgumentParser:
         )
         sets.add_argument("--test_examples", required=True, metavar="GLOBS", help="files of the test examples")
     elif command == "audit":
+        sets.add_argument("--features", metavar="DIR", help="feature set of the training examples, as `tracin features` wrote it")
         sets.add_argument(
-            "--features", required=True, metavar="DIR", help="feature set of the training examples, as `tracin features` wrote it"
+            "--examples", metavar="GLOBS", help="or files of the training examples, to extract it from: TFRecord, Parquet or .npz"
         )
     else:
         needed = command == "score"
@@ -152,14 +153,14 @@ def parser(command: str) -> argparse.ArgumentParser:
             "--output", required=True, type=_directory, metavar="DIR", help="directory for the results, on any filesystem that Beam writes"
         )
     _add_overwrite(sets)
-    if command in ("features", "influence"):
+    if command in ("features", "influence", "audit"):
         _add_examples(sets, command)
-        _add_model(built.add_argument_group("model"))
+        _add_model(built.add_argument_group("model"), required=command != "audit")
     if command in ("score", "plan", "influence"):
         _add_scoring(built.add_argument_group("scoring"))
     if command == "audit":
         _add_suspects(built.add_argument_group("suspects"))
-    if command in ("score", "plan", "audit"):
+    if command in ("score", "plan"):
         _add_rates(built.add_argument_group("model"))
     return built
 
@@ -223,7 +224,7 @@ def _add_examples(group: argparse._ActionsContainer, command: str) -> None:
             default="given",
             help="likewise for the test examples; predicted explains predictions without labels (given)",
         )
-    else:
+    elif command == "features":
         group.add_argument("--labels", choices=modes, default="given", help="labels as given, or the last checkpoint's predictions (given)")
     group.add_argument(
         "--base",
@@ -243,10 +244,10 @@ def _add_examples(group: argparse._ActionsContainer, command: str) -> None:
     _add_switch(group, "--allow_truncated_files", "use a file whose tail cannot be read as far as it goes")
 
 
-def _add_model(group: argparse._ActionsContainer) -> None:
+def _add_model(group: argparse._ActionsContainer, required: bool) -> None:
     group.add_argument(
         "--checkpoints",
-        required=True,
+        required=required,
         metavar="GLOBS",
         help=".keras files, .weights.h5 files, or prefixes of TensorFlow checkpoints; a list without globs keeps its order, "
         "else the optimizer's step decides",
@@ -346,6 +347,8 @@ def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[s
             own.error(f"unknown flag {flag}; did you mean {close[0]}?")
     if command == "plan":
         _check_planned(own, args)
+    if command == "audit":
+        _check_audited(own, args)
     wrong = dataflow.mistake(left)
     if wrong:
         own.error(wrong)
@@ -364,3 +367,17 @@ def _check_planned(own: argparse.ArgumentParser, args: argparse.Namespace) -> No
     if missing:
         instead = "" if sets or counts else f", or of sets that are not there yet {', '.join(f'--{name}' for name in _PLANNED_COUNTS)}"
         own.error(f"missing {', '.join(missing)}{instead}")
+
+
+def _check_audited(own: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the program unless it is given either a feature set, or examples and checkpoints to extract one from."""
+    if args.features and args.examples:
+        own.error("--features and --examples exclude each other: name a feature set, or examples and checkpoints to extract one from")
+    if not args.features and not (args.examples and args.checkpoints):
+        missing = "--checkpoints" if args.examples else "--examples" if args.checkpoints else "--features, or --examples and --checkpoints"
+        own.error(f"missing {missing}")
+    if args.features:
+        kept = ("features", "output", "overwrite", "min_suspicion", "max_suspects_per_class", "learning_rates")
+        for action in own._actions:
+            if action.dest not in (*kept, "help") and getattr(args, action.dest) != action.default:
+                own.error(f"{action.option_strings[0]} says how features are extracted, and those of --features are there already")

@@ -55,19 +55,26 @@ def classes(found: FeatureManifest) -> int:
     return max(2, found.outputs)
 
 
-def check_labels(found: FeatureManifest, flag: str, directory: str) -> None:
+def check_not_empty(found: FeatureManifest, name: str) -> None:
+    """Makes sure that there is something to audit.
+
+    Raises:
+        InputError: the set `name` holds no example.
+    """
+    if not found.examples:
+        raise InputError(f"{name} holds no example: there is nothing to audit")
+
+
+def check_labels(found: FeatureManifest, name: str) -> None:
     """Makes sure that there are labels to audit.
 
     Raises:
-        InputError: there is no example, or none has one class as label that somebody gave.
+        InputError: the examples of `name` do not have one class each, as somebody gave it.
     """
-    told = f"--{flag}={directory!r}"
-    if not found.examples:
-        raise InputError(f"{told} holds no example: there is nothing to audit")
     if found.task not in ("class", "binary"):
-        raise InputError(f"{told} has labels of the kind {found.task}: an audit needs one class per example (tasks class and binary)")
-    if found.settings.get("labels") != "given":
-        raise InputError(f"{told} was extracted with predicted labels, which cannot be audited: extract it with --labels=given")
+        raise InputError(f"{name} has labels of the kind {found.task}: an audit needs one class per example (tasks class and binary)")
+    if found.settings["labels"] != "given":
+        raise InputError(f"{name} was extracted with predicted labels, which cannot be audited: extract it with --labels=given")
 
 
 def _has_one(found: FeatureManifest) -> bool:
@@ -75,8 +82,14 @@ def _has_one(found: FeatureManifest) -> bool:
 
 
 def plan_groups(found: FeatureSet) -> Iterator[tuple[int, int, int]]:
-    """Runs of files whose sums are made at once: (group, first file, file after the last)."""
+    """Runs of files whose sums are made at once: (group, first file, file after the last).
+
+    Raises:
+        InputError: the set is empty.
+    """
     manifest = found.manifest
+    check_not_empty(manifest, found.directory)
+    counting.add("examples-planned", manifest.examples)
     units = manifest.units + 1
     size = 8 * len(manifest.checkpoints) * units * (units + classes(manifest))
     count = max(1, min(len(manifest.files), _GROUPS, _MOMENT_BYTES // size))

@@ -181,6 +181,46 @@ def test_without_a_bias_the_judgement_is_the_same(audit, features, tiny, tracin,
         assert one["self_influence"] > other["self_influence"]
 
 
+def test_from_examples_to_suspects_in_one_graph(audit, features, tiny, tracin, tmp_path):
+    words = [f"--examples={features.parent / 'examples'}/*", f"--checkpoints={tiny.glob}", "--id_key=id", f"--output={tmp_path / 'audit'}"]
+    status, out, err = tracin("audit", *words)
+    assert status == 0, err
+    assert "features: 40 examples" in out and "read 40 examples" in out
+    assert rows(tmp_path / "audit") == rows(audit)
+    assert (tmp_path / "audit" / "suspects.jsonl").read_bytes() == (audit / "suspects.jsonl").read_bytes()
+    status, out, _ = tracin("audit", *words)
+    assert status == 0 and "nothing to do" in out
+    # Another question of the same features extracts nothing again.
+    status, out, err = tracin("audit", *words, "--base=nowhere", "--learning_rates=1,1,1", f"--output={tmp_path / 'audit'}")
+    assert status == 2 and "learning_rates" in err
+    (tmp_path / "audit" / "manifest.json").unlink()
+    status, out, err = tracin("audit", *words)
+    assert status == 0, err
+    assert "already complete, used as they are" in out and "read" not in out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--examples=a",), "missing --checkpoints"),
+        (("--checkpoints=a",), "missing --examples"),
+        ((), "missing --features, or --examples and --checkpoints"),
+        (("--features=a", "--examples=b"), "exclude each other"),
+        (("--features=a", "--batch_size=3"), "--batch_size says how features are extracted"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_told(tracin, tmp_path, words, told):
+    status, _, err = tracin("audit", *words, f"--output={tmp_path}")
+    assert status == 2 and told in err
+
+
+def test_examples_without_any_record_end_the_run_in_one_line(tiny, tracin, tmp_path):
+    write_records(tmp_path / "examples" / "0.tfrecord", [])
+    status, _, err = tracin("audit", f"--examples={tmp_path}/examples/*", f"--checkpoints={tiny.glob}", f"--output={tmp_path / 'audit'}")
+    assert status == 1 and "holds no example" in err.splitlines()[-1] and "Traceback" not in err
+    assert not (tmp_path / "audit" / "manifest.json").exists()
+
+
 def test_the_manifest_lists_what_is_there(audit):
     found = manifest.read(str(audit), Manifest, "output")
     assert found.kind == "audit" and found.counts["examples"] == 40
