@@ -18,7 +18,7 @@ from transforms.errors import InputError
 from transforms.manifest import FeatureManifest
 from transforms.scores import FeatureSet
 from transforms.scoring import self_influence
-from transforms.suspicion import Evidence, Judgement, LabelCounts, LeaveOneOut, Moments
+from transforms.suspicion import Evidence, Judgement, LabelCounts, LeaveOneOut, Moments, Noise
 from transforms.tiles import Span
 
 # What all groups' sums of one audit may take.
@@ -138,12 +138,12 @@ def weigh(file: int, found: FeatureSet, rates: Sequence[float], fitted: Sequence
         features.probabilities,
         features.label_probabilities.astype(np.float64).mean(axis=1),
         self_influence(features, rates),
-        Evidence.of(suspicion.all_evidence(ordered, activations, labels), labels),
+        suspicion.all_evidence(ordered, activations, labels),
     )
 
 
-def _noise(counts: LabelCounts, found: FeatureSet) -> np.ndarray:
-    return suspicion.noise_matrix(counts.surest(classes(found.manifest)))
+def _noise(counts: LabelCounts, found: FeatureSet) -> Noise:
+    return suspicion.estimate_noise(counts.surest(classes(found.manifest)))
 
 
 @dataclasses.dataclass
@@ -179,10 +179,10 @@ class AuditLabels(beam.PTransform):
             | "CountLabels"
             >> beam.Map(lambda block, one: LabelCounts.of(block.evidence, block.labels, classes(one.manifest)), found)  # LabelCounts
             | "AddLabelCounts" >> beam.CombineGlobally(LabelCounts.merge)  # LabelCounts
-            | "EstimateNoise" >> beam.Map(_noise, found)  # [K, K]
+            | "EstimateNoise" >> beam.Map(_noise, found)  # Noise
         )
         return weighed | "JudgeLabels" >> beam.Map(_judge, beam.pvalue.AsSingleton(noise))  # (AuditedExamples, Judgement)
 
 
-def _judge(block: AuditedExamples, noise: np.ndarray) -> tuple[AuditedExamples, Judgement]:
-    return block, suspicion.judge(block.evidence, block.labels, noise)
+def _judge(block: AuditedExamples, noise: Noise) -> tuple[AuditedExamples, Judgement]:
+    return block, suspicion.judge(block.evidence, block.labels, block.label_probabilities, noise)

@@ -9,12 +9,16 @@ which labels are confused with which; Bayes' rule joins the two.
 |---|---|
 | `r_tk` | ridge regression of one-hot labels on `[h_t, 1]`, left-one-out (Allen's PRESS residuals) |
 | `g_tk` | log posterior of a linear discriminant analysis on `h_t`, its own class's mean without the example |
-| `s_k` | `5 · mean_t r_tk + 0.15 · mean_t g_tk`, the evidence for class k; `q = softmax(s)` |
-| `N_kl` | how often the surest examples of class k (those with the largest distance to the second class) are labelled l |
-| `P(l ∣ k)` | `N` shrunk towards a uniform error by empirical Bayes (a gamma prior for each cell, by marginal likelihood) |
+| `s_k` | `5 · mean_t r_tk + 0.15 · mean_t g_tk`, the evidence for class k |
+| `N_kl` | how often the surest examples of class k (those whose s leads most) are labelled l |
+| `P(l ∣ k)` | `N` shrunk towards a uniform error by empirical Bayes (a gamma prior of shape a for each cell, by marginal likelihood) |
+| `u` | `a / (a + 1)`: near 1 where errors are spread evenly, near 0 where they go from certain classes to others |
+| `q` | `softmax((s + u · (0.3 · mean_t g_t + 2 · e_l · logit p̄)) / (1 + 2 u))`, p̄ the label's mean probability at the checkpoints |
 
-`suspicion = 1 − P(k = l ∣ l)` with `P(k ∣ l) ∝ q_k P(l ∣ k)`. The constants were chosen on noises, networks and trainings other than those
-that the benchmark reports.
+`suspicion = 1 − P(k = l ∣ l)` with `P(k ∣ l) ∝ q_k P(l ∣ k)`. A network learns errors that have a pattern and not those that have none, so
+its own probability counts by u. The constants were chosen on noises, networks and trainings other than those that the benchmark reports:
+the best mean of average precision among those that hardly lost to the mean of `1 − p` anywhere, with sums of suspicion near the number of
+errors.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 RIDGE_WEIGHT, DISCRIMINANT_WEIGHT = 5.0, 0.15
+# What errors without a pattern add.
+EVEN_DISCRIMINANT_WEIGHT, EVEN_PROBABILITY_WEIGHT, EVEN_TEMPERATURE = 0.3, 2.0, 2.0
 # Added to the diagonal of what is inverted, as a part of its mean diagonal entry.
 _SHRINKAGE = 1e-3
 # Of an example at most so many classes are weighed, its label among them.
@@ -33,6 +39,7 @@ CANDIDATES = 16
 _SUREST = 0.1
 _MARGIN_BINS = 1024
 _LEAST_EVIDENCE = 1e-12
+_LEAST_PROBABILITY = 1e-6
 _ROWS = 1024
 
 
@@ -111,17 +118,16 @@ class LeaveOneOut:
         within = found.products[:-1, :-1] - (means * counts[:, None]).T @ means
         return LeaveOneOut(inverse, inverse @ found.sums.T, _inverse(within / counts.sum()), means, counts)
 
-    def evidence(self, activations: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """`5 r + 0.15 g` of examples that were among those fitted: [n, K] float64; −∞ for a class that no example has.
+    def evidence(self, activations: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What both say of examples that were among those fitted: r and g, [n, K] float64; g is −∞ for a class that no example has.
 
         `activations` [n, D] have a trailing 1. The discriminant's covariance holds the example too, which hardly moves it. Of the only
         example of a class nothing is known without it: its distance to its class is taken to be 0.
         """
-        return np.concatenate(
-            [self._evidence(activations[i : i + _ROWS], labels[i : i + _ROWS]) for i in range(0, max(1, len(labels)), _ROWS)]
-        )
+        parts = [self._evidence(activations[i : i + _ROWS], labels[i : i + _ROWS]) for i in range(0, max(1, len(labels)), _ROWS)]
+        return np.concatenate([ridge for ridge, _ in parts]), np.concatenate([discriminant for _, discriminant in parts])
 
-    def _evidence(self, activations: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def _evidence(self, activations: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = np.arange(len(labels))
         leverage = np.einsum("nd,nd->n", activations @ self.inverse, activations)
         target = np.zeros((len(labels), len(self.counts)))
@@ -136,7 +142,7 @@ class LeaveOneOut:
         distance[rows, labels] *= np.square(others / np.maximum(others - 1, 1))
         distance[rows[others <= 1], labels[others <= 1]] = 0
         with np.errstate(divide="ignore"):
-            return RIDGE_WEIGHT * ridge + DISCRIMINANT_WEIGHT * (np.log(self.counts) - distance / 2)
+            return ridge, np.log(self.counts) - distance / 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,26 +151,29 @@ class Evidence:
 
     Attributes:
         classes: [n, R] int32, ascending: those with the most evidence, and the label.
-        values: [n, R] float32, the evidence for each.
-        margins: [n] float32, by how much the first class of all leads the second.
+        values: [n, R] float32, s of each.
+        discriminants: [n, R] float32, the mean of g of each.
+        margins: [n] float32, by how much the first class of all leads the second in s.
     """
 
     classes: np.ndarray
     values: np.ndarray
+    discriminants: np.ndarray
     margins: np.ndarray
 
     @staticmethod
-    def of(evidence: np.ndarray, labels: np.ndarray) -> Evidence:
-        """What is kept of the evidence [n, K] for all classes: at most `CANDIDATES` of them."""
-        classes = evidence.shape[1]
-        kept = min(classes, CANDIDATES)
-        best = np.argsort(-evidence, axis=1, kind="stable")[:, :kept].astype(np.int32)
-        leads = np.take_along_axis(evidence, best[:, : min(2, kept)], axis=1)
+    def of(ridge: np.ndarray, discriminant: np.ndarray, labels: np.ndarray) -> Evidence:
+        """What is kept of the means of r and g over the checkpoints, [n, K] each: at most `CANDIDATES` classes."""
+        values = RIDGE_WEIGHT * ridge + DISCRIMINANT_WEIGHT * discriminant
+        kept = min(values.shape[1], CANDIDATES)
+        best = np.argsort(-values, axis=1, kind="stable")[:, :kept].astype(np.int32)
+        leads = np.take_along_axis(values, best[:, : min(2, kept)], axis=1)
         missing = ~(best == labels[:, None]).any(axis=1)
         best[missing, -1] = labels[missing]
         best.sort(axis=1)
         margins = leads[:, 0] - leads[:, 1] if kept > 1 else np.zeros(len(labels))
-        return Evidence(best, np.take_along_axis(evidence, best, axis=1).astype(np.float32), margins.astype(np.float32))
+        ordered = [np.take_along_axis(one, best, axis=1).astype(np.float32) for one in (values, discriminant)]
+        return Evidence(best, ordered[0], ordered[1], margins.astype(np.float32))
 
     @property
     def first(self) -> np.ndarray:
@@ -218,15 +227,26 @@ class LabelCounts:
         return found
 
 
-def noise_matrix(surest: np.ndarray) -> np.ndarray:
-    """`P(label ∣ class)` [K, K] float64, from how often the surest examples of each class have each label.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Noise:
+    """How labels go wrong.
+
+    Attributes:
+        matrix: [K, K] float64, P(label ∣ class).
+        evenness: u, in (0, 1).
+    """
+
+    matrix: np.ndarray
+    evenness: float
+
+
+def estimate_noise(surest: np.ndarray) -> Noise:
+    """The noise, from how often the surest examples of each class have each label: [K, K], K at least 2.
 
     Each wrong cell of a row has the prior mean `e · n_k / (K − 1)`, e being the rate of errors over all classes, and the shape of a gamma
     prior that makes all counts likeliest (negative binomial); so a few counts leave a cell near the mean, and many speak for themselves.
     """
     classes = len(surest)
-    if classes == 1:
-        return np.ones((1, 1))
     totals = surest.sum(axis=1).astype(np.float64)
     off = ~np.eye(classes, dtype=bool)
     rate = min((surest[off].sum() + 0.5) / (totals.sum() + 1), 1 - 1 / classes)
@@ -244,7 +264,7 @@ def noise_matrix(surest: np.ndarray) -> np.ndarray:
     matrix = np.zeros((classes, classes))
     matrix[off] = (seen + shape) / (np.repeat(totals, classes - 1) + shape * (classes - 1) / rate)
     matrix[np.diag_indices(classes)] = 1 - matrix.sum(axis=1)
-    return matrix
+    return Noise(matrix, float(shape / (1 + shape)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -262,22 +282,26 @@ class Judgement:
     suggested_probabilities: np.ndarray
 
 
-def judge(evidence: Evidence, labels: np.ndarray, noise: np.ndarray) -> Judgement:
-    """Weighs evidence with the noise matrix [K, K]."""
-    values = evidence.values.astype(np.float64)
+def judge(evidence: Evidence, labels: np.ndarray, label_probabilities: np.ndarray, noise: Noise) -> Judgement:
+    """Weighs evidence with the noise; `label_probabilities` [n] are p̄, NaN where they are not known."""
     rows = np.arange(len(labels))
-    odds = np.exp(values - values.max(axis=1, keepdims=True))
-    likely = np.maximum(odds / odds.sum(axis=1, keepdims=True), _LEAST_EVIDENCE) * noise[evidence.classes, labels[:, None]]
-    posterior = likely / likely.sum(axis=1, keepdims=True)
     own = evidence.classes == labels[:, None]
+    p = np.clip(np.nan_to_num(label_probabilities.astype(np.float64), nan=0.5), _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+    even = EVEN_DISCRIMINANT_WEIGHT * evidence.discriminants + EVEN_PROBABILITY_WEIGHT * np.where(own, np.log(p / (1 - p))[:, None], 0)
+    values = (evidence.values + noise.evenness * even) / (1 + EVEN_TEMPERATURE * noise.evenness)
+    odds = np.exp(values - values.max(axis=1, keepdims=True))
+    likely = np.maximum(odds / odds.sum(axis=1, keepdims=True), _LEAST_EVIDENCE) * noise.matrix[evidence.classes, labels[:, None]]
+    posterior = likely / likely.sum(axis=1, keepdims=True)
     best = np.where(own, posterior * (1 + 1e-12), posterior).argmax(axis=1)
     # Summed, not subtracted from 1, so that small ones keep their digits.
     return Judgement(np.where(own, 0, posterior).sum(axis=1), evidence.classes[rows, best].astype(np.int64), posterior[rows, best])
 
 
-def all_evidence(fitted: Sequence[LeaveOneOut], activations: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
-    """The mean over checkpoints of their evidence: [n, K]; `activations` holds [n, D] for each, with a trailing 1."""
-    total = fitted[0].evidence(activations[0], labels)
+def all_evidence(fitted: Sequence[LeaveOneOut], activations: Sequence[np.ndarray], labels: np.ndarray) -> Evidence:
+    """The evidence of all checkpoints; `activations` holds [n, D] for each, with a trailing 1."""
+    ridge, discriminant = fitted[0].evidence(activations[0], labels)
     for one, h in zip(fitted[1:], activations[1:], strict=True):
-        total += one.evidence(h, labels)
-    return total / len(fitted)
+        more = one.evidence(h, labels)
+        ridge += more[0]
+        discriminant += more[1]
+    return Evidence.of(ridge / len(fitted), discriminant / len(fitted), labels)

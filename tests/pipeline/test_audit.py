@@ -15,7 +15,7 @@ from transforms import manifest, suspicion
 from transforms.manifest import FeatureManifest, Manifest
 from transforms.records import Features
 from transforms.scores import FeatureSet
-from transforms.suspicion import Evidence, LabelCounts, LeaveOneOut
+from transforms.suspicion import LabelCounts, LeaveOneOut
 from transforms.tiles import Span
 
 
@@ -72,10 +72,10 @@ def test_rows_are_what_numpy_finds_on_the_whole_set(audit, features):
     np.testing.assert_allclose([row["label_probability"] for row in found], whole.label_probabilities.mean(axis=1), rtol=1e-6)
     x = [whole.activations[:, t].astype(np.float64) for t in range(len(RATES))]
     fitted = [LeaveOneOut.fit(suspicion.moments(one, labels, CLASSES)) for one in x]
-    evidence = Evidence.of(suspicion.all_evidence(fitted, x, labels), labels)
-    noise = suspicion.noise_matrix(LabelCounts.of(evidence, labels, CLASSES).surest(CLASSES))
-    expected = suspicion.judge(evidence, labels, noise)
-    np.testing.assert_allclose([row["suspicion"] for row in found], expected.suspicion, rtol=1e-5)
+    evidence = suspicion.all_evidence(fitted, x, labels)
+    noise = suspicion.estimate_noise(LabelCounts.of(evidence, labels, CLASSES).surest(CLASSES))
+    expected = suspicion.judge(evidence, labels, whole.label_probabilities.mean(axis=1), noise)
+    np.testing.assert_allclose([row["suspicion"] for row in found], expected.suspicion, rtol=1e-5, atol=1e-9)
     assert [row["suggested_label"] for row in found] == expected.suggested_labels.tolist()
     np.testing.assert_allclose([row["suggested_probability"] for row in found], expected.suggested_probabilities, rtol=1e-5)
 

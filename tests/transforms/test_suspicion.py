@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transforms import suspicion
-from transforms.suspicion import DISCRIMINANT_WEIGHT, RIDGE_WEIGHT, Evidence, LabelCounts, LeaveOneOut
+from transforms.suspicion import Evidence, LabelCounts, LeaveOneOut, Noise
 
 
 def clusters(seed: int, n: int, classes: int, units: int, distance: float) -> tuple[np.ndarray, np.ndarray]:
@@ -20,10 +20,15 @@ def clusters(seed: int, n: int, classes: int, units: int, distance: float) -> tu
     return suspicion.with_one(h.astype(np.float32), False), labels
 
 
+def even(values: np.ndarray, labels: np.ndarray) -> Evidence:
+    """Evidence with the given s and without a discriminant."""
+    return Evidence.of(values / suspicion.RIDGE_WEIGHT, np.zeros_like(values), labels)
+
+
 def test_evidence_is_that_of_classifiers_fitted_without_the_example():
     x, labels = clusters(1, 40, 3, 5, 1.0)
     fitted = LeaveOneOut.fit(suspicion.moments(x, labels, 3))
-    found = fitted.evidence(x, labels)
+    ridges, discriminants = fitted.evidence(x, labels)
     ridge = 1e-3 * np.trace(x.T @ x) / x.shape[1]
     h = x[:, :-1]
     centred = h - np.stack([h[labels == k].mean(0) for k in range(3)])[labels]
@@ -33,11 +38,22 @@ def test_evidence_is_that_of_classifiers_fitted_without_the_example():
         rest = np.arange(len(x)) != i
         target = np.eye(3)[labels[rest]]
         weights = np.linalg.solve(x[rest].T @ x[rest] + ridge * np.eye(x.shape[1]), x[rest].T @ target)
-        expected = RIDGE_WEIGHT * (x[i] @ weights)
+        np.testing.assert_allclose(ridges[i], x[i] @ weights, rtol=1e-7, atol=1e-9)
         for k in range(3):
             off = h[i] - h[rest & (labels == k)].mean(0)
-            expected[k] += DISCRIMINANT_WEIGHT * (np.log((labels == k).sum()) - off @ np.linalg.solve(within, off) / 2)
-        np.testing.assert_allclose(found[i], expected, rtol=1e-7, atol=1e-9)
+            expected = np.log((labels == k).sum()) - off @ np.linalg.solve(within, off) / 2
+            assert discriminants[i, k] == pytest.approx(expected, rel=1e-7)
+
+
+def test_evidence_of_checkpoints_is_their_mean():
+    x, labels = clusters(2, 30, 3, 4, 1.0)
+    both = [x, np.concatenate([x[:, :-1] ** 2, x[:, -1:]], axis=1)]
+    fitted = [LeaveOneOut.fit(suspicion.moments(one, labels, 3)) for one in both]
+    found = suspicion.all_evidence(fitted, both, labels)
+    alone = [model.evidence(one, labels) for model, one in zip(fitted, both, strict=True)]
+    ridge, discriminant = (sum(pair) / 2 for pair in zip(*alone, strict=True))
+    np.testing.assert_allclose(found.values, 5 * ridge + 0.15 * discriminant, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.discriminants, discriminant, rtol=1e-5)
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 99))
@@ -70,9 +86,9 @@ def test_a_trailing_one_is_there_once(has_one):
 def test_degenerate_sets_are_judged_too(x, labels, classes):
     x, labels = np.concatenate([x, np.ones((len(x), 1))], axis=1), np.array(labels)
     fitted = LeaveOneOut.fit(suspicion.moments(x, labels, classes))
-    evidence = Evidence.of(suspicion.all_evidence([fitted], [x], labels), labels)
-    noise = suspicion.noise_matrix(LabelCounts.of(evidence, labels, classes).surest(classes))
-    judged = suspicion.judge(evidence, labels, noise)
+    evidence = suspicion.all_evidence([fitted], [x], labels)
+    noise = suspicion.estimate_noise(LabelCounts.of(evidence, labels, classes).surest(classes))
+    judged = suspicion.judge(evidence, labels, np.linspace(0, 1, len(labels)), noise)
     assert np.isfinite(judged.suspicion).all() and (judged.suspicion >= 0).all() and (judged.suspicion <= 1).all()
     assert set(judged.suggested_labels) <= set(labels)
 
@@ -80,31 +96,32 @@ def test_degenerate_sets_are_judged_too(x, labels, classes):
 def test_of_many_classes_the_likeliest_and_the_label_are_kept():
     rng = np.random.default_rng(3)
     values, labels = rng.normal(size=(200, 40)), rng.integers(0, 40, 200)
-    kept = Evidence.of(values, labels)
+    kept = even(values, labels)
     assert kept.classes.shape == (200, suspicion.CANDIDATES)
     for i in range(200):
         best = set(np.argsort(-values[i])[: suspicion.CANDIDATES - 1].tolist())
         assert best <= set(kept.classes[i].tolist()) and labels[i] in kept.classes[i]
-        np.testing.assert_array_equal(kept.values[i], values[i, kept.classes[i]].astype(np.float32))
+        np.testing.assert_allclose(kept.values[i], values[i, kept.classes[i]], rtol=1e-6)
         first, second = np.sort(values[i])[::-1][:2]
-        assert kept.margins[i] == np.float32(first - second)
+        assert kept.margins[i] == pytest.approx(first - second, abs=1e-6)
     np.testing.assert_array_equal(kept.first, values.argmax(axis=1))
 
 
 @given(st.integers(1, 300), st.integers(2, 6), st.integers(0, 99), st.integers(1, 7))
 def test_counts_do_not_depend_on_how_they_are_split_and_the_surest_are_a_tenth(n, classes, seed, pieces):
     rng = np.random.default_rng(seed)
-    values, labels = rng.normal(size=(n, classes)) * 3, rng.integers(0, classes, n)
-    whole = LabelCounts.of(Evidence.of(values, labels), labels, classes)
+    # Whole numbers, so that no rounding moves a margin into the next bin.
+    values, labels = rng.integers(-20, 20, size=(n, classes)) * 5.0 + np.arange(classes), rng.integers(0, classes, n)
+    whole = LabelCounts.of(even(values, labels), labels, classes)
     parts = [
-        LabelCounts.of(Evidence.of(values[rows], labels[rows]), labels[rows], classes)
+        LabelCounts.of(even(values[rows], labels[rows]), labels[rows], classes)
         for rows in np.array_split(rng.permutation(n), pieces)
         if len(rows)
     ]
     merged = LabelCounts.merge(parts)
     assert merged.keys.tolist() == whole.keys.tolist() and merged.counts.tolist() == whole.counts.tolist()
     ordered = np.sort(values, axis=1)
-    margins, first = (ordered[:, -1] - ordered[:, -2]).astype(np.float32).astype(np.float64), values.argmax(axis=1)
+    margins, first = ordered[:, -1] - ordered[:, -2], values.argmax(axis=1)
     bins = np.floor(margins / (1 + margins) * 1024)
     expected = np.zeros((classes, classes), int)
     for k in range(classes):
@@ -118,11 +135,18 @@ def test_counts_do_not_depend_on_how_they_are_split_and_the_surest_are_a_tenth(n
 
 def test_noise_is_what_was_counted_where_much_was_and_the_mean_where_nothing_was():
     counted = np.array([[90_000, 10_000, 0], [0, 100_000, 0], [0, 0, 0]])
-    noise = suspicion.noise_matrix(counted)
+    noise = suspicion.estimate_noise(counted).matrix
     np.testing.assert_allclose(noise.sum(axis=1), 1)
     assert noise[0, 1] == pytest.approx(0.1, rel=1e-2) and noise[1, 0] < 1e-4
     rate = (10_000 + 0.5) / (200_000 + 1)
     np.testing.assert_allclose(noise[2], [rate / 2, rate / 2, 1 - rate])
+
+
+def test_errors_are_even_or_go_somewhere():
+    evenly = np.full((10, 10), 50) + np.diag([5000] * 10)
+    one_way = np.diag([5000] * 10) + np.roll(np.diag([450] * 10), 1, axis=1)
+    assert suspicion.estimate_noise(evenly).evenness > 0.95
+    assert suspicion.estimate_noise(one_way).evenness < 0.2
 
 
 def test_equal_errors_are_drawn_together():
@@ -131,28 +155,40 @@ def test_equal_errors_are_drawn_together():
     matrix = np.zeros((10, 10), int)
     matrix[~np.eye(10, dtype=bool)] = counted[:, :9].ravel()
     matrix[np.diag_indices(10)] = 200 - matrix.sum(axis=1)
-    cells = suspicion.noise_matrix(matrix)[~np.eye(10, dtype=bool)]
+    cells = suspicion.estimate_noise(matrix).matrix[~np.eye(10, dtype=bool)]
     raw = (matrix / 200)[~np.eye(10, dtype=bool)]
     assert np.abs(cells - 0.01).mean() < 0.5 * np.abs(raw - 0.01).mean()
 
 
-def test_judgement_is_bayes_rule():
+@pytest.mark.parametrize("evenness", [0.0, 0.7])
+def test_judgement_is_bayes_rule(evenness):
     rng = np.random.default_rng(5)
-    values, labels = rng.normal(size=(50, 4)), rng.integers(0, 4, 50)
-    noise = rng.dirichlet(np.ones(4), size=4)
-    judged = suspicion.judge(Evidence.of(values, labels), labels, noise)
+    ridge, discriminant, labels = rng.normal(size=(50, 4)), rng.normal(size=(50, 4)), rng.integers(0, 4, 50)
+    p = rng.uniform(0.01, 0.99, 50)
+    noise = Noise(rng.dirichlet(np.ones(4), size=4), evenness)
+    judged = suspicion.judge(Evidence.of(ridge, discriminant, labels), labels, p, noise)
     for i in range(50):
-        joint = np.exp(values[i]) / np.exp(values[i]).sum() * noise[:, labels[i]]
+        value = 5 * ridge[i] + (0.15 + 0.3 * evenness) * discriminant[i]
+        value[labels[i]] += 2 * evenness * np.log(p[i] / (1 - p[i]))
+        value /= 1 + 2 * evenness
+        joint = np.exp(value) / np.exp(value).sum() * noise.matrix[:, labels[i]]
         posterior = joint / joint.sum()
-        assert judged.suspicion[i] == pytest.approx(1 - posterior[labels[i]], rel=1e-6)
+        assert judged.suspicion[i] == pytest.approx(1 - posterior[labels[i]], rel=1e-5)
         assert judged.suggested_labels[i] == posterior.argmax()
-        assert judged.suggested_probabilities[i] == pytest.approx(posterior.max(), rel=1e-6)
+        assert judged.suggested_probabilities[i] == pytest.approx(posterior.max(), rel=1e-5)
+
+
+def test_an_unknown_probability_says_nothing():
+    labels = np.array([0])
+    evidence = even(np.array([[1.0, 2.0]]), labels)
+    noise = Noise(np.array([[0.9, 0.1], [0.1, 0.9]]), 0.5)
+    unknown, half = (suspicion.judge(evidence, labels, np.array([p]), noise) for p in (np.nan, 0.5))
+    assert unknown.suspicion == half.suspicion
 
 
 def test_a_label_as_likely_as_another_is_left():
-    noise = np.full((3, 3), 1 / 3)
     labels = np.array([2, 1])
-    judged = suspicion.judge(Evidence.of(np.zeros((2, 3)), labels), labels, noise)
+    judged = suspicion.judge(even(np.zeros((2, 3)), labels), labels, np.full(2, 0.5), Noise(np.full((3, 3), 1 / 3), 0.5))
     assert judged.suggested_labels.tolist() == [2, 1]
 
 
@@ -163,11 +199,11 @@ def test_planted_errors_are_found_and_put_right(one_way):
     wrong = rng.random(4000) < 0.1
     given_labels = np.where(wrong, (true + (1 if one_way else rng.integers(1, 5, 4000))) % 5, true)
     fitted = LeaveOneOut.fit(suspicion.moments(x, given_labels, 5))
-    evidence = Evidence.of(suspicion.all_evidence([fitted, fitted], [x, x], given_labels), given_labels)
-    noise = suspicion.noise_matrix(LabelCounts.of(evidence, given_labels, 5).surest(5))
-    judged = suspicion.judge(evidence, given_labels, noise)
+    evidence = suspicion.all_evidence([fitted, fitted], [x, x], given_labels)
+    noise = suspicion.estimate_noise(LabelCounts.of(evidence, given_labels, 5).surest(5))
+    judged = suspicion.judge(evidence, given_labels, np.full(4000, np.nan), noise)
     suspects = judged.suspicion >= 0.5
     assert wrong[suspects].mean() > 0.95 and suspects[wrong].mean() > 0.85
     assert (judged.suspicion[wrong][:, None] > judged.suspicion[~wrong]).mean() > 0.995
     assert (judged.suggested_labels[suspects] == true[suspects]).mean() > 0.98
-    assert judged.suspicion.sum() == pytest.approx(wrong.sum(), rel=0.1)
+    assert judged.suspicion.sum() == pytest.approx(wrong.sum(), rel=0.2)
