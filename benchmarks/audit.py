@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import tempfile
+import zlib
 
 import numpy as np
 
@@ -55,11 +56,11 @@ def predict(checkpoints: pathlib.Path, images: np.ndarray) -> np.ndarray:
 
 
 def train_and_predict(directory: pathlib.Path, rows: np.ndarray, labels: np.ndarray, part: str, asked: np.ndarray) -> np.ndarray:
-    """Trains on some rows of the training set and predicts some rows of a part; kept in `directory` for the next run."""
+    """Trains on some rows of the training set, with these labels, and predicts some rows of a part; kept for the next run."""
     kept = directory / "probabilities.npy"
     if not kept.exists():
         images, _ = fashion_mnist.load("train")
-        fashion_mnist.train(directory, images[rows], labels[rows])
+        fashion_mnist.train(directory, images[rows], labels)
         np.save(kept, predict(directory, fashion_mnist.load(part)[0][asked]))
     return np.load(kept)
 
@@ -70,12 +71,13 @@ def out_of_sample(directory: pathlib.Path, labels: np.ndarray, folds: int) -> np
     found = np.empty((len(labels), 10))
     for i in range(folds):
         rest, own = np.flatnonzero(fold != i), np.flatnonzero(fold == i)
-        found[own] = measure.in_own_process(train_and_predict, directory / f"fold-{folds}-{i}", rest, labels, "train", own)
+        found[own] = measure.in_own_process(train_and_predict, directory / f"fold-{folds}-{i}", rest, labels[rest], "train", own)
     return found
 
 
 def accuracy(directory: pathlib.Path, rows: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy on the test set of a network that is trained on some rows."""
+    """Accuracy on the test set of a network that is trained on some rows; kept beside `directory`, by what it was trained on."""
+    directory = directory.with_name(f"{directory.name}-{zlib.crc32(rows.tobytes() + labels.tobytes()):08x}")
     _, truth = fashion_mnist.load("t10k")
     predicted = measure.in_own_process(train_and_predict, directory, rows, labels, "t10k", np.arange(len(truth)))
     return float((predicted.argmax(axis=1) == truth).mean())
@@ -139,7 +141,7 @@ def report(directory: pathlib.Path, noise: str, folds: int) -> None:
     every = np.arange(len(labels))
     trained = {
         "the noisy labels": accuracy(directory / "noisy", every, labels),
-        "without the suspects": accuracy(directory / "dropped", every[~suspects], labels),
+        "without the suspects": accuracy(directory / "dropped", every[~suspects], labels[~suspects]),
         "with suggested labels": accuracy(directory / "corrected", every, np.where(suspects, found["suggested_label"], labels)),
         "the true labels": accuracy(directory / "true", every, truth.astype(np.int64)),
     }

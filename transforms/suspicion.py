@@ -283,12 +283,14 @@ class Judgement:
 
 
 def judge(evidence: Evidence, labels: np.ndarray, label_probabilities: np.ndarray, noise: Noise) -> Judgement:
-    """Weighs evidence with the noise; `label_probabilities` [n] are p̄, NaN where they are not known."""
+    """Weighs evidence with the noise; `label_probabilities` [n] are p̄, or NaN where they are not known, and u counts as 0."""
     rows = np.arange(len(labels))
     own = evidence.classes == labels[:, None]
-    p = np.clip(np.nan_to_num(label_probabilities.astype(np.float64), nan=0.5), _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+    known = ~np.isnan(label_probabilities)
+    p = np.clip(np.where(known, label_probabilities, 0.5).astype(np.float64), _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
     even = EVEN_DISCRIMINANT_WEIGHT * evidence.discriminants + EVEN_PROBABILITY_WEIGHT * np.where(own, np.log(p / (1 - p))[:, None], 0)
-    values = (evidence.values + noise.evenness * even) / (1 + EVEN_TEMPERATURE * noise.evenness)
+    tempered = (evidence.values + noise.evenness * even) / (1 + EVEN_TEMPERATURE * noise.evenness)
+    values = np.where(known[:, None], tempered, evidence.values)
     odds = np.exp(values - values.max(axis=1, keepdims=True))
     likely = np.maximum(odds / odds.sum(axis=1, keepdims=True), _LEAST_EVIDENCE) * noise.matrix[evidence.classes, labels[:, None]]
     posterior = likely / likely.sum(axis=1, keepdims=True)

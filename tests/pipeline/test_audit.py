@@ -75,7 +75,7 @@ def test_rows_are_what_numpy_finds_on_the_whole_set(audit, features):
     evidence = suspicion.all_evidence(fitted, x, labels)
     noise = suspicion.estimate_noise(LabelCounts.of(evidence, labels, CLASSES).surest(CLASSES))
     expected = suspicion.judge(evidence, labels, whole.label_probabilities.mean(axis=1), noise)
-    np.testing.assert_allclose([row["suspicion"] for row in found], expected.suspicion, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose([row["suspicion"] for row in found], expected.suspicion, rtol=1e-5, atol=1e-6)
     assert [row["suggested_label"] for row in found] == expected.suggested_labels.tolist()
     np.testing.assert_allclose([row["suggested_probability"] for row in found], expected.suggested_probabilities, rtol=1e-5)
 

@@ -178,12 +178,12 @@ def test_judgement_is_bayes_rule(evenness):
         assert judged.suggested_probabilities[i] == pytest.approx(posterior.max(), rel=1e-5)
 
 
-def test_an_unknown_probability_says_nothing():
-    labels = np.array([0])
-    evidence = even(np.array([[1.0, 2.0]]), labels)
-    noise = Noise(np.array([[0.9, 0.1], [0.1, 0.9]]), 0.5)
-    unknown, half = (suspicion.judge(evidence, labels, np.array([p]), noise) for p in (np.nan, 0.5))
-    assert unknown.suspicion == half.suspicion
+def test_an_unknown_probability_says_nothing_and_takes_nothing_away():
+    labels = np.array([0, 0])
+    evidence = even(np.array([[1.0, 2.0], [1.0, 2.0]]), labels)
+    matrix = np.array([[0.9, 0.1], [0.1, 0.9]])
+    found = suspicion.judge(evidence, labels, np.array([np.nan, 0.9]), Noise(matrix, 0.5)).suspicion
+    assert found[0] == suspicion.judge(evidence, labels, np.full(2, 0.9), Noise(matrix, 0.0)).suspicion[0] > found[1]
 
 
 def test_a_label_as_likely_as_another_is_left():
@@ -206,4 +206,4 @@ def test_planted_errors_are_found_and_put_right(one_way):
     assert wrong[suspects].mean() > 0.95 and suspects[wrong].mean() > 0.85
     assert (judged.suspicion[wrong][:, None] > judged.suspicion[~wrong]).mean() > 0.995
     assert (judged.suggested_labels[suspects] == true[suspects]).mean() > 0.98
-    assert judged.suspicion.sum() == pytest.approx(wrong.sum(), rel=0.2)
+    assert judged.suspicion.sum() == pytest.approx(wrong.sum(), rel=0.25)
