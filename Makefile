@@ -18,13 +18,15 @@ help:  ## List the targets.
 
 venv: $(STAMP)  ## Install the pinned dependencies and this project into .venv.
 
-# setuptools and wheel come first and the project last, both without build isolation, which would fetch what no lock hashes.
+# setuptools and wheel come first and the project last, both without build isolation, which would fetch what no lock hashes. The lock is
+# whole, so nothing is resolved: pip would look at newer versions for the extras that packages ask of each other, and refuse what no lock pins.
 $(STAMP): pyproject.toml setup.py requirements.lock requirements-dev.lock
 	$(PYTHON) -m venv $(VENV)
 	sed -nE '/^(setuptools|wheel)==/,/# via/p' requirements-dev.lock | \
 		$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r /dev/stdin
-	$(BIN)/python -m pip install --quiet --require-hashes --no-build-isolation -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --no-build-isolation -r requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(BIN)/python -m pip check
 	@touch $@
 
 demo: $(STAMP)  ## Run the whole story on real digits; the report is in demo-output.
