@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from pipeline.score import read_set
 from transforms import audits, files, manifest
 from transforms.audit_files import SuspectsWanted, WriteAudit, read_summary
 from transforms.audits import AuditLabels
+from transforms.errors import InputError
 from transforms.manifest import FeatureManifest, Manifest, usable_rates
 
 
@@ -40,11 +42,15 @@ def _run(argv: Sequence[str]) -> None:
         found = wanted.stage.write.draft
         rates = usable_rates(found, None)
     audits.check_labels(found, args.features or args.examples)
+    previous = manifest.read_audit(args.previous, "previous") if args.previous else None
+    if previous and posixpath.normpath(args.previous) == posixpath.normpath(args.output):
+        raise InputError(f"--previous={args.previous!r} is where the new audit would go: give it a directory of its own")
     settings: dict[str, Any] = {
         "features": found.fingerprint,
         "learning_rates": list(rates),
         "min_suspicion": args.min_suspicion,
         "max_suspects_per_class": args.max_suspects_per_class,
+        "previous": previous and previous.fingerprint,
     }
     draft = Manifest("audit", manifest.fingerprint(settings), settings, (), {})
     if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
@@ -69,7 +75,10 @@ def _run(argv: Sequence[str]) -> None:
         (
             sets
             | "AuditLabels" >> AuditLabels(rates)  # (AuditedExamples, Judgement)
-            | "WriteAudit" >> WriteAudit(args.output, draft, audits.classes(found), suspects, args.overwrite)  # Manifest
+            | "WriteAudit"
+            >> WriteAudit(
+                args.output, draft, audits.classes(found), suspects, args.overwrite, (args.previous, previous) if previous else None
+            )  # Manifest
         )
 
     stages = [

@@ -132,6 +132,7 @@ def parser(command: str) -> argparse.ArgumentParser:
         )
         sets.add_argument("--test_examples", required=True, metavar="GLOBS", help="files of the test examples")
     elif command == "audit":
+        sets.add_argument("--previous", type=_directory, metavar="DIR", help="an earlier audit: what changed since is told")
         sets.add_argument("--features", metavar="DIR", help="feature set of the training examples, as `tracin features` wrote it")
         sets.add_argument(
             "--examples", metavar="GLOBS", help="or files of the training examples, to extract it from: TFRecord, Parquet or .npz"
@@ -377,7 +378,7 @@ def _check_audited(own: argparse.ArgumentParser, args: argparse.Namespace) -> No
         missing = "--checkpoints" if args.examples else "--examples" if args.checkpoints else "--features, or --examples and --checkpoints"
         own.error(f"missing {missing}")
     if args.features:
-        kept = ("features", "output", "overwrite", "min_suspicion", "max_suspects_per_class", "learning_rates")
+        kept = ("features", "previous", "output", "overwrite", "min_suspicion", "max_suspects_per_class", "learning_rates")
         for action in own._actions:
             if action.dest not in (*kept, "help") and getattr(args, action.dest) != action.default:
                 own.error(f"{action.option_strings[0]} says how features are extracted, and those of --features are there already")

@@ -57,6 +57,15 @@ def audit(directory: str, summary: Mapping[str, Any]) -> str:
         what = f"labelled {row['label']}, "
         what += "may be another" if row["suggested_label"] == row["label"] else f"look like {row['suggested_label']}"
         lines.append(f"  {row['suspects']:,} {what}")
+    if "drift" in summary:
+        lines.append(f"since {summary['drift']['previous']['directory']}:")
+        for what in ("examples", "suspects"):
+            lines.append(f"  {what}: " + ", ".join(f"{count:,} {name}" for name, count in summary["drift"][what].items()))
+        known = [row for row in summary["drift"]["classes"] if row["distance"] is not None]
+        if known:
+            most = max(known, key=lambda row: row["distance"])
+            told = f"distance {most['distance']:.3f}, p-value {most['p_value']:.2g}"
+            lines.append(f"  self-influence shifted most among those labelled {most['label']} ({told})")
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@
 
 | field | content |
 |---|---|
-| `example_id`, `label` | of the example |
+| `example_id`, `content_digest`, `label` | of the example; the digest in hexadecimal digits |
 | `prediction`, `probability` | of the last checkpoint |
 | `label_probability` | of the label, the mean over the checkpoints |
 | `self_influence` | the influence of the example on itself |
@@ -13,6 +13,7 @@
 
 `suspects.parquet` and `suspects.jsonl`: the rows with enough suspicion, the most suspicious first, and `relative_self_influence`, the
 self-influence over the mean of the label's examples. `summary.json`: counts, and a table of the classes.
+`changes-*.parquet`: with a previous audit, the examples and suspects that changed since.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms import counting, files, manifest
+from transforms import counting, drift, files, manifest
 from transforms.audits import AuditedExamples
+from transforms.drift import Changes, CompareAudits
 from transforms.files import StoredFile
 from transforms.manifest import Manifest
 from transforms.sinks import to_jsonl
@@ -58,6 +60,7 @@ def to_table(block: AuditedExamples, judged: Judgement) -> pa.Table:
     return pa.table(
         {
             "example_id": pa.array(block.example_ids.tolist(), pa.binary()).cast(pa.string()),
+            "content_digest": pa.array([digest.hex() for digest in block.content_digests], pa.string()),
             "label": pa.array(block.labels),
             "prediction": pa.array(block.predictions),
             "probability": pa.array(block.probabilities.astype(np.float64)),
@@ -190,7 +193,7 @@ def summarize(sums: ClassSums, listed: int, wanted: SuspectsWanted, settings: di
 
 @dataclasses.dataclass
 class WriteAudit(beam.PTransform):
-    """Writes judged examples, suspects and summary, and commits them with a manifest: (AuditedExamples, Judgement) → Manifest (one).
+    """Writes judged examples, suspects, summary and changes, and commits them: (AuditedExamples, Judgement) → Manifest (one).
 
     Attributes:
         directory: where to.
@@ -198,6 +201,7 @@ class WriteAudit(beam.PTransform):
         classes: K.
         wanted: which examples are suspects.
         overwrite: whether a complete result is replaced.
+        previous: the audit to compare with, its directory and its manifest, or None.
     """
 
     directory: str
@@ -205,6 +209,7 @@ class WriteAudit(beam.PTransform):
     classes: int
     wanted: SuspectsWanted
     overwrite: bool
+    previous: tuple[str, Manifest] | None = None
 
     def _take_back(self, _: None) -> None:
         # As for influence: names are fixed, so the old manifest goes before the files do, and not before the graph runs.
@@ -224,7 +229,12 @@ class WriteAudit(beam.PTransform):
             suspects(table, self.wanted),
         )
 
-    def _commit(self, _: None, parts: Sequence[WrittenExamples]) -> Manifest:
+    def _write_changes(self, changes: Changes, _: list[None]) -> tuple[Changes, StoredFile]:
+        written = _write_parquet(self.directory, f"changes-{changes.bucket:05d}.parquet", changes.rows)
+        # The rows are in the file now.
+        return dataclasses.replace(changes, rows=changes.rows.slice(0, 0)), written
+
+    def _commit(self, _: None, parts: Sequence[WrittenExamples], changes: Sequence[tuple[Changes, StoredFile]]) -> Manifest:
         ordered = sorted(parts, key=lambda part: part.shard)
         sums = ClassSums.add([part.sums for part in ordered])
         listed = suspects(pa.concat_tables([part.suspects for part in ordered]), self.wanted).combine_chunks()
@@ -233,8 +243,14 @@ class WriteAudit(beam.PTransform):
         relative = np.divide(listed["self_influence"].to_numpy(), means[labels], out=np.ones(len(labels)), where=means[labels] > 0)
         listed = listed.append_column("relative_self_influence", pa.array(relative))
         summary = summarize(sums, listed.num_rows, self.wanted, dict(self.draft.settings))
+        compared = sorted(changes, key=lambda pair: pair[0].bucket)
+        if self.previous:
+            directory, previous = self.previous
+            known = {"directory": directory, "fingerprint": previous.fingerprint, **previous.counts}
+            summary["drift"] = drift.summarize([part for part, _ in compared], known)
         written = (
             *(part.file for part in ordered),
+            *(file for _, file in compared),
             _write_parquet(self.directory, "suspects.parquet", listed),
             files.write(self.directory, "suspects.jsonl", to_jsonl(listed), listed.num_rows),
             files.write(self.directory, "summary.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n", 1),
@@ -250,10 +266,19 @@ class WriteAudit(beam.PTransform):
             | "GroupByFile" >> beam.GroupByKey()  # (shard, [(AuditedExamples, Judgement)])
             | "WriteExamples" >> beam.Map(self._write, beam.pvalue.AsList(ready))  # WrittenExamples
         )
+        if self.previous:
+            changes = (
+                judged
+                | "MakeRows" >> beam.MapTuple(to_table)  # pa.Table
+                | "CompareAudits" >> CompareAudits(*self.previous, self.wanted.min_suspicion)  # Changes
+                | "WriteChanges" >> beam.Map(self._write_changes, beam.pvalue.AsList(ready))  # (Changes, StoredFile)
+            )
+        else:
+            changes = judged.pipeline | "CompareNothing" >> beam.Create([])
         return (
             judged.pipeline
             | "StartCommit" >> beam.Create([None])
-            | "CommitAudit" >> beam.Map(self._commit, beam.pvalue.AsList(written))  # Manifest
+            | "CommitAudit" >> beam.Map(self._commit, beam.pvalue.AsList(written), beam.pvalue.AsList(changes))  # Manifest
         )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import apache_beam as beam
 import numpy as np
 
-from transforms import counting, suspicion
+from transforms import counting, records, suspicion
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest
 from transforms.scores import FeatureSet
@@ -33,6 +33,7 @@ class AuditedExamples:
     Attributes:
         file: its place in the set's manifest.
         example_ids: [n] byte strings.
+        content_digests: n of them, of the serialized examples.
         labels, predictions: [n] int64, class indices.
         probabilities: [n] float32, of the last checkpoint's prediction.
         label_probabilities: [n] float64, of the label, the mean over the checkpoints.
@@ -42,6 +43,7 @@ class AuditedExamples:
 
     file: int
     example_ids: np.ndarray
+    content_digests: list[bytes]
     labels: np.ndarray
     predictions: np.ndarray
     probabilities: np.ndarray
@@ -125,7 +127,8 @@ def fit(grouped: tuple[int, Iterable[tuple[int, Moments]]]) -> tuple[int, LeaveO
 def weigh(file: int, found: FeatureSet, rates: Sequence[float], fitted: Sequence[tuple[int, LeaveOneOut]]) -> AuditedExamples:
     """Reads a feature file and finds what there is for and against each example's label."""
     manifest = found.manifest
-    features = found.read([Span(file, 0, manifest.files[file].count)])
+    payloads = found.payloads(Span(file, 0, manifest.files[file].count))
+    features = found.decode(payloads)
     labels = features.labels[:, 0]
     ordered = [one for _, one in sorted(fitted, key=lambda pair: pair[0])]
     activations = [suspicion.with_one(features.activations[:, t], _has_one(manifest)) for t in range(len(ordered))]
@@ -133,6 +136,7 @@ def weigh(file: int, found: FeatureSet, rates: Sequence[float], fitted: Sequence
     return AuditedExamples(
         file,
         features.example_ids,
+        records.content_digests(payloads),
         labels,
         features.predictions[:, 0],
         features.probabilities,

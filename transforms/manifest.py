@@ -21,7 +21,7 @@ FILE_NAME = "manifest.json"
 _PATTERNS = {
     "features": ("features-*.tfrecord", "rejected-*.jsonl", "finished-*.json"),
     "influence": ("influence-*.jsonl", "influence-*.parquet"),
-    "audit": ("examples-*.parquet", "suspects.parquet", "suspects.jsonl", "summary.json"),
+    "audit": ("examples-*.parquet", "changes-*.parquet", "suspects.parquet", "suspects.jsonl", "summary.json"),
 }
 _FORMAT = 1
 # Settings of a feature set that say which examples are in it, and not what its records are.
@@ -117,6 +117,18 @@ def read(directory: str, kind: type[_M], flag: str) -> _M:
         )
     if type(found) is not kind:
         raise InputError(f"--{flag}={directory!r} holds {found.kind}, expected {'features' if kind is FeatureManifest else 'influence'}")
+    return found
+
+
+def read_audit(directory: str, flag: str) -> Manifest:
+    """Reads the manifest of a committed audit; `flag` names the option in messages.
+
+    Raises:
+        InputError: there is no manifest, it cannot be understood, or it is of another kind.
+    """
+    found = read_if_any(directory, flag)
+    if found is None or found.kind != "audit":
+        raise InputError(f"--{flag}={directory!r} holds {found.kind if found else 'no complete set'}, expected audit")
     return found
 
 

@@ -297,6 +297,15 @@ def decode(
     )
 
 
+def content_digests(serialized: Sequence[bytes]) -> list[bytes]:
+    """The content digests of n feature records."""
+    with tf.device("/CPU:0"):
+        text = {"content_digest": tf.io.FixedLenFeature([], tf.string)}
+        parsed = tf.io.parse_example(tf.constant(serialized, tf.string, shape=[len(serialized)]), text)
+    digests: list[bytes] = parsed["content_digest"].numpy().tolist()
+    return digests
+
+
 def _padded(ragged: tf.RaggedTensor) -> np.ndarray:
     values = ragged.to_tensor(default_value=NO_LABEL).numpy()
     if values.shape[1] == 0:

@@ -44,19 +44,18 @@ class FeatureSet:
         """T, C and D of its records."""
         return Shape(len(self.manifest.checkpoints), self.manifest.outputs, self.manifest.units)
 
+    def payloads(self, span: Span) -> list[bytes]:
+        """Reads and verifies serialized records."""
+        return tfrecords.split_frames(files.read_verified(self.directory, self.manifest.files[span.file]), span.start, span.stop)
+
+    def decode(self, payloads: Sequence[bytes]) -> Features:
+        """Parses serialized records."""
+        shape, found = self.shape, self.manifest
+        return records.decode(payloads, shape.checkpoints, shape.outputs, shape.units, found.integer_labels, found.feature_dtype)
+
     def read(self, spans: Sequence[Span]) -> Features:
-        """Reads and verifies records; `spans` holds at least one."""
-        parts = []
-        for span in spans:
-            file = self.manifest.files[span.file]
-            payloads = tfrecords.split_frames(files.read_verified(self.directory, file), span.start, span.stop)
-            shape = self.shape
-            parts.append(
-                records.decode(
-                    payloads, shape.checkpoints, shape.outputs, shape.units, self.manifest.integer_labels, self.manifest.feature_dtype
-                )
-            )
-        return Features.concatenate(parts)
+        """Reads, verifies and parses records; `spans` holds at least one."""
+        return Features.concatenate([self.decode(self.payloads(span)) for span in spans])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

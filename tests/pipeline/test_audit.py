@@ -221,6 +221,49 @@ def test_examples_without_any_record_end_the_run_in_one_line(tiny, tracin, tmp_p
     assert not (tmp_path / "audit" / "manifest.json").exists()
 
 
+def test_what_changed_since_an_earlier_audit_is_told(audit, features, tiny, tracin, tmp_path):
+    # Of the examples 0, 5, … the labels were wrong: half are put right, example 1 is gone, a new one has come.
+    labels = np.where(np.arange(40) % 10, tiny.labels, (tiny.labels + 1) % CLASSES)
+    payloads = [example(image=x, label=int(y), id=f"ex-{i:02d}") for i, (x, y) in enumerate(zip(tiny.images, labels, strict=True))]
+    payloads[1] = example(image=tiny.images[1], label=int(labels[1]), id="ex-99")
+    for i in range(4):
+        write_records(tmp_path / "examples" / f"{i:02d}.tfrecord", payloads[10 * i : 10 * i + 10])
+    assert main(extraction(tiny, tmp_path / "features", tmp_path / "examples")) == 0
+    output = tmp_path / "audit"
+    status, out, err = tracin("audit", f"--features={tmp_path / 'features'}", f"--output={output}", f"--previous={audit}")
+    assert status == 0, err
+    told = json.loads((output / "summary.json").read_text())["drift"]
+    assert told["examples"] == {"new": 1, "gone": 1, "changed": 4, "relabelled": 4}
+    now, then = ({row["example_id"]: row for row in rows(directory)} for directory in (output, audit))
+    suspects = [{one for one, row in side.items() if row["suspicion"] >= 0.5} for side in (now, then)]
+    assert told["suspects"] == {
+        "appeared": len(suspects[0] - suspects[1]),
+        "stayed": len(suspects[0] & suspects[1]),
+        "fixed": len((suspects[1] - suspects[0]) & now.keys()),
+        "gone": len(suspects[1] - now.keys()),
+    }
+    assert told["suspects"]["stayed"] > 0
+    changes = {row["example_id"]: row for row in rows(output, "changes-*.parquet")}
+    assert {one for one, row in changes.items() if row["example"] == "relabelled"} == {"ex-05", "ex-15", "ex-25", "ex-35"}
+    assert changes["ex-99"]["example"] == "new" and changes["ex-99"]["previous_label"] is None
+    assert changes["ex-01"]["example"] == "gone" and changes["ex-01"]["label"] is None
+    assert f"since {audit}:" in out and "1 new, 1 gone, 4 changed, 4 relabelled" in out
+    status, out, _ = tracin("audit", f"--features={features}", f"--output={tmp_path / 'same'}", f"--previous={audit}")
+    assert status == 0 and "0 new, 0 gone, 0 changed, 0 relabelled" in out and "0 appeared" in out and "distance 0.000" in out
+
+
+def test_only_another_audit_is_compared_with(audit, features, tracin, tmp_path):
+    for previous, told in (
+        (features, "holds features, expected audit"),
+        (tmp_path / "no", "no complete set"),
+        (tmp_path / "a", "no complete"),
+    ):
+        status, _, err = tracin("audit", f"--features={features}", f"--output={tmp_path / 'a'}", f"--previous={previous}")
+        assert status == 2 and told in err and "--previous" in err
+    status, _, err = tracin("audit", f"--features={features}", f"--output={audit}", f"--previous={audit}", "--overwrite")
+    assert status == 2 and "directory of its own" in err
+
+
 def test_the_manifest_lists_what_is_there(audit):
     found = manifest.read(str(audit), Manifest, "output")
     assert found.kind == "audit" and found.counts["examples"] == 40
