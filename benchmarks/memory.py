@@ -1,9 +1,11 @@
-"""Peak memory of `tracin score` against the number of training examples, at one memory budget.
+"""Peak memory of `tracin score` or `tracin audit` against the number of training examples.
 
-    python -m benchmarks.memory [--memory_gb=0.6] [--tests=500]
+    python -m benchmarks.memory [--command=score] [--memory_gb=0.6] [--tests=500]
+    python -m benchmarks.memory --command=audit
 
 Writes synthetic feature sets of Fashion-MNIST's shape (6 checkpoints, C = 10, D = 129) with 25,000, 100,000 and 400,000 training
-examples, scores them by the whole command and prints each peak and its ratio to the first.
+examples (62,500, 250,000 and 1,000,000 for an audit), runs the whole command on them and prints each peak and its ratio to the first, and
+seconds likewise.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 
 from benchmarks.measure import command, run
 
-SIZES = (25_000, 100_000, 400_000)
+SIZES = {"score": (25_000, 100_000, 400_000), "audit": (62_500, 250_000, 1_000_000)}
 CHECKPOINTS, CLASSES, UNITS = 6, 10, 129
 
 
@@ -42,7 +44,7 @@ def write_set(directory: pathlib.Path, examples: int, seed: int) -> None:
         FeatureManifest(
             kind="features",
             fingerprint=f"{seed}-{examples}",
-            settings={},
+            settings={"labels": "given", "include_bias": True},
             files=tuple(written),
             counts={"examples": examples},
             model_fingerprint="synthetic",
@@ -59,22 +61,30 @@ def write_set(directory: pathlib.Path, examples: int, seed: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--command", choices=tuple(SIZES), default="score")
     parser.add_argument("--memory_gb", type=float, default=0.6)
     parser.add_argument("--tests", type=int, default=500)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         directory = pathlib.Path(scratch)
         write_set(directory / "test", args.tests, 1)
-        first = 0
-        for size in SIZES:
-            write_set(directory / str(size), size, 2)
-            sets = [f"--train_features={directory / str(size)}", f"--test_features={directory / 'test'}"]
-            measured = run(command("score", *sets, f"--output={directory}/out-{size}", "--k=50", f"--memory_gb={args.memory_gb}"))
-            first = first or measured.peak_bytes
-            stored = sum(path.stat().st_size for path in (directory / str(size)).iterdir())
+        first = None
+        for size in SIZES[args.command]:
+            features, output = directory / str(size), f"--output={directory}/out-{size}"
+            write_set(features, size, 2)
+            if args.command == "score":
+                sets = [f"--train_features={features}", f"--test_features={directory / 'test'}"]
+                measured = run(command("score", *sets, output, "--k=50", f"--memory_gb={args.memory_gb}"))
+            else:
+                measured = run(command("audit", f"--features={features}", output))
+            first = first or measured
+            stored = sum(path.stat().st_size for path in features.iterdir())
+            peak, seconds = measured.peak_bytes, measured.seconds
+            peak, seconds = measured.peak_bytes, measured.seconds
             print(
-                f"{size:>8,} training examples ({stored / 1e9:.2f} GB stored): peak {measured.peak_bytes / 1e9:.2f} GB, "
-                f"{measured.peak_bytes / first:.2f} of the first"
+                f"{size:>9,} training examples ({stored / 1e9:.2f} GB stored): peak {peak / 1e9:.2f} GB, {peak / first.peak_bytes:.2f} of "
+                f"the first; {seconds:.0f} s, {seconds / first.seconds:.1f} of the first",
+                flush=True,
             )
 
 
