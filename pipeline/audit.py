@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import posixpath
 import sys
 import time
@@ -14,10 +16,12 @@ from pipeline import inputs, options, progress, report, runner
 from pipeline.features import extraction, feature_set
 from pipeline.score import read_set
 from transforms import audits, files, manifest
-from transforms.audit_files import SuspectsWanted, WriteAudit, read_summary
+from transforms.audit_files import SuspectsWanted, WriteAudit, read_summary, told_crossed
 from transforms.audits import AuditLabels
+from transforms.drift import Thresholds
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest, Manifest, usable_rates
+from transforms.previews import preview_format
 
 
 def run(argv: Sequence[str]) -> int:
@@ -45,16 +49,21 @@ def _run(argv: Sequence[str]) -> None:
     previous = manifest.read_audit(args.previous, "previous") if args.previous else None
     if previous and posixpath.normpath(args.previous) == posixpath.normpath(args.output):
         raise InputError(f"--previous={args.previous!r} is where the new audit would go: give it a directory of its own")
+    class_names = read_class_names(args.class_names, audits.classes(found)) if args.class_names else None
+    thresholds = Thresholds(args.max_suspect_fraction, args.max_appeared_suspects, args.max_shift)
     settings: dict[str, Any] = {
         "features": found.fingerprint,
         "learning_rates": list(rates),
         "min_suspicion": args.min_suspicion,
         "max_suspects_per_class": args.max_suspects_per_class,
         "previous": previous and previous.fingerprint,
+        "class_names": class_names,
+        "thresholds": dataclasses.asdict(thresholds),
     }
     draft = Manifest("audit", manifest.fingerprint(settings), settings, (), {})
     if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
         print(f"{args.output} is complete with the same settings: nothing to do")
+        _fail_if_crossed(args)
         return
     files.check_writable(args.output)
     if wanted:
@@ -77,7 +86,16 @@ def _run(argv: Sequence[str]) -> None:
             | "AuditLabels" >> AuditLabels(rates)  # (AuditedExamples, Judgement)
             | "WriteAudit"
             >> WriteAudit(
-                args.output, draft, audits.classes(found), suspects, args.overwrite, (args.previous, previous) if previous else None
+                args.output,
+                draft,
+                audits.classes(found),
+                suspects,
+                args.overwrite,
+                preview_format(found),
+                class_names,
+                (args.previous, previous) if previous else None,
+                thresholds,
+                args.fail_on_drift,
             )  # Manifest
         )
 
@@ -86,7 +104,14 @@ def _run(argv: Sequence[str]) -> None:
         progress.Stage("Sum activations", "examples-summed", "examples-planned", "examples-summed", "examples"),
         progress.Stage("Judge labels", "examples-audited", "examples-planned", "examples-audited", "examples"),
     ]
-    counts = runner.run_graph(build, beam_options, stages)
+    try:
+        counts = runner.run_graph(build, beam_options, stages)
+    except runner.RunFailed:
+        # The last step fails when everything is there.
+        if args.fail_on_drift and manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, overwrite=False):
+            print(report.audit(args.output, read_summary(args.output, runner.read_back(args.output, Manifest))))
+            _fail_if_crossed(args)
+        raise
     if counts is None:
         print("the graph is built; nothing has run")
         return
@@ -97,6 +122,27 @@ def _run(argv: Sequence[str]) -> None:
         read = 0 if wanted.complete else written.counts["examples"] + written.counts["rejected"]
     print(report.audit(args.output, read_summary(args.output, runner.read_back(args.output, Manifest))))
     print(report.done(started, read, counts))
+
+
+def _fail_if_crossed(args: argparse.Namespace) -> None:
+    summary = read_summary(args.output, runner.read_back(args.output, Manifest))
+    if args.fail_on_drift and summary["crossed"]:
+        raise runner.Crossed(told_crossed(args.output, summary))
+
+
+def read_class_names(path: str, count: int) -> list[str]:
+    """The names of classes: the lines of a file.
+
+    Raises:
+        InputError: it cannot be read, or there are not `count` of them.
+    """
+    try:
+        names = files.read(path).decode().splitlines()
+    except (*files.STORE_ERRORS, ValueError) as error:
+        raise InputError(f"--class_names={path!r} cannot be read: {files.told(error)}") from error
+    if len(names) != count:
+        raise InputError(f"--class_names={path!r} has {len(names)} lines, the features are of {count} classes: give one line for each")
+    return names
 
 
 if __name__ == "__main__":

@@ -190,6 +190,7 @@ def prepare_features(
         rejected={},
         feature_dtype=args.feature_dtype,
         per_token=args.per_token,
+        inputs=tuple({"key": spec.key, "shape": list(spec.shape), "dtype": spec.dtype} for spec in form.inputs),
     )
     attempt, copied = fingerprint, None
     if base is not None and not complete:

@@ -65,6 +65,10 @@ def _positive(text: str) -> int:
     return _number(text, int, 1, float("inf"), "a whole number of at least 1")
 
 
+def _whole(text: str) -> int:
+    return _number(text, int, 0, float("inf"), "a whole number of at least 0")
+
+
 def _count(text: str) -> int:
     return _number(text, int, 1, 10**10, "a whole number from 1 to 10,000,000,000")
 
@@ -328,6 +332,18 @@ def _add_suspects(group: argparse._ActionsContainer) -> None:
         metavar="N",
         help="list at most so many suspects of one label, the most suspicious; all are counted (%(default)s)",
     )
+    group.add_argument(
+        "--max_suspect_fraction", type=_fraction, metavar="X", help="threshold: suspects among the examples, as a fraction (none)"
+    )
+    group.add_argument("--max_appeared_suspects", type=_whole, metavar="N", help="threshold: suspects that --previous did not have (none)")
+    group.add_argument(
+        "--max_shift",
+        type=_fraction,
+        metavar="X",
+        help="threshold: Kolmogorov-Smirnov distance of a class's self-influence from that of --previous (none)",
+    )
+    _add_switch(group, "--fail_on_drift", "when a threshold is crossed, fail after everything is written, and end with exit status 3")
+    group.add_argument("--class_names", metavar="FILE", help="text file with the names of the classes, one a line, for the report")
 
 
 def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -371,14 +387,23 @@ def _check_planned(own: argparse.ArgumentParser, args: argparse.Namespace) -> No
 
 
 def _check_audited(own: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends the program unless it is given either a feature set, or examples and checkpoints to extract one from."""
+    """Ends the program unless it is given either a feature set, or examples and checkpoints to extract one from.
+
+    Thresholds that compare need something to compare with.
+    """
+    compared = [name for name in ("max_appeared_suspects", "max_shift") if getattr(args, name) is not None]
+    if compared and not args.previous:
+        own.error(f"--{compared[0]} needs an audit to compare with: name it with --previous")
+    if args.fail_on_drift and not compared and args.max_suspect_fraction is None:
+        own.error("--fail_on_drift needs a threshold: --max_suspect_fraction, --max_appeared_suspects or --max_shift")
     if args.features and args.examples:
         own.error("--features and --examples exclude each other: name a feature set, or examples and checkpoints to extract one from")
     if not args.features and not (args.examples and args.checkpoints):
         missing = "--checkpoints" if args.examples else "--examples" if args.checkpoints else "--features, or --examples and --checkpoints"
         own.error(f"missing {missing}")
     if args.features:
-        kept = ("features", "previous", "output", "overwrite", "min_suspicion", "max_suspects_per_class", "learning_rates")
+        (group,) = (group for group in own._action_groups if group.title == "suspects")
+        kept = ("help", "features", "previous", "output", "overwrite", "learning_rates", *(one.dest for one in group._group_actions))
         for action in own._actions:
-            if action.dest not in (*kept, "help") and getattr(args, action.dest) != action.default:
+            if action.dest not in kept and getattr(args, action.dest) != action.default:
                 own.error(f"{action.option_strings[0]} says how features are extracted, and those of --features are there already")

@@ -36,6 +36,10 @@ IN_PROCESS = "FnApiRunner"
 _M = TypeVar("_M", bound=Manifest)
 
 
+class Crossed(Exception):
+    """A run did all it had to, and found more than a threshold allows."""
+
+
 class RunFailed(Exception):
     """A run was started and ended without a result; the message is the one line for the user."""
 
@@ -149,10 +153,14 @@ def read_back(directory: str, kind: type[_M]) -> _M:
 def exit_with(command: str, run: Callable[[], None]) -> int:
     """Runs a command's body and turns what it raises into a line on standard error and an exit status.
 
-    0 where it is done, 2 where something that the user gave kept it from being started, 1 where a run failed.
+    0 where it is done, 2 where something that the user gave kept it from being started, 1 where a run failed, 3 where it is done and
+    crosses a threshold that it is told to fail at.
     """
     try:
         run()
+    except Crossed as error:
+        print(f"tracin {command}: {error}", file=sys.stderr)
+        return 3
     except RunFailed as error:
         print(f"tracin {command}: failed: {error}", file=sys.stderr)
         return 1

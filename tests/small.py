@@ -107,3 +107,68 @@ def assert_refused(path: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         load(ModelSpec((path,), loss="mse"))
     assert path in str(caught.value) and "\n" not in str(caught.value)
+
+
+# Names of classes that would be more than text on a careless page.
+NAMES = ["<b>bold</b>", "\"quoted' & <img src=x onerror=window.hacked=1>", "{{ 7 * 7 }}"]
+
+
+def hostile_page() -> bytes:
+    """The report of an audit whose ids, names and texts try to be more than text."""
+    from transforms import audit_page
+    from transforms.previews import Preview, encode_picture
+
+    ids = ["<script>window.hacked=1</script>", '"><img src=x onerror="window.hacked=1">', "\u202eturned", "a" * 300, "plain-0", "plain-1"]
+    shown = [
+        {
+            "example_id": one,
+            "source": "file",
+            "offset": i,
+            "label": i % 3,
+            "suggested_label": (i + 1) % 3,
+            "suggested_probability": 0.9 - i / 10,
+            "suspicion": 1 - i / 20,
+            "self_influence": float((7 * i) % 6),
+            "relative_self_influence": float((5 * i) % 6),
+        }
+        for i, one in enumerate(ids)
+    ]
+    rng = np.random.default_rng(0)
+    previews = {
+        ("file", i): Preview(encode_picture(rng.random((8, 8), np.float32)), {"text</p>": "<script>window.hacked=1</script>"})
+        for i in range(len(ids))
+    }
+    classes = [
+        {
+            "label": k,
+            "examples": 10 + (7 * k) % 5,
+            "accuracy": 0.5,
+            "suspects": 2,
+            "expected_wrong_labels": 2.5,
+            "mean_self_influence": 1.0,
+            "self_influence_share": 1 / 3,
+            "suggested": [{"label": (k + 1) % 3, "suspects": 2}],
+        }
+        for k in range(3)
+    ]
+    summary = {
+        "examples": 40,
+        "accuracy": 0.75,
+        "suspects": 6,
+        "listed_suspects": 6,
+        "min_suspicion": 0.5,
+        "expected_wrong_labels": 7.5,
+        "confusions": [{"label": k, "suggested_label": (k + 1) % 3, "suspects": 2} for k in range(3)],
+        "classes": classes,
+        "suspicion_histogram": [{"from": i / 20, "to": (i + 1) / 20, "examples": i} for i in range(20)],
+        "self_influence_histogram": [{"from": 2.0**i, "to": 2.0 ** (i + 1), "examples": 10} for i in range(4)],
+        "crossed": [{"threshold": "max_shift", "limit": 0.1, "found": 0.25, "what": "the largest shift of a class's self-influence"}],
+        "drift": {
+            "previous": {"directory": "gs://bucket/<i>before</i>"},
+            "examples": {"new": 1, "gone": 0, "changed": 0, "relabelled": 0},
+            "suspects": {"appeared": 1, "stayed": 5, "fixed": 0, "gone": 0},
+            "classes": [],
+        },
+        "settings": {"features": "<u>fingerprint</u>"},
+    }
+    return audit_page.render(summary, shown, previews, NAMES)

@@ -5,6 +5,7 @@
 | field | content |
 |---|---|
 | `example_id`, `content_digest`, `label` | of the example; the digest in hexadecimal digits |
+| `source`, `offset` | the file that it came from, and its place there |
 | `prediction`, `probability` | of the last checkpoint |
 | `label_probability` | of the label, the mean over the checkpoints |
 | `self_influence` | the influence of the example on itself |
@@ -13,6 +14,7 @@
 
 `suspects.parquet` and `suspects.jsonl`: the rows with enough suspicion, the most suspicious first, and `relative_self_influence`, the
 self-influence over the mean of the label's examples. `summary.json`: counts, and a table of the classes.
+`report.html`: the same for a person, with what there is to see of the suspects.
 `changes-*.parquet`: with a previous audit, the examples and suspects that changed since.
 """
 
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -29,17 +31,25 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms import counting, drift, files, manifest
+from transforms import audit_page, counting, drift, files, manifest
 from transforms.audits import AuditedExamples
-from transforms.drift import Changes, CompareAudits
+from transforms.drift import Changes, CompareAudits, Distributions, Thresholds
+from transforms.errors import InputError
+from transforms.examples import ExampleFormat
 from transforms.files import StoredFile
 from transforms.manifest import Manifest
+from transforms.previews import Preview, read_previews
+from transforms.records import Origin
 from transforms.sinks import to_jsonl
 from transforms.suspicion import Judgement
 
 # Feature files whose examples are rows of one file: at most 131,072 rows.
 _FILES_PER_FILE = 16
 _TOLD_CONFUSIONS = 20
+# Suspects in the report, and how many of them are the worst whatever their label.
+_SHOWN = 200
+_SHOWN_WORST = 100
+_SUSPICION_BINS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +70,9 @@ def to_table(block: AuditedExamples, judged: Judgement) -> pa.Table:
     return pa.table(
         {
             "example_id": pa.array(block.example_ids.tolist(), pa.binary()).cast(pa.string()),
-            "content_digest": pa.array([digest.hex() for digest in block.content_digests], pa.string()),
+            "content_digest": pa.array([origin.content_digest.hex() for origin in block.origins], pa.string()),
+            "source": pa.array([origin.source for origin in block.origins], pa.string()),
+            "offset": pa.array([origin.offset for origin in block.origins], pa.int64()),
             "label": pa.array(block.labels),
             "prediction": pa.array(block.predictions),
             "probability": pa.array(block.probabilities.astype(np.float64)),
@@ -81,13 +93,24 @@ def worst_first(table: pa.Table) -> pa.Table:
 def suspects(table: pa.Table, wanted: SuspectsWanted) -> pa.Table:
     """The suspects among rows, the worst first, and of each label no more than wanted."""
     ordered = worst_first(table.filter(pa.array(table["suspicion"].to_numpy() >= wanted.min_suspicion)))
-    labels = ordered["label"].to_numpy()
-    # The place of each row among those of its label.
+    return ordered.filter(pa.array(_places(ordered["label"].to_numpy()) < wanted.max_per_class))
+
+
+def _places(labels: np.ndarray) -> np.ndarray:
+    """The place of each row among those of its label."""
     by_label = np.argsort(labels, kind="stable")
     _, starts, counts = np.unique(labels[by_label], return_index=True, return_counts=True)
     places = np.empty(len(labels), np.int64)
     places[by_label] = np.arange(len(labels)) - np.repeat(starts, counts)
-    return ordered.filter(pa.array(places < wanted.max_per_class))
+    return places
+
+
+def shown(listed: pa.Table) -> pa.Table:
+    """The suspects that a person is shown: the worst, then the worst of each label, in the order of the list."""
+    places = _places(listed["label"].to_numpy())
+    places[:_SHOWN_WORST] = -1
+    chosen = np.lexsort((np.arange(len(places)), places))[:_SHOWN]
+    return listed.take(pa.array(np.sort(chosen)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,6 +121,8 @@ class ClassSums:
         examples, correct, suspects: [K] int64: all, those that the last checkpoint predicts as labelled, and the suspects.
         expected_wrong, self_influence: [K] float64, the sums of suspicion and of self-influence.
         suggested: [K, 3] of int64 rows (label, suggested label, suspects).
+        suspicions: [20] int64, examples by suspicion.
+        influences: examples by self-influence.
     """
 
     examples: np.ndarray
@@ -106,6 +131,8 @@ class ClassSums:
     expected_wrong: np.ndarray
     self_influence: np.ndarray
     suggested: np.ndarray
+    suspicions: np.ndarray
+    influences: Distributions
 
     @staticmethod
     def of(table: pa.Table, classes: int, wanted: SuspectsWanted) -> ClassSums:
@@ -121,6 +148,8 @@ class ClassSums:
             np.bincount(label, suspicion, classes),
             np.bincount(label, influence, classes),
             _count_pairs(np.stack([label[suspected], suggested[suspected], np.ones(suspected.sum(), np.int64)], axis=1)),
+            np.histogram(suspicion, _SUSPICION_BINS, (0, 1))[0],
+            Distributions.of(np.zeros_like(label), influence),
         )
 
     @staticmethod
@@ -135,6 +164,8 @@ class ClassSums:
                 first.expected_wrong + part.expected_wrong,
                 first.self_influence + part.self_influence,
                 _count_pairs(np.concatenate([first.suggested, part.suggested])),
+                first.suspicions + part.suspicions,
+                Distributions.merge([first.influences, part.influences]),
             )
         return first
 
@@ -187,6 +218,11 @@ def summarize(sums: ClassSums, listed: int, wanted: SuspectsWanted, settings: di
             {"label": label, "suggested_label": other, "suspects": count} for label, other, count in by_count[:_TOLD_CONFUSIONS]
         ],
         "classes": table,
+        "suspicion_histogram": [
+            {"from": i / _SUSPICION_BINS, "to": (i + 1) / _SUSPICION_BINS, "examples": int(count)}
+            for i, count in enumerate(sums.suspicions)
+        ],
+        "self_influence_histogram": [{"from": low, "to": high, "examples": count} for low, high, count in sums.influences.octaves()],
         "settings": settings,
     }
 
@@ -201,7 +237,11 @@ class WriteAudit(beam.PTransform):
         classes: K.
         wanted: which examples are suspects.
         overwrite: whether a complete result is replaced.
+        previews: how what is to see of an example is read, or None where there is nothing.
+        class_names: of all classes, or None.
         previous: the audit to compare with, its directory and its manifest, or None.
+        thresholds: what is told in the summary when it is crossed.
+        fail_when_crossed: whether the graph then fails, after everything is committed.
     """
 
     directory: str
@@ -209,7 +249,11 @@ class WriteAudit(beam.PTransform):
     classes: int
     wanted: SuspectsWanted
     overwrite: bool
+    previews: ExampleFormat | None = None
+    class_names: Sequence[str] | None = None
     previous: tuple[str, Manifest] | None = None
+    thresholds: Thresholds = dataclasses.field(default_factory=Thresholds)
+    fail_when_crossed: bool = False
 
     def _take_back(self, _: None) -> None:
         # As for influence: names are fixed, so the old manifest goes before the files do, and not before the graph runs.
@@ -234,10 +278,26 @@ class WriteAudit(beam.PTransform):
         # The rows are in the file now.
         return dataclasses.replace(changes, rows=changes.rows.slice(0, 0)), written
 
-    def _commit(self, _: None, parts: Sequence[WrittenExamples], changes: Sequence[tuple[Changes, StoredFile]]) -> Manifest:
+    def _listed(self, parts: Sequence[WrittenExamples]) -> pa.Table:
+        ordered = sorted(parts, key=lambda part: part.shard)
+        return suspects(pa.concat_tables([part.suspects for part in ordered]), self.wanted).combine_chunks()
+
+    def _choose_shown(self, _: None, parts: Sequence[WrittenExamples]) -> Iterator[tuple[str, list[Origin]]]:
+        by_source: dict[str, list[Origin]] = {}
+        for row in shown(self._listed(parts)).select(["source", "offset", "content_digest"]).to_pylist():
+            by_source.setdefault(row["source"], []).append(Origin(row["source"], row["offset"], bytes.fromhex(row["content_digest"])))
+        yield from by_source.items()
+
+    def _commit(
+        self,
+        _: None,
+        parts: Sequence[WrittenExamples],
+        changes: Sequence[tuple[Changes, StoredFile]],
+        previews: Sequence[tuple[tuple[str, int], Preview]],
+    ) -> Manifest:
         ordered = sorted(parts, key=lambda part: part.shard)
         sums = ClassSums.add([part.sums for part in ordered])
-        listed = suspects(pa.concat_tables([part.suspects for part in ordered]), self.wanted).combine_chunks()
+        listed = self._listed(parts)
         labels = listed["label"].to_numpy()
         means = sums.self_influence / np.maximum(sums.examples, 1)
         relative = np.divide(listed["self_influence"].to_numpy(), means[labels], out=np.ones(len(labels)), where=means[labels] > 0)
@@ -248,15 +308,23 @@ class WriteAudit(beam.PTransform):
             directory, previous = self.previous
             known = {"directory": directory, "fingerprint": previous.fingerprint, **previous.counts}
             summary["drift"] = drift.summarize([part for part, _ in compared], known)
+        summary["crossed"] = self.thresholds.crossed(summary)
+        page = audit_page.render(summary, shown(listed).to_pylist(), dict(previews), self.class_names)
         written = (
             *(part.file for part in ordered),
             *(file for _, file in compared),
             _write_parquet(self.directory, "suspects.parquet", listed),
             files.write(self.directory, "suspects.jsonl", to_jsonl(listed), listed.num_rows),
+            files.write(self.directory, "report.html", page, 1),
             files.write(self.directory, "summary.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n", 1),
         )
-        counts = {"examples": summary["examples"], "suspects": summary["suspects"]}
+        counts = {"examples": summary["examples"], "suspects": summary["suspects"], "crossed": len(summary["crossed"])}
         return manifest.commit(self.directory, dataclasses.replace(self.draft, files=written, counts=counts), overwrite=False)
+
+    def _check(self, committed: Manifest) -> Manifest:
+        if self.fail_when_crossed and committed.counts["crossed"]:
+            raise InputError(told_crossed(self.directory, read_summary(self.directory, committed)))
+        return committed
 
     def expand(self, judged: beam.PCollection) -> beam.PCollection:
         ready = judged.pipeline | "StartWriting" >> beam.Create([None]) | "TakeBackOldAudit" >> beam.Map(self._take_back)  # None
@@ -275,10 +343,23 @@ class WriteAudit(beam.PTransform):
             )
         else:
             changes = judged.pipeline | "CompareNothing" >> beam.Create([])
+        if self.previews:
+            previews = (
+                judged.pipeline
+                | "StartReport" >> beam.Create([None])
+                | "ChooseShown" >> beam.FlatMap(self._choose_shown, beam.pvalue.AsList(written))  # (source, [Origin])
+                | "SpreadSources" >> beam.Reshuffle()  # (source, [Origin])
+                | "ReadPreviews" >> beam.FlatMap(read_previews, self.previews)  # ((source, offset), Preview)
+            )
+        else:
+            previews = judged.pipeline | "ShowNothing" >> beam.Create([])
         return (
             judged.pipeline
             | "StartCommit" >> beam.Create([None])
-            | "CommitAudit" >> beam.Map(self._commit, beam.pvalue.AsList(written), beam.pvalue.AsList(changes))  # Manifest
+            | "CommitAudit" >> beam.Map(self._commit, *(beam.pvalue.AsList(one) for one in (written, changes, previews)))  # Manifest
+            # Else a runner that tries a failing step again would also commit again.
+            | "KeepCommitted" >> beam.Reshuffle()  # Manifest
+            | "CheckThresholds" >> beam.Map(self._check)  # Manifest
         )
 
 
@@ -293,3 +374,9 @@ def read_summary(directory: str, committed: Manifest) -> dict[str, Any]:
     (file,) = (file for file in committed.files if file.name == "summary.json")
     summary: dict[str, Any] = orjson.loads(files.read_verified(directory, file))
     return summary
+
+
+def told_crossed(directory: str, summary: Mapping[str, Any]) -> str:
+    """Which thresholds an audit crosses, in one line."""
+    told = [f"{row['what']} is {row['found']:.4g}, --{row['threshold']}={row['limit']:g}" for row in summary["crossed"]]
+    return f"{directory} is complete and crosses thresholds: {'; '.join(told)}"

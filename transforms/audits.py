@@ -16,6 +16,7 @@ import numpy as np
 from transforms import counting, records, suspicion
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest
+from transforms.records import Origin
 from transforms.scores import FeatureSet
 from transforms.scoring import self_influence
 from transforms.suspicion import Evidence, Judgement, LabelCounts, LeaveOneOut, Moments, Noise
@@ -33,7 +34,7 @@ class AuditedExamples:
     Attributes:
         file: its place in the set's manifest.
         example_ids: [n] byte strings.
-        content_digests: n of them, of the serialized examples.
+        origins: n of them, the examples' places and content digests.
         labels, predictions: [n] int64, class indices.
         probabilities: [n] float32, of the last checkpoint's prediction.
         label_probabilities: [n] float64, of the label, the mean over the checkpoints.
@@ -43,7 +44,7 @@ class AuditedExamples:
 
     file: int
     example_ids: np.ndarray
-    content_digests: list[bytes]
+    origins: list[Origin]
     labels: np.ndarray
     predictions: np.ndarray
     probabilities: np.ndarray
@@ -136,7 +137,7 @@ def weigh(file: int, found: FeatureSet, rates: Sequence[float], fitted: Sequence
     return AuditedExamples(
         file,
         features.example_ids,
-        records.content_digests(payloads),
+        records.origins(payloads),
         labels,
         features.predictions[:, 0],
         features.probabilities,

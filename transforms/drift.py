@@ -84,6 +84,16 @@ class Distributions:
         np.add.at(counts, places.reshape(-1), np.concatenate([part.counts for part in parts]))
         return Distributions(keys, counts)
 
+    def octaves(self) -> list[tuple[float, float, int]]:
+        """How many examples of any label there are from each power of two to the next, without gaps; zeros are left out."""
+        above = self.keys[:, 1] != _LOWEST_BIN
+        octave = self.keys[above, 1] // _BINS_PER_OCTAVE
+        if not len(octave):
+            return []
+        first = int(octave.min())
+        counts = np.bincount(octave - first, self.counts[above])
+        return [(2.0 ** (first + i), 2.0 ** (first + i + 1), int(count)) for i, count in enumerate(counts)]
+
 
 def shift(now: Distributions, then: Distributions, label: int) -> tuple[float | None, float | None]:
     """The Kolmogorov-Smirnov distance between a label's self-influences, and the p-value of their being drawn from one distribution.
@@ -195,6 +205,37 @@ def summarize(parts: Sequence[Changes], previous: Mapping[str, Any]) -> dict[str
         "suspects": {name: sum(part.suspects[name] for part in parts) for name in SUSPECT_CHANGES},
         "classes": table,
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Thresholds:
+    """What an audit may find at most before somebody is told; None where anything goes.
+
+    Attributes:
+        max_suspect_fraction: suspects among the examples.
+        max_appeared_suspects: suspects that were none, or not there, in the previous audit.
+        max_shift: the Kolmogorov-Smirnov distance of self-influence, of any class.
+    """
+
+    max_suspect_fraction: float | None = None
+    max_appeared_suspects: int | None = None
+    max_shift: float | None = None
+
+    def crossed(self, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The thresholds that an audit's summary crosses: name, limit, and what was found."""
+        found: dict[str, tuple[float, str]] = {
+            "max_suspect_fraction": (summary["suspects"] / summary["examples"], "the fraction of suspects among the examples"),
+        }
+        if "drift" in summary:
+            shifts = [row["distance"] for row in summary["drift"]["classes"] if row["distance"] is not None]
+            found["max_appeared_suspects"] = (summary["drift"]["suspects"]["appeared"], "the number of suspects that appeared")
+            found["max_shift"] = (max(shifts, default=0.0), "the largest shift of a class's self-influence")
+        return [
+            {"threshold": name, "limit": limit, "found": value, "what": what}
+            for name, (value, what) in found.items()
+            for limit in (getattr(self, name),)
+            if limit is not None and value > limit
+        ]
 
 
 @dataclasses.dataclass

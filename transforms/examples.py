@@ -14,7 +14,7 @@ import hashlib
 import importlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
@@ -481,6 +481,19 @@ def read_examples(file: InputFile, form: ExampleFormat, batch_size: int, allow_t
                 yield batch(last=False)
             serialized.append(frame.payload)
             offsets.append(frame.index)
+
+
+def records_at(path: str, offsets: Collection[int]) -> dict[int, bytes]:
+    """The readable records of a file at some places, by place."""
+    found: dict[int, bytes] = {}
+    last = max(offsets, default=-1)
+    with files.open_raw(path) as stream, contextlib.suppress(UnreadableTail):
+        for frame in _records(stream):
+            if frame.payload is not None and frame.index in offsets:
+                found[frame.index] = frame.payload
+            if frame.index >= last:
+                break
+    return found
 
 
 def first_records(file: InputFile, n: int) -> list[bytes]:

@@ -21,7 +21,7 @@ FILE_NAME = "manifest.json"
 _PATTERNS = {
     "features": ("features-*.tfrecord", "rejected-*.jsonl", "finished-*.json"),
     "influence": ("influence-*.jsonl", "influence-*.parquet"),
-    "audit": ("examples-*.parquet", "changes-*.parquet", "suspects.parquet", "suspects.jsonl", "summary.json"),
+    "audit": ("examples-*.parquet", "changes-*.parquet", "suspects.parquet", "suspects.jsonl", "summary.json", "report.html"),
 }
 _FORMAT = 1
 # Settings of a feature set that say which examples are in it, and not what its records are.
@@ -66,6 +66,7 @@ class FeatureManifest(Manifest):
         rejected: how many were set aside, by reason.
         feature_dtype: what loss gradients and activations are stored as, one of `records.DTYPES`.
         per_token: whether a record is a position of an example; `counts` tells both numbers then.
+        inputs: what the examples hold for the model: the key, shape and dtype of each of its inputs.
     """
 
     model_fingerprint: str
@@ -78,6 +79,7 @@ class FeatureManifest(Manifest):
     rejected: Mapping[str, int]
     feature_dtype: str = "float32"
     per_token: bool = False
+    inputs: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def examples(self) -> int:
@@ -151,7 +153,7 @@ def read_if_any(directory: str, flag: str) -> Manifest | None:
         for key in ("files", "rejected_files"):
             if key in content:
                 content[key] = tuple(StoredFile(**file) for file in content[key])
-        for key in ("checkpoints", "learning_rates"):
+        for key in ("checkpoints", "learning_rates", "inputs"):
             if key in content:
                 content[key] = tuple(content[key])
         return (FeatureManifest if content["kind"] == "features" else Manifest)(**content)

@@ -297,13 +297,15 @@ def decode(
     )
 
 
-def content_digests(serialized: Sequence[bytes]) -> list[bytes]:
-    """The content digests of n feature records."""
+def origins(serialized: Sequence[bytes]) -> list[Origin]:
+    """Where n feature records came from, without kept keys; those of one file share its name."""
+    text = tf.io.FixedLenFeature([], tf.string)
+    wanted = {"source": text, "offset": tf.io.FixedLenFeature([], tf.int64), "content_digest": text}
     with tf.device("/CPU:0"):
-        text = {"content_digest": tf.io.FixedLenFeature([], tf.string)}
-        parsed = tf.io.parse_example(tf.constant(serialized, tf.string, shape=[len(serialized)]), text)
-    digests: list[bytes] = parsed["content_digest"].numpy().tolist()
-    return digests
+        parsed = tf.io.parse_example(tf.constant(serialized, tf.string, shape=[len(serialized)]), wanted)
+    columns = [parsed[name].numpy().tolist() for name in wanted]
+    names = {source: source.decode() for source in columns[0]}
+    return [Origin(names[source], offset, digest) for source, offset, digest in zip(*columns, strict=True)]
 
 
 def _padded(ragged: tf.RaggedTensor) -> np.ndarray:

@@ -6,12 +6,14 @@ import json
 import pathlib
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import main
 from tests.conftest import CLASSES, RATES, Tiny, example, write_records
 from transforms import manifest, suspicion
+from transforms.audit_files import shown
 from transforms.manifest import FeatureManifest, Manifest
 from transforms.records import Features
 from transforms.scores import FeatureSet
@@ -116,6 +118,47 @@ def test_suspects_and_summary_follow_from_the_rows(features, tracin, tmp_path):
     assert sum(one["examples"] for one in summary["classes"]) == 40
 
 
+def test_the_report_shows_the_suspects_with_their_pictures(features, tracin, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"<class {k}>\n" for k in range(CLASSES)))
+    output = tmp_path / "audit"
+    status, _, err = tracin("audit", f"--features={features}", f"--output={output}", "--min_suspicion=0.02", f"--class_names={names}")
+    assert status == 0, err
+    page = (output / "report.html").read_text()
+    listed = rows(output, "suspects.parquet")
+    places = [page.index(f'data-id="{row["example_id"]}"') for row in listed]
+    assert places == sorted(places) and f"{len(listed)} of 40 labels are suspects" in page
+    assert "&lt;class 1&gt;" in page and "<class" not in page
+    assert page.count('src="data:image/png;base64,') == len(listed)
+    whole = {row["example_id"]: row for row in rows(output)}
+    for row in listed:
+        source, offset = pathlib.Path(row["source"]), row["offset"]
+        number = int(row["example_id"].removeprefix("ex-"))
+        assert (source.name, offset) == (f"{number // 2:02d}.tfrecord", number % 2) and whole[row["example_id"]]["source"] == str(source)
+
+
+def test_names_of_other_classes_are_refused(features, tracin, tmp_path):
+    names = tmp_path / "names.txt"
+    for content, told in (("one\n", f"has 1 lines, the features are of {CLASSES} classes"), (None, "cannot be read")):
+        names.unlink(missing_ok=True)
+        if content:
+            names.write_text(content)
+        status, _, err = tracin("audit", f"--features={features}", f"--output={tmp_path / 'a'}", f"--class_names={names}")
+        assert status == 2 and told in err and "--class_names" in err and len(err.strip().splitlines()) == 1
+
+
+def test_shown_are_the_worst_and_the_worst_of_each_label():
+    rng = np.random.default_rng(0)
+    labels = np.where(np.arange(1000) < 700, 0, rng.integers(0, 20, 1000))
+    table = pa.table({"label": labels, "row": np.arange(1000)})
+    chosen = shown(table)["row"].to_numpy()
+    assert len(chosen) == 200 and (np.diff(chosen) > 0).all() and chosen[:100].tolist() == list(range(100))
+    rest = chosen[100:]
+    counts = np.bincount(labels[rest], minlength=20)
+    assert counts[1:].min() >= 4 and counts.max() - counts.min() <= 101 - counts[1:].sum() + counts[1:].min()
+    assert shown(table.slice(0, 7))["row"].to_pylist() == list(range(7))
+
+
 def test_several_processes_write_the_same_bytes(audit, features, tracin, tmp_path):
     output = tmp_path / "audit"
     status, _, err = tracin(
@@ -206,6 +249,8 @@ def test_from_examples_to_suspects_in_one_graph(audit, features, tiny, tracin, t
         (("--checkpoints=a",), "missing --examples"),
         ((), "missing --features, or --examples and --checkpoints"),
         (("--features=a", "--examples=b"), "exclude each other"),
+        (("--features=a", "--max_shift=0.1"), "--max_shift needs an audit to compare with"),
+        (("--features=a", "--fail_on_drift"), "--fail_on_drift needs a threshold"),
         (("--features=a", "--batch_size=3"), "--batch_size says how features are extracted"),
     ],
 )
@@ -269,3 +314,40 @@ def test_the_manifest_lists_what_is_there(audit):
     assert found.kind == "audit" and found.counts["examples"] == 40
     assert {file.name for file in found.files} | {"manifest.json"} == set(content(audit))
     assert {file.name: file.size for file in found.files}.items() <= {name: len(data) for name, data in content(audit).items()}.items()
+
+
+def test_a_crossed_threshold_is_told_and_fails_when_all_is_written(audit, features, tracin, tmp_path):
+    output = tmp_path / "audit"
+    words = ["audit", f"--features={features}", f"--output={output}", f"--previous={audit}", "--min_suspicion=0.02"]
+    words += ["--max_suspect_fraction=0.1", "--max_appeared_suspects=0", "--max_shift=0", "--fail_on_drift"]
+    # A second try finds all complete, and must not hide what the first found.
+    for _ in range(2):
+        status, _, err = tracin(*words)
+        assert status == 3, err
+        assert len(err.strip().splitlines()) == 1 and "--max_suspect_fraction=0.1" in err and "--max_appeared_suspects=0" in err
+    summary = json.loads((output / "summary.json").read_text())
+    suspected = [row for row in rows(output) if row["suspicion"] >= 0.02]
+    appeared = [row for row in suspected if row["suspicion"] < 0.5]
+    assert {row["threshold"]: row["found"] for row in summary["crossed"]} == {
+        "max_suspect_fraction": len(suspected) / 40,
+        "max_appeared_suspects": len(appeared),
+    }
+    assert "Crossed thresholds" in (output / "report.html").read_text()
+    status, _, err = tracin(*words[:-1], f"--output={tmp_path / 'told'}")
+    assert status == 0, err
+    assert content(tmp_path / "told") == content(output)
+    status, _, err = tracin(
+        "audit", f"--features={features}", f"--output={tmp_path / 'calm'}", "--max_suspect_fraction=1", "--fail_on_drift"
+    )
+    assert status == 0, err
+
+
+def test_a_run_that_fails_otherwise_is_no_crossed_threshold(features, tracin, tmp_path):
+    copy = tmp_path / "features"
+    copy.mkdir()
+    for path in features.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    damaged = sorted(copy.glob("features-*.tfrecord"))[3]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    status, _, _ = tracin("audit", f"--features={copy}", f"--output={tmp_path / 'a'}", "--max_suspect_fraction=0", "--fail_on_drift")
+    assert status == 1

@@ -1,0 +1,153 @@
+"""An audit's report in a real browser, with hostile data in it."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from tests.small import NAMES, hostile_page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+SCREENSHOTS = pathlib.Path("build/screenshots")
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> pathlib.Path:
+    written = tmp_path_factory.mktemp("report") / "report.html"
+    written.write_bytes(hostile_page())
+    return written
+
+
+@pytest.fixture
+def page(browser, path) -> Iterator:
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    page = context.new_page()
+    page.heard = []
+    page.on("request", lambda request: page.heard.append(request.url))
+    page.on("console", lambda message: page.heard.append(message.text))
+    page.on("pageerror", lambda error: page.heard.append(str(error)))
+    page.on("dialog", lambda dialog: page.heard.append(dialog.message))
+    page.goto(path.as_uri())
+    yield page
+    # The page itself, and its pictures, which are inside it.
+    assert [told for told in page.heard if not told.startswith(("file:", "data:image/"))] in ([], ["data:,"])
+    assert len([told for told in page.heard if told.startswith("file:")]) == 1
+    context.close()
+
+
+def shown(page) -> list[str]:
+    return page.eval_on_selector_all("#gallery > li", "cards => cards.filter(c => c.offsetParent !== null).map(c => c.dataset.id)")
+
+
+def test_it_opens_with_the_answer_and_shows_every_picture_and_plot(page):
+    assert page.inner_text("h1") == "6 of 40 labels are suspects"
+    assert page.eval_on_selector_all("#gallery img", "all => all.map(one => one.naturalWidth)") == [8] * 6
+    assert [len(one) for one in page.eval_on_selector_all("svg", "all => all.map(one => [...one.querySelectorAll('rect')])")] == [20, 4]
+    boxes = page.eval_on_selector_all("svg rect", "all => all.map(one => one.getBoundingClientRect().height)")
+    assert max(boxes) > 100
+    page.screenshot(path=SCREENSHOTS / "audit.png", full_page=True)
+
+
+def test_hostile_ids_and_names_are_text_and_do_nothing(page):
+    text = page.inner_text("main")
+    for name in NAMES:
+        assert name in text
+    assert page.title() == "6 suspects in 40 examples – training set audit"
+    assert page.eval_on_selector_all("script", "all => all.length") == 1
+    assert page.evaluate("window.hacked") is None
+    assert shown(page)[0] == "<script>window.hacked=1</script>"
+    # A mark that turns the writing direction ends with its own text.
+    turned = page.locator("#gallery li", has_text="\u202eturned")
+    assert turned.locator("bdi").first.inner_text() == "\u202eturned"
+    assert turned.locator("p").nth(1).inner_text().startswith("labelled")
+
+
+def test_a_script_from_data_would_be_stopped_by_the_policy(page):
+    page.evaluate("const s = document.createElement('script'); s.textContent = 'window.hacked = 2'; document.body.append(s)")
+    assert page.evaluate("window.hacked") is None
+    page.evaluate("document.body.append(Object.assign(new Image(), {src: 'https://example.invalid/x.png'}))")
+    page.wait_for_timeout(100)
+    refused = [told for told in page.heard if "Content Security Policy" in told]
+    assert len(refused) == 2
+    page.heard = [told for told in page.heard if told not in refused and "example.invalid" not in told]
+
+
+def test_sorting_and_filtering(page):
+    page.fill("#find", "PLAIN")
+    assert shown(page) == ["plain-0", "plain-1"] and page.inner_text("#shown") == "2 of 6 shown"
+    page.fill("#find", "")
+    page.select_option("#label", "1")
+    assert set(page.eval_on_selector_all("#gallery > li:not([hidden])", "all => all.map(one => one.dataset.label)")) == {"1"}
+    page.select_option("#label", "")
+    page.select_option("#sort", "influence")
+    influence = [float(one) for one in page.eval_on_selector_all("#gallery > li", "all => all.map(one => one.dataset.influence)")]
+    assert influence == sorted(influence, reverse=True) and len(influence) == 6
+    page.select_option("#sort", "id")
+    assert shown(page) == sorted(shown(page))
+    button = page.get_by_role("button", name="examples")
+    for order in ("descending", "ascending"):
+        # By keyboard alone.
+        button.focus()
+        page.keyboard.press("Enter")
+        assert page.get_attribute("th:has(button)", "aria-sort") == order
+        cells = [
+            int(one)
+            for one in page.eval_on_selector_all("section[aria-labelledby=classes] tbody tr", "r => r.map(x => x.cells[1].dataset.value)")
+        ]
+        assert cells == sorted(cells, reverse=order == "descending")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("phone", {"viewport": {"width": 360, "height": 740}}),
+        ("dark", {"viewport": {"width": 1200, "height": 900}, "color_scheme": "dark"}),
+        ("no-script", {"viewport": {"width": 1200, "height": 900}, "java_script_enabled": False}),
+    ],
+)
+def test_it_fits_a_phone_and_the_dark_and_works_without_scripts(browser, path, name, options):
+    context = browser.new_context(**options)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    page.screenshot(path=SCREENSHOTS / f"audit-{name}.png", full_page=True)
+    assert page.locator("#gallery > li").count() == 6
+    if name == "no-script":
+        assert page.locator("#controls").is_hidden()
+    else:
+        assert page.evaluate("document.documentElement.scrollWidth") <= options["viewport"]["width"]
+        ink, paper = (page.evaluate(f"getComputedStyle(document.body).{one}") for one in ("color", "backgroundColor"))
+        luminance = [np.mean([int(part) for part in one[4:-1].split(",")]) for one in (ink, paper)]
+        assert abs(luminance[0] - luminance[1]) > 180
+        assert (luminance[0] > luminance[1]) == (name == "dark")
+    context.close()
+
+
+def test_print_leaves_the_controls_out(page):
+    page.emulate_media(media="print")
+    assert page.locator("#controls").is_hidden() and page.locator("#gallery > li").first.is_visible()
+    page.pdf(path=SCREENSHOTS / "audit.pdf")
+
+
+def test_every_control_and_picture_has_a_name(page):
+    assert page.get_by_role("searchbox", name="Id contains").count() == 1
+    for name in ("Label", "Looks like", "Sort by"):
+        assert page.get_by_role("combobox", name=name, exact=True).count() == 1
+    assert page.eval_on_selector_all("img", "all => all.every(one => one.alt)")
+    assert page.eval_on_selector_all("svg", "all => all.every(one => one.getAttribute('aria-label'))")
+    assert page.get_by_role("heading", level=1).count() == 1

@@ -1,0 +1,103 @@
+"""An audit as a page to read: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.resources
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from transforms.previews import Preview
+
+# Classes of which all pairs are shown as a matrix.
+_MATRIX_CLASSES = 30
+_PNG = b"\x89PNG"
+
+
+def render(
+    summary: Mapping[str, Any],
+    shown: Sequence[Mapping[str, Any]],
+    previews: Mapping[tuple[str, int], Preview],
+    class_names: Sequence[str] | None = None,
+) -> bytes:
+    """The page of an audit, in UTF-8.
+
+    Everything that comes from data is escaped. The page's own policy allows one script, by its digest, and pictures inside the page.
+
+    Args:
+        summary: as in `summary.json`.
+        shown: rows of suspects, as in `suspects.jsonl`, the most suspicious first.
+        previews: of their examples, by (source, offset); those that are missing are left out.
+        class_names: of all classes, or None for their numbers.
+    """
+
+    def name(label: int) -> str:
+        return class_names[label] if class_names else str(label)
+
+    def is_png(picture: bytes) -> bool:
+        return picture.startswith(_PNG)
+
+    def data_uri(picture: bytes) -> str:
+        kind = "png" if is_png(picture) else "jpeg"
+        return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+
+    script = _read("audit_page.js")
+    found = [previews.get((row["source"], row["offset"]), Preview()) for row in shown]
+    problems = [preview.problem for preview in found if preview.problem]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(name=name, data_uri=data_uri, is_png=is_png, short=_short)
+    page = environment.from_string(_read("audit_page.html.j2")).render(
+        summary=summary,
+        cards=list(zip(shown, found, strict=True)),
+        problems=problems,
+        matrix=_matrix(summary),
+        plots=[
+            _plot("Examples by suspicion", "suspicion", summary["suspicion_histogram"]),
+            _plot("Examples by self-influence", "self-influence", summary["self_influence_histogram"]),
+        ],
+        labels=sorted({row["label"] for row in shown}),
+        suggested=sorted({row["suggested_label"] for row in shown}),
+        style=Markup(_read("audit_page.css")),
+        script=Markup(script),
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    return page.encode()
+
+
+def _read(name: str) -> str:
+    return importlib.resources.files("transforms").joinpath(name).read_text(encoding="utf-8")
+
+
+def _short(value: float) -> str:
+    """A number in few digits."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _matrix(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The suspects of each label by what they look like; None where there are too many classes."""
+    counts = {(row["label"], one["label"]): one["suspects"] for row in summary["classes"] for one in row["suggested"]}
+    labels = sorted({label for pair in counts for label in pair} | {row["label"] for row in summary["classes"]})
+    if not counts or len(labels) > _MATRIX_CLASSES:
+        return None
+    most = max(counts.values())
+    rows = [(label, [(counts.get((label, other), 0), counts.get((label, other), 0) / most) for other in labels]) for label in labels]
+    return {"labels": labels, "rows": rows}
+
+
+def _plot(title: str, axis: str, bins: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Bars of a histogram, their heights by the logarithm of the counts, as parts of a hundred."""
+    most = max((one["examples"] for one in bins), default=0)
+    bars = [
+        {
+            "told": f"{axis} from {one['from']:.3g} to {one['to']:.3g}: {one['examples']:,}",
+            "height": 100 * math.log1p(one["examples"]) / math.log1p(most) if most else 0,
+        }
+        for one in bins
+    ]
+    ends = (f"{bins[0]['from']:.3g}", f"{bins[-1]['to']:.3g}") if bins else ("", "")
+    return {"title": title, "bars": bars, "low": ends[0], "high": ends[1], "most": most}
