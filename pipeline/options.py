@@ -21,12 +21,13 @@ COMMANDS = {
     "features": "extract the features of a set of examples (stage 1)",
     "score": "score a test feature set against a training feature set (stage 2)",
     "audit": "find the labels of a training set that are likely wrong",
+    "show": "see what an audit or an influence result holds, in the terminal",
     "plan": "tell what a `tracin score` with the same flags would cost: tiles, bytes, arithmetic, memory; nothing is run or written",
     "demo": "see the whole story on real handwritten digits that come with the install",
 }
 
 # They need seconds less before they answer.
-WITHOUT_TENSORFLOW = ("plan",)
+WITHOUT_TENSORFLOW = ("plan", "show")
 
 # What `tracin plan` is told of feature sets that are there, or else of such that are not yet.
 _PLANNED_SETS = ("train_features", "test_features")
@@ -118,6 +119,11 @@ def parser(command: str) -> argparse.ArgumentParser:
             help="directory for data, checkpoints, results and picture (%(default)s)",
         )
         _add_overwrite(built)
+        return built
+    if command == "show":
+        built.add_argument("directory", type=_directory, metavar="DIR", help="directory of an audit or of influence")
+        built.add_argument("--id", metavar="ID", help="show all that is known of this example, or test example")
+        built.add_argument("--rows", type=_positive, default=20, metavar="N", help="otherwise show so many of the first rows (%(default)s)")
         return built
     sets = built.add_argument_group("data")
     if command == "features":

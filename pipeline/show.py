@@ -1,0 +1,123 @@
+"""`tracin show`: what an audit or an influence result holds, in the terminal."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import orjson
+import pyarrow.parquet as pq
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline import options, report, runner
+from transforms import files, manifest
+from transforms.errors import InputError
+from transforms.manifest import Manifest
+
+_SUSPECT = ("example_id", "label", "suggested_label", "suspicion", "self_influence", "source", "offset")
+_INFLUENCE = ("test_id", "test_label", "test_prediction", "test_probability", "self_influence")
+_CANDIDATE = ("train_id", "train_label", "score")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    return runner.exit_with("show", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    args, flags = options.parse("show", argv)
+    runner.beam_options(flags)
+    found = manifest.read_if_any(args.directory, "DIR")
+    if found is None:
+        raise InputError(f"{args.directory} is not a complete result: it has no {manifest.FILE_NAME}")
+    if found.kind not in ("audit", "influence"):
+        raise InputError(f"{args.directory} holds {found.kind}: give the directory of an audit or of influence")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    audited = found.kind == "audit"
+    if args.id is not None:
+        console.print(_one(_find(args.directory, found, args.id)))
+    elif audited:
+        (summary,) = _lines(args.directory, found, "summary.json")
+        print(report.audit(args.directory, summary))
+        console.print(_table(_SUSPECT, itertools.islice(_lines(args.directory, found, "suspects.jsonl"), args.rows)))
+    else:
+        print(report.influence(args.directory, found))
+        rows = itertools.islice(_lines(args.directory, found, ".jsonl"), args.rows)
+        console.print(_table((*_INFLUENCE, "proponent", "opponent"), (_strongest(row) for row in rows)))
+
+
+def _lines(directory: str, found: Manifest, ending: str) -> Iterator[dict[str, Any]]:
+    """The JSON of the files whose names end so: of each line, or of the whole."""
+    for file in found.files:
+        if file.name.endswith(ending):
+            data = files.read_verified(directory, file)
+            yield from map(orjson.loads, data.splitlines() if file.name.endswith("l") else [data])
+
+
+def _find(directory: str, found: Manifest, wanted: str) -> dict[str, Any]:
+    """The row of an example.
+
+    Raises:
+        InputError: there is none with this id.
+    """
+    prefix, key = ("examples-", "example_id") if found.kind == "audit" else ("influence-", "test_id")
+    for file in found.files:
+        if file.name.startswith(prefix) and file.name.endswith(".parquet"):
+            data = io.BytesIO(files.read_verified(directory, file))
+            for row in pq.read_table(data, filters=[(key, "=", wanted)]).to_pylist():
+                return dict(row)
+    what = "example" if found.kind == "audit" else "test example"
+    raise InputError(f"{directory} has no {what} with the id {wanted!r}: ids are told without --id, or stand in {prefix}*.parquet")
+
+
+def _strongest(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of influence with the first of its proponents and opponents."""
+    told = {name: row[name][0] if row[name] else None for name in ("proponents", "opponents")}
+    return {
+        **row,
+        "proponent": told["proponents"] and _candidate(told["proponents"]),
+        "opponent": told["opponents"] and _candidate(told["opponents"]),
+    }
+
+
+def _candidate(one: Mapping[str, Any]) -> str:
+    return f"{one['train_id']} (labelled {one['train_label']}) {one['score']:+.4g}"
+
+
+def _one(row: Mapping[str, Any]) -> Table:
+    """A row, a line for each of its fields, and of each candidate."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in row.items():
+        if name in ("proponents", "opponents"):
+            for i, one in enumerate(value):
+                table.add_row("" if i else name, _text(_candidate(one)))
+        else:
+            table.add_row(name, _text(value))
+    return table
+
+
+def _table(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in names:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(_text(row[name]) for name in names))
+    return table
+
+
+def _text(value: Any) -> Text:
+    """A value; what a terminal would take for a command, or print out of its order, is shown as a mark."""
+    told = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    return Text("".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in told))
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
