@@ -44,7 +44,7 @@ def write_set(directory: pathlib.Path, examples: int, seed: int) -> None:
         FeatureManifest(
             kind="features",
             fingerprint=f"{seed}-{examples}",
-            settings={"labels": "given", "include_bias": True},
+            settings={"labels": "given", "include_bias": True, "keep_keys": [], "parse_fn": None},
             files=tuple(written),
             counts={"examples": examples},
             model_fingerprint="synthetic",
