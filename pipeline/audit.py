@@ -22,6 +22,7 @@ from transforms.drift import Thresholds
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest, Manifest, usable_rates
 from transforms.previews import preview_format
+from transforms.scores import FeatureSet
 
 
 def run(argv: Sequence[str]) -> int:
@@ -50,6 +51,14 @@ def _run(argv: Sequence[str]) -> None:
     if previous and posixpath.normpath(args.previous) == posixpath.normpath(args.output):
         raise InputError(f"--previous={args.previous!r} is where the new audit would go: give it a directory of its own")
     class_names = read_class_names(args.class_names, audits.classes(found)) if args.class_names else None
+    test = (
+        FeatureSet(args.test_features, manifest.read(args.test_features, FeatureManifest, "test_features")) if args.test_features else None
+    )
+    if test:
+        audits.check_labels(test.manifest, args.test_features)
+        manifest.check_same_model(test.manifest, found, args.test_features, args.features or args.examples)
+        if not test.manifest.examples:
+            raise InputError(f"--test_features={args.test_features!r} holds no example: there is nothing to influence")
     thresholds = Thresholds(args.max_suspect_fraction, args.max_appeared_suspects, args.max_shift)
     settings: dict[str, Any] = {
         "features": found.fingerprint,
@@ -58,6 +67,7 @@ def _run(argv: Sequence[str]) -> None:
         "max_suspects_per_class": args.max_suspects_per_class,
         "previous": previous and previous.fingerprint,
         "class_names": class_names,
+        "test_features": test and test.manifest.fingerprint,
         "thresholds": dataclasses.asdict(thresholds),
     }
     draft = Manifest("audit", manifest.fingerprint(settings), settings, (), {})
@@ -83,7 +93,7 @@ def _run(argv: Sequence[str]) -> None:
             )
         (
             sets
-            | "AuditLabels" >> AuditLabels(rates)  # (AuditedExamples, Judgement)
+            | "AuditLabels" >> AuditLabels(rates, test)  # (AuditedExamples, Judgement)
             | "WriteAudit"
             >> WriteAudit(
                 args.output,

@@ -143,6 +143,12 @@ def parser(command: str) -> argparse.ArgumentParser:
         sets.add_argument("--test_examples", required=True, metavar="GLOBS", help="files of the test examples")
     elif command == "audit":
         sets.add_argument("--previous", type=_directory, metavar="DIR", help="an earlier audit: what changed since is told")
+        sets.add_argument(
+            "--test_features",
+            type=_directory,
+            metavar="DIR",
+            help="feature set of a test set, with the same model: which training examples help or hurt it, and its labels, most",
+        )
         sets.add_argument("--features", metavar="DIR", help="feature set of the training examples, as `tracin features` wrote it")
         sets.add_argument(
             "--examples", metavar="GLOBS", help="or files of the training examples, to extract it from: TFRecord, Parquet or .npz"
@@ -409,7 +415,16 @@ def _check_audited(own: argparse.ArgumentParser, args: argparse.Namespace) -> No
         own.error(f"missing {missing}")
     if args.features:
         (group,) = (group for group in own._action_groups if group.title == "suspects")
-        kept = ("help", "features", "previous", "output", "overwrite", "learning_rates", *(one.dest for one in group._group_actions))
+        kept = (
+            "help",
+            "features",
+            "test_features",
+            "previous",
+            "output",
+            "overwrite",
+            "learning_rates",
+            *(one.dest for one in group._group_actions),
+        )
         for action in own._actions:
             if action.dest not in kept and getattr(args, action.dest) != action.default:
                 own.error(f"{action.option_strings[0]} says how features are extracted, and those of --features are there already")

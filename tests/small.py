@@ -169,6 +169,11 @@ def hostile_page() -> bytes:
             "suspects": {"appeared": 1, "stayed": 5, "fixed": 0, "gone": 0},
             "classes": [],
         },
+        "test": {
+            "helpful": [{"example_id": "<s>h</s>", "label": 0, "suspicion": 0.1, "test_influence": 0.5}],
+            "harmful": [{"example_id": "</td><script>window.hacked=1</script>", "label": 1, "suspicion": 0.9, "test_influence": -0.5}],
+            "between_labels": [{"label": k, "on": [0.25, None, -0.125]} for k in range(3)],
+        },
         "settings": {"features": "<u>fingerprint</u>"},
     }
     return audit_page.render(summary, shown, previews, NAMES)

@@ -11,6 +11,8 @@
 | `self_influence` | the influence of the example on itself |
 | `suspicion` | how likely the label is wrong; what the audit ranks by |
 | `suggested_label`, `suggested_probability` | the likeliest class, and how likely it is |
+| `test_influence` | with a test set: the mean influence on its examples; above 0 the example helps |
+| `test_influence_by_label` | likewise, on those of each label, null where there is none; unless that would be too large |
 
 `suspects.parquet` and `suspects.jsonl`: the rows with enough suspicion, the most suspicious first, and `relative_self_influence`, the
 self-influence over the mean of the label's examples. `summary.json`: counts, and a table of the classes.
@@ -50,6 +52,7 @@ _TOLD_CONFUSIONS = 20
 _SHOWN = 200
 _SHOWN_WORST = 100
 _SUSPICION_BINS = 20
+_EXTREMES = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +70,7 @@ class SuspectsWanted:
 
 def to_table(block: AuditedExamples, judged: Judgement) -> pa.Table:
     """The rows of a feature file."""
-    return pa.table(
+    columns = pa.table(
         {
             "example_id": pa.array(block.example_ids.tolist(), pa.binary()).cast(pa.string()),
             "content_digest": pa.array([origin.content_digest.hex() for origin in block.origins], pa.string()),
@@ -83,6 +86,43 @@ def to_table(block: AuditedExamples, judged: Judgement) -> pa.Table:
             "suggested_probability": pa.array(judged.suggested_probabilities),
         }
     )
+    if block.test_influence is None or block.test_counts is None:
+        return columns
+    by_slice = block.test_influence
+    mean = np.nansum(by_slice * block.test_counts, axis=1) / block.test_counts.sum()
+    columns = columns.append_column("test_influence", pa.array(mean))
+    if len(block.test_counts) > 1:
+        values = pa.array(by_slice.reshape(-1), mask=np.isnan(by_slice.reshape(-1)))
+        offsets = np.arange(0, by_slice.size + 1, by_slice.shape[1], dtype=np.int32)
+        columns = columns.append_column("test_influence_by_label", pa.ListArray.from_arrays(offsets, values))
+    return columns
+
+
+def extremes(table: pa.Table) -> pa.Table:
+    """The rows with the lowest and the highest influence on the test set, from the lowest on; no row without a test set."""
+    if "test_influence" not in table.column_names:
+        return table.slice(0, 0)
+    ordered = table.sort_by([("test_influence", "ascending"), ("example_id", "ascending")])
+    if ordered.num_rows <= 2 * _EXTREMES:
+        return ordered
+    return pa.concat_tables([ordered.slice(0, _EXTREMES), ordered.slice(ordered.num_rows - _EXTREMES)])
+
+
+def summarize_test(table: pa.Table, sums: ClassSums) -> dict[str, Any]:
+    """What `summary.json` tells of influence on the test set, given the extremes of all examples."""
+    columns = ("example_id", "label", "suggested_label", "suspicion", "test_influence")
+    ordered = extremes(table).select(columns).to_pylist()
+    told: dict[str, Any] = {
+        "helpful": [row for row in ordered[::-1][:_EXTREMES] if row["test_influence"] > 0],
+        "harmful": [row for row in ordered[:_EXTREMES] if row["test_influence"] < 0],
+    }
+    if sums.between is not None:
+        means = sums.between / np.maximum(sums.examples, 1)[:, None]
+        told["between_labels"] = [
+            {"label": k, "on": [None if np.isnan(one) else one for one in means[k].tolist()]}
+            for k in np.flatnonzero(sums.examples).tolist()
+        ]
+    return told
 
 
 def worst_first(table: pa.Table) -> pa.Table:
@@ -123,6 +163,7 @@ class ClassSums:
         suggested: [K, 3] of int64 rows (label, suggested label, suspects).
         suspicions: [20] int64, examples by suspicion.
         influences: examples by self-influence.
+        between: [K, K] float64, the sums of the mean influence on the test examples of each label, NaN where there are none; or None.
     """
 
     examples: np.ndarray
@@ -133,6 +174,7 @@ class ClassSums:
     suggested: np.ndarray
     suspicions: np.ndarray
     influences: Distributions
+    between: np.ndarray | None = None
 
     @staticmethod
     def of(table: pa.Table, classes: int, wanted: SuspectsWanted) -> ClassSums:
@@ -150,6 +192,7 @@ class ClassSums:
             _count_pairs(np.stack([label[suspected], suggested[suspected], np.ones(suspected.sum(), np.int64)], axis=1)),
             np.histogram(suspicion, _SUSPICION_BINS, (0, 1))[0],
             Distributions.of(np.zeros_like(label), influence),
+            _sum_by_label(table, label, classes),
         )
 
     @staticmethod
@@ -166,8 +209,16 @@ class ClassSums:
                 _count_pairs(np.concatenate([first.suggested, part.suggested])),
                 first.suspicions + part.suspicions,
                 Distributions.merge([first.influences, part.influences]),
+                None if first.between is None or part.between is None else first.between + part.between,
             )
         return first
+
+
+def _sum_by_label(table: pa.Table, labels: np.ndarray, classes: int) -> np.ndarray | None:
+    if "test_influence_by_label" not in table.column_names:
+        return None
+    values = table["test_influence_by_label"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(labels), -1)
+    return np.stack([np.bincount(labels, column, classes) for column in values.T], axis=1)
 
 
 def _count_pairs(rows: np.ndarray) -> np.ndarray:
@@ -186,6 +237,7 @@ class WrittenExamples:
     file: StoredFile
     sums: ClassSums
     suspects: pa.Table
+    extremes: pa.Table
 
 
 def summarize(sums: ClassSums, listed: int, wanted: SuspectsWanted, settings: dict[str, Any]) -> dict[str, Any]:
@@ -271,6 +323,7 @@ class WriteAudit(beam.PTransform):
             _write_parquet(self.directory, f"examples-{shard:05d}.parquet", table),
             ClassSums.of(table, self.classes, self.wanted),
             suspects(table, self.wanted),
+            extremes(table),
         )
 
     def _write_changes(self, changes: Changes, _: list[None]) -> tuple[Changes, StoredFile]:
@@ -308,6 +361,9 @@ class WriteAudit(beam.PTransform):
             directory, previous = self.previous
             known = {"directory": directory, "fingerprint": previous.fingerprint, **previous.counts}
             summary["drift"] = drift.summarize([part for part, _ in compared], known)
+        most = pa.concat_tables([part.extremes for part in ordered])
+        if most.num_rows:
+            summary["test"] = summarize_test(most, sums)
         summary["crossed"] = self.thresholds.crossed(summary)
         page = audit_page.render(summary, shown(listed).to_pylist(), dict(previews), self.class_names)
         written = (

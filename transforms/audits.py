@@ -19,6 +19,7 @@ from transforms.manifest import FeatureManifest
 from transforms.records import Origin
 from transforms.scores import FeatureSet
 from transforms.scoring import self_influence
+from transforms.slices import GradientSums, SumGradients
 from transforms.suspicion import Evidence, Judgement, LabelCounts, LeaveOneOut, Moments, Noise
 from transforms.tiles import Span
 
@@ -40,6 +41,8 @@ class AuditedExamples:
         label_probabilities: [n] float64, of the label, the mean over the checkpoints.
         self_influence: [n] float64.
         evidence: for the classes that they may be of.
+        test_influence: [n, S] float64, the mean influence on the test examples of each slice, or None without a test set.
+        test_counts: [S] int64, test examples of each slice, or None.
     """
 
     file: int
@@ -51,6 +54,8 @@ class AuditedExamples:
     label_probabilities: np.ndarray
     self_influence: np.ndarray
     evidence: Evidence
+    test_influence: np.ndarray | None = None
+    test_counts: np.ndarray | None = None
 
 
 def classes(found: FeatureManifest) -> int:
@@ -125,8 +130,15 @@ def fit(grouped: tuple[int, Iterable[tuple[int, Moments]]]) -> tuple[int, LeaveO
     return t, LeaveOneOut.fit(first)
 
 
-def weigh(file: int, found: FeatureSet, rates: Sequence[float], fitted: Sequence[tuple[int, LeaveOneOut]]) -> AuditedExamples:
-    """Reads a feature file and finds what there is for and against each example's label."""
+def weigh(
+    file: int,
+    found: FeatureSet,
+    rates: Sequence[float],
+    fitted: Sequence[tuple[int, LeaveOneOut]],
+    tests: Sequence[GradientSums],
+) -> AuditedExamples:
+    """Reads a feature file and finds what there is for and against each example's label, and its influence on the test set, if any."""
+    (test,) = tests or (None,)
     manifest = found.manifest
     payloads = found.payloads(Span(file, 0, manifest.files[file].count))
     features = found.decode(payloads)
@@ -144,6 +156,8 @@ def weigh(file: int, found: FeatureSet, rates: Sequence[float], fitted: Sequence
         features.label_probabilities.astype(np.float64).mean(axis=1),
         self_influence(features, rates),
         suspicion.all_evidence(ordered, activations, labels),
+        test.influence(features, rates) if test else None,
+        test.counts if test else None,
     )
 
 
@@ -157,9 +171,11 @@ class AuditLabels(beam.PTransform):
 
     Attributes:
         learning_rates: η of each checkpoint.
+        test: the test set on which influence is measured, or None.
     """
 
     learning_rates: Sequence[float]
+    test: FeatureSet | None = None
 
     def expand(self, sets: beam.PCollection) -> beam.PCollection:
         found = beam.pvalue.AsSingleton(sets)
@@ -171,11 +187,16 @@ class AuditLabels(beam.PTransform):
             | "GroupMoments" >> beam.GroupByKey()  # (checkpoint, [(group, Moments)])
             | "FitClassifiers" >> beam.Map(fit)  # (checkpoint, LeaveOneOut)
         )
+        if self.test:
+            tests = sets.pipeline | "NameTestSet" >> beam.Create([self.test]) | "SumGradients" >> SumGradients()  # GradientSums
+        else:
+            tests = sets.pipeline | "TestNothing" >> beam.Create([])
         weighed = (
             sets
             | "ListFiles" >> beam.FlatMap(lambda one: range(len(one.manifest.files)))  # file
             | "SpreadFiles" >> beam.Reshuffle()  # file
-            | "WeighLabels" >> beam.Map(weigh, found, self.learning_rates, beam.pvalue.AsList(fitted))  # AuditedExamples
+            | "WeighLabels"
+            >> beam.Map(weigh, found, self.learning_rates, beam.pvalue.AsList(fitted), beam.pvalue.AsList(tests))  # AuditedExamples
             # Used twice; without a border the files would be read again for the second use.
             | "KeepEvidence" >> beam.Reshuffle()  # AuditedExamples
         )

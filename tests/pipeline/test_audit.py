@@ -20,6 +20,8 @@ from transforms.scores import FeatureSet
 from transforms.suspicion import LabelCounts, LeaveOneOut
 from transforms.tiles import Span
 
+TWO_WORKERS = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
+
 
 @pytest.fixture(scope="module")
 def features(tiny: Tiny, tmp_path_factory) -> pathlib.Path:
@@ -161,9 +163,7 @@ def test_shown_are_the_worst_and_the_worst_of_each_label():
 
 def test_several_processes_write_the_same_bytes(audit, features, tracin, tmp_path):
     output = tmp_path / "audit"
-    status, _, err = tracin(
-        "audit", f"--features={features}", f"--output={output}", "--direct_running_mode=multi_processing", "--direct_num_workers=2"
-    )
+    status, _, err = tracin("audit", f"--features={features}", f"--output={output}", *TWO_WORKERS)
     assert status == 0, err
     assert content(output) == content(audit)
 
@@ -351,3 +351,51 @@ def test_a_run_that_fails_otherwise_is_no_crossed_threshold(features, tracin, tm
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     status, _, _ = tracin("audit", f"--features={copy}", f"--output={tmp_path / 'a'}", "--max_suspect_fraction=0", "--fail_on_drift")
     assert status == 1
+
+
+def test_influence_on_a_test_set_is_the_mean_of_all_scores(features, tiny, tracin, tmp_path):
+    # No test example has the label 0.
+    chosen = np.flatnonzero(tiny.labels != 0)
+    payloads = [example(image=tiny.images[i], label=int(tiny.labels[i]), id=f"test-{i:02d}") for i in chosen]
+    for i in range(3):
+        write_records(tmp_path / "examples" / f"{i}.tfrecord", payloads[i::3])
+    assert main(extraction(tiny, tmp_path / "test", tmp_path / "examples")) == 0
+    words = [f"--features={features}", f"--test_features={tmp_path / 'test'}"]
+    status, _, err = tracin("audit", *words, f"--output={tmp_path / 'audit'}", "--min_suspicion=0.02")
+    assert status == 0, err
+    train, test = read_all(features), read_all(tmp_path / "test")
+    scores = sum(
+        rate
+        * np.einsum("ic,jc->ij", *(one.loss_grads[:, t].astype(float) for one in (train, test)))
+        * np.einsum("id,jd->ij", *(one.activations[:, t].astype(float) for one in (train, test)))
+        for t, rate in enumerate(RATES)
+    )
+    found = rows(tmp_path / "audit")
+    np.testing.assert_allclose([row["test_influence"] for row in found], scores.mean(axis=1), rtol=1e-7, atol=1e-12)
+    labels, of_test = train.labels[:, 0], test.labels[:, 0]
+    told = json.loads((tmp_path / "audit" / "summary.json").read_text())["test"]
+    by_id = {row["example_id"]: row["test_influence"] for row in found}
+    assert [one["example_id"] for one in told["helpful"]] == sorted((k for k in by_id if by_id[k] > 0), key=lambda k: -by_id[k])
+    assert [one["example_id"] for one in told["harmful"]] == sorted((k for k in by_id if by_id[k] < 0), key=lambda k: by_id[k])
+    assert len(told["helpful"]) > 5 and len(told["harmful"]) > 5
+    for k in range(CLASSES):
+        column = [row["test_influence_by_label"][k] for row in found]
+        if k == 0:
+            assert column == [None] * 40
+        else:
+            np.testing.assert_allclose(column, scores[:, of_test == k].mean(axis=1), rtol=1e-7, atol=1e-12)
+        between = {row["label"]: row["on"] for row in told["between_labels"]}
+        for j in range(CLASSES):
+            expected = None if j == 0 else pytest.approx(scores[labels == k][:, of_test == j].mean(), rel=1e-6, abs=1e-12)
+            assert between[k][j] == expected
+    assert "Influence on the test set" in (tmp_path / "audit" / "report.html").read_text()
+    status, _, err = tracin("audit", *words, f"--output={tmp_path / 'two'}", "--min_suspicion=0.02", *TWO_WORKERS)
+    assert status == 0, err
+    assert content(tmp_path / "two") == content(tmp_path / "audit")
+
+
+def test_a_test_set_of_another_model_is_refused(features, tiny_softmax, tiny, tracin, tmp_path):
+    write_records(tmp_path / "examples" / "0.tfrecord", tiny.payloads()[:5])
+    assert main(extraction(tiny_softmax, tmp_path / "test", tmp_path / "examples")) == 0
+    status, _, err = tracin("audit", f"--features={features}", f"--test_features={tmp_path / 'test'}", f"--output={tmp_path / 'a'}")
+    assert status == 2 and "different models" in err and len(err.strip().splitlines()) == 1
