@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +54,14 @@ def read_all(directory: pathlib.Path) -> Features:
 
 def rows(directory: pathlib.Path, name: str = "examples-*.parquet") -> list[dict]:
     return [row for path in sorted(directory.glob(name)) for row in pq.read_table(path).to_pylist()]
+
+
+def damaged_copy(features: pathlib.Path, copy: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """A copy of a feature set, and the one of its files whose last byte is another."""
+    shutil.copytree(features, copy)
+    damaged = sorted(copy.glob("features-*.tfrecord"))[3]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    return copy, damaged
 
 
 def content(directory: pathlib.Path) -> dict[str, bytes]:
@@ -187,12 +196,7 @@ def test_overwrite_leaves_nothing_of_the_old_audit(audit, features, tracin, tmp_
 
 
 def test_a_damaged_feature_file_ends_the_run_without_a_manifest(features, tracin, tmp_path):
-    copy = tmp_path / "features"
-    copy.mkdir()
-    for path in features.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    damaged = sorted(copy.glob("features-*.tfrecord"))[3]
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    copy, damaged = damaged_copy(features, tmp_path / "features")
     status, _, err = tracin("audit", f"--features={copy}", f"--output={tmp_path / 'audit'}")
     assert status == 1 and damaged.name in err and len(err.strip().splitlines()) == 1
     assert not (tmp_path / "audit" / "manifest.json").exists()
@@ -343,12 +347,7 @@ def test_a_crossed_threshold_is_told_and_fails_when_all_is_written(audit, featur
 
 
 def test_a_run_that_fails_otherwise_is_no_crossed_threshold(features, tracin, tmp_path):
-    copy = tmp_path / "features"
-    copy.mkdir()
-    for path in features.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    damaged = sorted(copy.glob("features-*.tfrecord"))[3]
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    copy, _ = damaged_copy(features, tmp_path / "features")
     status, _, _ = tracin("audit", f"--features={copy}", f"--output={tmp_path / 'a'}", "--max_suspect_fraction=0", "--fail_on_drift")
     assert status == 1
 
