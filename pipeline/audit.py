@@ -14,7 +14,7 @@ import apache_beam as beam
 
 from pipeline import inputs, options, progress, report, runner
 from pipeline.features import extraction, feature_set
-from pipeline.score import read_set
+from pipeline.score import name_set
 from transforms import audits, files, manifest
 from transforms.audit_files import SuspectsWanted, WriteAudit, read_summary, told_crossed
 from transforms.audits import AuditLabels
@@ -47,7 +47,7 @@ def _run(argv: Sequence[str]) -> None:
         found = wanted.stage.write.draft
         rates = usable_rates(found, None)
     audits.check_labels(found, args.features or args.examples)
-    previous = manifest.read_audit(args.previous, "previous") if args.previous else None
+    previous = manifest.read_kind(args.previous, "previous", "audit") if args.previous else None
     if previous and posixpath.normpath(args.previous) == posixpath.normpath(args.output):
         raise InputError(f"--previous={args.previous!r} is where the new audit would go: give it a directory of its own")
     class_names = read_class_names(args.class_names, audits.classes(found)) if args.class_names else None
@@ -86,11 +86,7 @@ def _run(argv: Sequence[str]) -> None:
         if wanted:
             sets = feature_set(pipeline, "Train", wanted)  # FeatureSet
         else:
-            sets = (
-                pipeline
-                | "NameTrainSet" >> beam.Create([args.features])  # directory
-                | "ReadTrainManifest" >> beam.Map(read_set, "features", found.fingerprint)  # FeatureSet
-            )
+            sets = name_set(pipeline, "Train", args.features, "features", found)  # FeatureSet
         (
             sets
             | "AuditLabels" >> AuditLabels(rates, test)  # (AuditedExamples, Judgement)

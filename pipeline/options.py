@@ -21,6 +21,9 @@ COMMANDS = {
     "features": "extract the features of a set of examples (stage 1)",
     "score": "score a test feature set against a training feature set (stage 2)",
     "audit": "find the labels of a training set that are likely wrong",
+    "export": "turn a feature set into vectors whose dot product is, or is near to, the influence",
+    "index": "build a nearest-neighbour index of a training feature set (needs the extra `neighbours`)",
+    "search": "find each test example's proponents and opponents by an index, and score them exactly",
     "show": "see what an audit or an influence result holds, in the terminal",
     "plan": "tell what a `tracin score` with the same flags would cost: tiles, bytes, arithmetic, memory; nothing is run or written",
     "demo": "see the whole story on real handwritten digits that come with the install",
@@ -103,6 +106,14 @@ def _accelerator(text: str) -> str:
     return text
 
 
+def _formats(text: str) -> tuple[str, ...]:
+    known = ("npy", "parquet", "tfrecord", "faiss", "vertex")
+    found = _names(text)
+    if not found or not set(found) <= set(known):
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, found {text!r}")
+    return tuple(sorted(set(found)))
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
@@ -124,6 +135,9 @@ def parser(command: str) -> argparse.ArgumentParser:
         built.add_argument("directory", type=_directory, metavar="DIR", help="directory of an audit or of influence")
         built.add_argument("--id", metavar="ID", help="show all that is known of this example, or test example")
         built.add_argument("--rows", type=_positive, default=20, metavar="N", help="otherwise show so many of the first rows (%(default)s)")
+        return built
+    if command in ("export", "index", "search"):
+        _add_vectors(built, command)
         return built
     sets = built.add_argument_group("data")
     if command == "features":
@@ -166,9 +180,7 @@ def parser(command: str) -> argparse.ArgumentParser:
         )
         sets.add_argument("--output", type=_directory, metavar="DIR", help="as for `tracin score`; nothing is looked up or written there")
     else:
-        sets.add_argument(
-            "--output", required=True, type=_directory, metavar="DIR", help="directory for the results, on any filesystem that Beam writes"
-        )
+        _add_output(sets)
     _add_overwrite(sets)
     if command in ("features", "influence", "audit"):
         _add_examples(sets, command)
@@ -180,6 +192,96 @@ def parser(command: str) -> argparse.ArgumentParser:
     if command in ("score", "plan"):
         _add_rates(built.add_argument_group("model"))
     return built
+
+
+def _add_output(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--output", required=True, type=_directory, metavar="DIR", help="directory for the results, on any filesystem that Beam writes"
+    )
+
+
+def _add_vectors(built: argparse.ArgumentParser, command: str) -> None:
+    sets = built.add_argument_group("data")
+    if command == "export":
+        sets.add_argument("--features", required=True, type=_directory, metavar="DIR", help="feature set, as `tracin features` wrote it")
+        sets.add_argument(
+            "--projection_of",
+            type=_directory,
+            metavar="DIR",
+            help="vectors, or an index, of the training set: these will be comparable with them; instead of the flags below",
+        )
+    else:
+        sets.add_argument("--train_features", required=True, type=_directory, metavar="DIR", help="feature set of the training examples")
+    if command == "search":
+        sets.add_argument("--test_features", required=True, type=_directory, metavar="DIR", help="feature set of the test examples")
+        sets.add_argument("--index", required=True, type=_directory, metavar="DIR", help="index of the training set, by `tracin index`")
+        sets.add_argument("--test_ids", type=_names, default=(), metavar="IDS", help="only these test examples, separated by commas (all)")
+    _add_output(sets)
+    _add_overwrite(sets)
+    if command == "search":
+        _add_searching(built.add_argument_group("search"))
+    else:
+        _add_projection(built.add_argument_group("vectors"), command)
+
+
+def _add_projection(group: argparse._ActionsContainer, command: str) -> None:
+    group.add_argument(
+        "--projection",
+        choices=("auto", "principal", "sketch", "random", "exact"),
+        default="auto",
+        help="how vectors are made shorter: auto and principal fit the training set, sketch and random are unbiased, exact leaves nothing "
+        "out (%(default)s)",
+    )
+    group.add_argument("--dimensions", type=_positive, metavar="N", help="numbers of a vector, at most (1024, where exact ones have more)")
+    group.add_argument("--seed", type=_whole, default=0, metavar="N", help="of random numbers (%(default)s)")
+    _add_rates(group)
+    if command == "export":
+        group.add_argument(
+            "--normalize",
+            choices=("none", "cosine"),
+            help="cosine: vectors of length 1 (none, or as the vectors of --projection_of)",
+        )
+        group.add_argument(
+            "--formats",
+            type=_formats,
+            default=("npy",),
+            metavar="FORMATS",
+            help="some of npy, parquet, tfrecord, faiss (needs the extra `neighbours`) and vertex, separated by commas (npy)",
+        )
+    else:
+        _add_normalize(group)
+        group.add_argument(
+            "--kind",
+            choices=("auto", "flat", "ivf", "hnsw"),
+            default="auto",
+            help="flat compares all vectors, ivf looks into some lists, hnsw walks through a graph; auto is flat or, for many, ivf",
+        )
+        group.add_argument(
+            "--memory_gb",
+            type=_gigabytes,
+            default=2.0,
+            metavar="GB",
+            help="memory for building on each machine; decides the index files' size",
+        )
+    _add_switch(group, "--allow_large_vectors", "make vectors of more than 131,072 numbers")
+
+
+def _add_searching(group: argparse._ActionsContainer) -> None:
+    _add_k(group)
+    group.add_argument(
+        "--oversampling", type=_positive, default=4, metavar="N", help="candidates that are scored exactly, over k (%(default)s)"
+    )
+    group.add_argument("--nprobe", type=_positive, metavar="N", help="lists of an ivf index that are looked into (an eighth)")
+    group.add_argument(
+        "--ef_search", type=_positive, metavar="N", help="vectors held while an hnsw index is walked through (twice the candidates)"
+    )
+    group.add_argument(
+        "--recall_sample",
+        type=_whole,
+        default=100,
+        metavar="N",
+        help="test examples for which the exact answer is computed too, to tell what was missed (%(default)s)",
+    )
 
 
 def _add_counts(group: argparse._ActionsContainer) -> None:
@@ -316,14 +418,22 @@ def _add_rates(group: argparse._ActionsContainer) -> None:
     )
 
 
-def _add_scoring(group: argparse._ActionsContainer) -> None:
+def _add_k(group: argparse._ActionsContainer) -> None:
     group.add_argument("--k", type=_positive, default=10, metavar="K", help="proponents and opponents of each test example (%(default)s)")
+
+
+def _add_normalize(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--normalize",
         choices=("none", "cosine", "relatif"),
         default="none",
         help="none; cosine: divide by both gradients' lengths; relatif: by the training example's (%(default)s)",
     )
+
+
+def _add_scoring(group: argparse._ActionsContainer) -> None:
+    _add_k(group)
+    _add_normalize(group)
     group.add_argument("--memory_gb", type=_gigabytes, default=2.0, metavar="GB", help="memory for scoring on each machine (%(default)s)")
     group.add_argument("--test_rows_per_tile", type=_positive, metavar="N", help="size of the test blocks (planned from the memory)")
     group.add_argument("--train_rows_per_tile", type=_positive, metavar="N", help="size of the training ranges (planned from the memory)")
@@ -378,6 +488,10 @@ def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[s
         _check_planned(own, args)
     if command == "audit":
         _check_audited(own, args)
+    if command == "export" and args.projection_of:
+        for name in ("projection", "dimensions", "seed", "learning_rates", "allow_large_vectors"):
+            if getattr(args, name) != own.get_default(name):
+                own.error(f"--projection_of and --{name} exclude each other: the projection is there already")
     wrong = dataflow.mistake(left)
     if wrong:
         own.error(wrong)

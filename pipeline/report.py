@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 import time
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from transforms.manifest import FeatureManifest, Manifest
 if TYPE_CHECKING:
     from pipeline.inputs import PreparedModel
     from pipeline.plan import Plan
+    from transforms.projections import Projection
 
 _TOLD_CONFUSIONS = 5
 
@@ -31,9 +33,9 @@ def checkpoints(prepared: PreparedModel) -> str:
 
 def features(directory: str, manifest: FeatureManifest, name: str = "") -> str:
     """What became of a set of examples."""
-    size = sum(file.size for file in manifest.files)
+    stored = sum(file.size for file in manifest.files)
     held = f"{manifest.counts['examples']:,} examples" + (f" of {manifest.examples:,} positions" if manifest.per_token else "")
-    lines = [f"{name or 'features'}: {held}, {_bytes(size)} in {_count(len(manifest.files), 'file')} at {directory}"]
+    lines = [f"{name or 'features'}: {held}, {size(stored)} in {_count(len(manifest.files), 'file')} at {directory}"]
     if manifest.rejected:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.rejected.items())
         lines.append(f"  {sum(manifest.rejected.values()):,} rejected ({reasons}): see {posixpath.join(directory, 'rejected-*.jsonl')}")
@@ -42,8 +44,8 @@ def features(directory: str, manifest: FeatureManifest, name: str = "") -> str:
 
 def influence(directory: str, manifest: Manifest) -> str:
     """What scoring wrote."""
-    size = sum(file.size for file in manifest.files)
-    return f"influence: {_count(manifest.counts['rows'], 'row')} as JSON lines and as Parquet, {_bytes(size)} at {directory}"
+    stored = sum(file.size for file in manifest.files)
+    return f"influence: {_count(manifest.counts['rows'], 'row')} as JSON lines and as Parquet, {size(stored)} at {directory}"
 
 
 def audit(directory: str, summary: Mapping[str, Any]) -> str:
@@ -71,6 +73,37 @@ def audit(directory: str, summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def vectors(directory: str, manifest: Manifest, projection: Projection) -> str:
+    """What export wrote."""
+    stored = sum(file.size for file in manifest.files)
+    formats = ", ".join(manifest.settings["formats"])
+    return f"vectors: {_vectors(manifest, projection)}, {size(stored)} ({formats}) at {directory}"
+
+
+def index(directory: str, manifest: Manifest, projection: Projection) -> str:
+    """What indexing built."""
+    stored, built = sum(file.size for file in manifest.files), len(manifest.files) - 1
+    return f"index: {_vectors(manifest, projection)}, {size(stored)} in {_count(built, 'index file')} at {directory}"
+
+
+def _vectors(manifest: Manifest, projection: Projection) -> str:
+    counts = manifest.counts
+    sketched = f"{projection.kept:,} coordinates and a sketch of {projection.sketch.size:,}" if projection.sketch else "coordinates"
+    zero = f", {counts['zero']:,} of them zero" if counts["zero"] else ""
+    return f"{_count(counts['vectors'], 'vector')}{zero} of {projection.dimensions:,} numbers ({projection.method}: {sketched})"
+
+
+def recall(data: bytes) -> str:
+    """What part of the exact answer a search has found, out of the file that tells."""
+    told = json.loads(data)
+    parts = [
+        f"{100 * told[sign]['recall']:.2f} % of the {told['k']} strongest {sign} (at least {100 * told[sign]['lowest']:.0f} %)"
+        for sign in ("proponents", "opponents")
+        if told[sign]
+    ]
+    return f"found {' and '.join(parts) or 'nothing to find'}, by the exact answer for {_count(told['tests'], 'test example')}"
+
+
 def skipped(counts: Mapping[str, int], pairs: int) -> str:
     """Why scoring was fast or slow: what became of all pairs, out of a run's counters."""
     known = sum(counts.get(f"pairs-{name}", 0) for name in ("zero", "blocks", "loss_gradients", "products"))
@@ -87,8 +120,8 @@ def skipped(counts: Mapping[str, int], pairs: int) -> str:
         )
         if counts.get(f"pairs-{name}", 0)
     ]
-    scored, size = counts.get("pairs-scored-exactly", 0), counts.get("bytes-shuffled", 0)
-    return f"{pairs:,} pairs: {', '.join(told)}; {scored:,} scored exactly; {_bytes(size)} left the tiles"
+    scored, shuffled = counts.get("pairs-scored-exactly", 0), counts.get("bytes-shuffled", 0)
+    return f"{pairs:,} pairs: {', '.join(told)}; {scored:,} scored exactly; {size(shuffled)} left the tiles"
 
 
 def _percent(part: int, whole: int) -> str:
@@ -100,14 +133,14 @@ def plan(told: Plan) -> str:
     """What a scoring run would cost, as a table."""
     cost = told.cost
     passes = "once" if cost.test_blocks == 1 else f"{cost.test_blocks:,} times"
-    most = "" if cost.test_bytes_read_at_most == cost.test_bytes_read else f" (at most {_bytes(cost.test_bytes_read_at_most)})"
+    most = "" if cost.test_bytes_read_at_most == cost.test_bytes_read else f" (at most {size(cost.test_bytes_read_at_most)})"
     verdict = "within" if told.within_memory else "MORE THAN"
     machine = (
         f" ({told.processes:,} on a machine{'' if told.processes_known else ', as this one has processors'})" if told.processes > 1 else ""
     )
     rows = {
-        "training examples": f"{told.train.examples:,}, {_bytes(told.train.bytes)} in {_count(told.train.files, 'file')}",
-        "test examples": f"{told.test.examples:,}, {_bytes(told.test.bytes)} in {_count(told.test.files, 'file')}",
+        "training examples": f"{told.train.examples:,}, {size(told.train.bytes)} in {_count(told.train.files, 'file')}",
+        "test examples": f"{told.test.examples:,}, {size(told.test.bytes)} in {_count(told.test.files, 'file')}",
         "features": ", ".join(
             _count(n, noun) for n, noun in ((told.checkpoints, "checkpoint"), (told.outputs, "output"), (told.units, "unit"))
         ),
@@ -116,12 +149,11 @@ def plan(told: Plan) -> str:
         "tiles": f"{cost.tiles:,}: {_count(cost.test_blocks, 'block')} of up to {cost.test_rows:,} test examples × "
         f"{_count(cost.train_ranges, 'range')} of up to {cost.train_rows:,} training examples",
         "chunks": f"{cost.chunks:,} of up to {cost.chunk_rows:,} training examples",
-        "read": f"{_bytes(cost.train_bytes_read + cost.test_bytes_read)}: {_bytes(cost.train_bytes_read)} of training features, "
-        f"read {passes}, and {_bytes(cost.test_bytes_read)}{most} of test features",
-        "memory": f"{_bytes(cost.memory_bytes)} for scoring, {verdict} the {_bytes(told.memory_bytes_allowed)} of a worker process"
-        + machine,
-        "shuffled": f"at most {_count(cost.candidates, 'candidate')}, about {_bytes(cost.shuffled_bytes)}",
-        "result": f"{_count(cost.result_rows, 'row')}, at most about {_bytes(cost.result_bytes)} in {_count(cost.result_files, 'file')}",
+        "read": f"{size(cost.train_bytes_read + cost.test_bytes_read)}: {size(cost.train_bytes_read)} of training features, "
+        f"read {passes}, and {size(cost.test_bytes_read)}{most} of test features",
+        "memory": f"{size(cost.memory_bytes)} for scoring, {verdict} the {size(told.memory_bytes_allowed)} of a worker process" + machine,
+        "shuffled": f"at most {_count(cost.candidates, 'candidate')}, about {size(cost.shuffled_bytes)}",
+        "result": f"{_count(cost.result_rows, 'row')}, at most about {size(cost.result_bytes)} in {_count(cost.result_files, 'file')}",
     }
     return "\n".join(f"{name:<19}{text}" for name, text in rows.items())
 
@@ -145,8 +177,9 @@ def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-def _bytes(size: float) -> str:
-    return f"{size:.0f} B" if size < 1000 else _scaled(size, "B")
+def size(count: float) -> str:
+    """A number of bytes as a person reads it."""
+    return f"{count:.0f} B" if count < 1000 else _scaled(count, "B")
 
 
 def _scaled(value: float, unit: str) -> str:

@@ -150,6 +150,18 @@ def read_back(directory: str, kind: type[_M]) -> _M:
         raise RunFailed(str(error)) from error
 
 
+def read_back_kind(directory: str, kind: str) -> Manifest:
+    """The manifest that a run has committed, of a directory of this kind.
+
+    Raises:
+        RunFailed: it is not there.
+    """
+    try:
+        return manifest.read_kind(directory, "output", kind)
+    except InputError as error:
+        raise RunFailed(str(error)) from error
+
+
 def exit_with(command: str, run: Callable[[], None]) -> int:
     """Runs a command's body and turns what it raises into a line on standard error and an exit status.
 

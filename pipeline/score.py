@@ -43,13 +43,10 @@ def _run(argv: Sequence[str]) -> None:
     files.check_writable(args.output)
 
     def build(pipeline: beam.Pipeline) -> None:
-        sets = tuple(
-            pipeline | f"Name{name}Set" >> beam.Create([directory]) | f"Read{name}Manifest" >> beam.Map(read_set, flag, found.fingerprint)
-            for name, directory, flag, found in (
-                ("Test", args.test_features, "test_features", test),
-                ("Train", args.train_features, "train_features", train),
-            )
-        )
+        sets = (
+            name_set(pipeline, "Test", args.test_features, "test_features", test),
+            name_set(pipeline, "Train", args.train_features, "train_features", train),
+        )  # FeatureSet, FeatureSet
         write_influence(sets, args.output, plan, draft, train, args.overwrite)
 
     counts = runner.run_graph(build, beam_options, [progress.SCORING])
@@ -59,6 +56,15 @@ def _run(argv: Sequence[str]) -> None:
     print(report.influence(args.output, runner.read_back(args.output, Manifest)))
     print(report.skipped(counts, test.examples * train.examples))
     print(report.done(started, scored=test.examples * train.examples))
+
+
+def name_set(pipeline: beam.Pipeline, name: str, directory: str, flag: str, found: FeatureManifest) -> beam.PCollection:
+    """A committed feature set as the graph reads it: FeatureSet (one). It must still be the one that was `found`."""
+    return (
+        pipeline
+        | f"Name{name}Set" >> beam.Create([directory])  # directory
+        | f"Read{name}Manifest" >> beam.Map(read_set, flag, found.fingerprint)  # FeatureSet
+    )
 
 
 def read_set(directory: str, flag: str, expected: str | None = None) -> FeatureSet:

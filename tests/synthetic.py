@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pathlib
+
 import numpy as np
 
 from transforms.records import Features
@@ -26,6 +29,44 @@ def draw(rng: np.random.Generator, n: int, checkpoints: int, outputs: int, units
     activations = np.maximum(rng.normal(size=(n, checkpoints, units)), 0)
     activations[..., -1] = 1
     return features(loss_grads, activations, prefix)
+
+
+def write_set(
+    directory: pathlib.Path, rows: list[int], seed: int, prefix: str, features: Features | None = None, labels=None, **changes: object
+) -> pathlib.Path:
+    """A committed feature set of 2 checkpoints, 3 outputs and 6 units, whose files hold these numbers of records.
+
+    Of given features, or random ones, perhaps with other labels; `changes` are fields of the manifest.
+    """
+    from transforms import files, manifest, records, tfrecords
+    from transforms.records import Origin
+
+    drawn = draw(np.random.default_rng(seed), sum(rows), 2, 3, 6, prefix) if features is None else features
+    if labels is not None:
+        drawn = dataclasses.replace(drawn, labels=labels, predictions=labels)
+    written, start = [], 0
+    for i, n in enumerate(rows):
+        part = drawn.take(slice(start, start + n))
+        payloads = records.encode(part, [Origin("examples-of-a-kind", start + j, b"0123456789abcdef") for j in range(n)])
+        written.append(files.write(str(directory), f"features-{i:05d}.tfrecord", tfrecords.join_frames(payloads), n))
+        start += n
+    committed = manifest.FeatureManifest(
+        kind="features",
+        fingerprint=prefix,
+        settings={"layer": "head"},
+        files=tuple(written),
+        counts={"examples": sum(rows)},
+        model_fingerprint="model",
+        task="class",
+        outputs=3,
+        units=6,
+        checkpoints=("epoch-1", "epoch-2"),
+        learning_rates=(0.1, 0.02),
+        rejected_files=(),
+        rejected={},
+    )
+    manifest.write(str(directory), dataclasses.replace(committed, **changes))
+    return directory
 
 
 def exact_scores(test: Features, train: Features, scoring: Scoring) -> np.ndarray:

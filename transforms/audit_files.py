@@ -307,12 +307,6 @@ class WriteAudit(beam.PTransform):
     thresholds: Thresholds = dataclasses.field(default_factory=Thresholds)
     fail_when_crossed: bool = False
 
-    def _take_back(self, _: None) -> None:
-        # As for influence: names are fixed, so the old manifest goes before the files do, and not before the graph runs.
-        manifest.is_complete(self.directory, self.draft.kind, self.draft.fingerprint, self.draft.settings, self.overwrite)
-        if self.overwrite:
-            manifest.take_back(self.directory)
-
     def _write(self, grouped: tuple[int, Iterable[tuple[AuditedExamples, Judgement]]], _: list[None]) -> WrittenExamples:
         shard, blocks = grouped
         ordered = sorted(blocks, key=lambda pair: pair[0].file)
@@ -383,7 +377,11 @@ class WriteAudit(beam.PTransform):
         return committed
 
     def expand(self, judged: beam.PCollection) -> beam.PCollection:
-        ready = judged.pipeline | "StartWriting" >> beam.Create([None]) | "TakeBackOldAudit" >> beam.Map(self._take_back)  # None
+        ready = (
+            judged.pipeline
+            | "StartWriting" >> beam.Create([None])
+            | "TakeBackOldAudit" >> beam.Map(lambda _: manifest.take_back_old(self.directory, self.draft, self.overwrite))
+        )  # None
         written = (
             judged
             | "KeyByFile" >> beam.Map(lambda pair: (pair[0].file // _FILES_PER_FILE, pair))  # (shard, (AuditedExamples, Judgement))

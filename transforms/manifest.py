@@ -20,7 +20,9 @@ FILE_NAME = "manifest.json"
 # The names of the files of each kind of directory.
 _PATTERNS = {
     "features": ("features-*.tfrecord", "rejected-*.jsonl", "finished-*.json"),
-    "influence": ("influence-*.jsonl", "influence-*.parquet"),
+    "influence": ("influence-*.jsonl", "influence-*.parquet", "recall.json"),
+    "vectors": ("vectors-*", "ids-*.npy", "projection.npz"),
+    "index": ("index-*.faiss", "projection.npz"),
     "audit": ("examples-*.parquet", "changes-*.parquet", "suspects.parquet", "suspects.jsonl", "summary.json", "report.html"),
 }
 _FORMAT = 1
@@ -37,7 +39,7 @@ class Manifest:
     """What a committed directory holds.
 
     Attributes:
-        kind: `features`, `influence` or `audit`.
+        kind: `features`, `influence`, `audit`, `vectors` or `index`.
         fingerprint: identity of what the content was computed from; equal fingerprints mean equal content.
         settings: what went into the fingerprint, for a person to read.
         files: the data files, in the order of their records.
@@ -122,15 +124,15 @@ def read(directory: str, kind: type[_M], flag: str) -> _M:
     return found
 
 
-def read_audit(directory: str, flag: str) -> Manifest:
-    """Reads the manifest of a committed audit; `flag` names the option in messages.
+def read_kind(directory: str, flag: str, *kinds: str) -> Manifest:
+    """Reads the manifest of a committed directory of one of these kinds; `flag` names the option in messages.
 
     Raises:
         InputError: there is no manifest, it cannot be understood, or it is of another kind.
     """
     found = read_if_any(directory, flag)
-    if found is None or found.kind != "audit":
-        raise InputError(f"--{flag}={directory!r} holds {found.kind if found else 'no complete set'}, expected audit")
+    if found is None or found.kind not in kinds:
+        raise InputError(f"--{flag}={directory!r} holds {found.kind if found else 'no complete set'}, expected {' or '.join(kinds)}")
     return found
 
 
@@ -272,6 +274,20 @@ def commit(directory: str, manifest: _M, overwrite: bool) -> _M:
     write(directory, manifest)
     files.delete(directory, sorted(files.names_matching(directory, _PATTERNS[manifest.kind]) - _names(manifest)))
     return manifest
+
+
+def take_back_old(directory: str, draft: Manifest, overwrite: bool) -> None:
+    """Takes back what is committed in `directory` where it is to be replaced: its manifest first, then its files.
+
+    For results whose files have fixed names, before the first is written. Not before the graph runs: one that is only built, or never
+    starts, must leave the old result alone.
+
+    Raises:
+        InputError: it may not be replaced; see `is_complete`.
+    """
+    is_complete(directory, draft.kind, draft.fingerprint, draft.settings, overwrite)
+    if overwrite:
+        take_back(directory)
 
 
 def take_back(directory: str) -> None:

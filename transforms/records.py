@@ -173,6 +173,22 @@ def encode(features: Features, origins: Sequence[Origin], feature_dtype: str = "
     }
     for key in origins[0].kept if n else ():
         payloads[key] = (_MESSAGE, [origin.kept[key].SerializeToString(deterministic=True) for origin in origins])
+    return _examples(payloads)
+
+
+def encode_vectors(example_ids: np.ndarray, labels: np.ndarray, vectors: np.ndarray) -> list[bytes]:
+    """Serializes n `tf.train.Example`s of `example_id`, `label` and `vector`: [n], [n, L] and [n, d] float32, lists of floats."""
+    return _examples(
+        {
+            "example_id": (_BYTES, [bytes(example_id) for example_id in example_ids]),
+            "label": _numbers(labels),
+            "vector": (_FLOATS, _rows(vectors, "<f4")),
+        }
+    )
+
+
+def _examples(payloads: Mapping[str, tuple[int, list[bytes]]]) -> list[bytes]:
+    """Serialized `tf.train.Example`s of columns: the kind of a column's lists, and the content of each."""
     parts = []
     for name, key in sorted((name.encode(), name) for name in payloads):
         kind, values = payloads[key]

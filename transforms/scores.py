@@ -18,6 +18,7 @@ import numpy as np
 
 from transforms import counting, files, records, tfrecords, topk
 from transforms.errors import InputError
+from transforms.files import StoredFile
 from transforms.manifest import FeatureManifest, check_same_model, usable_rates
 from transforms.overlap import prefetch
 from transforms.records import Features
@@ -25,6 +26,9 @@ from transforms.scoring import Scoring, self_influence
 from transforms.search import Search
 from transforms.tiles import Grid, Shape, Span, Tile, choose_grid, chunks, rows_per_file, tiles
 from transforms.topk import TopK
+
+# What part of a file's records may be read one by one, each by a seek, instead of the whole file.
+_FEW = 1 / 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,34 @@ class FeatureSet:
     def read(self, spans: Sequence[Span]) -> Features:
         """Reads, verifies and parses records; `spans` holds at least one."""
         return Features.concatenate([self.decode(self.payloads(span)) for span in spans])
+
+    def take(self, rows: np.ndarray) -> Features:
+        """Reads, verifies and parses the records of some rows of the set, ascending, [m] integers: each file that holds some once.
+
+        Of a file on this machine of which few are wanted, only these are read, and verified by their own checksums.
+
+        Raises:
+            InputError: what is read is not what was written.
+        """
+        borders = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
+        payloads: list[bytes] = []
+        for file in np.unique(np.searchsorted(borders, rows, side="right") - 1).tolist():
+            wanted = rows[(rows >= borders[file]) & (rows < borders[file + 1])] - borders[file]
+            if len(wanted) < _FEW * self.counts[file] and files.is_local(self.directory):
+                payloads += self._pick(self.manifest.files[file], wanted.tolist())
+            else:
+                first = int(wanted[0])
+                found = self.payloads(Span(file, first, int(wanted[-1]) + 1))
+                payloads += [found[row - first] for row in wanted.tolist()]
+        return self.decode(payloads)
+
+    def _pick(self, file: StoredFile, indices: Sequence[int]) -> list[bytes]:
+        path = files.join(self.directory, file.name)
+        try:
+            with open(path, "rb") as stream:
+                return tfrecords.pick_frames(stream, indices)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is damaged or gone: {files.told(error)}; compute the set again") from error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

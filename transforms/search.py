@@ -111,6 +111,20 @@ def _factors(features: Features, scoring: Scoring, divides: bool, directions: np
     return Factors(loss_grads, activations, lengths, negatives, sketches, rests, lengths * features.loss_grad_norms, norm, divisors)
 
 
+def score_pairs(test: Features, train: Features, tests: np.ndarray, trains: np.ndarray, scoring: Scoring) -> np.ndarray:
+    """`scoring.canonical_scores` of P pairs, rows `tests` and `trains` [P], the same bits, compiled and on all cores: [P] float64."""
+    nothing = np.empty((len(scoring.learning_rates), 0, test.activations.shape[2]), np.float32)
+    sides = (_factors(test, scoring, scoring.divides_test, nothing), _factors(train, scoring, scoring.divides_train, nothing))
+    rates = np.asarray(scoring.learning_rates, np.float64)
+    scores = np.empty(len(tests))
+
+    def work(first: int, last: int) -> None:
+        scores[first:last] = kernels.canonical_scores(*sides, rates, tests[first:last], trains[first:last])
+
+    _threads().share(len(tests), work)
+    return scores
+
+
 def _directions(train: Features, none: bool) -> np.ndarray:
     """Orthonormal directions in which the activations of strong training examples lie: [T, R, D] float32.
 

@@ -61,9 +61,9 @@ def to_table(block: ScoredBlock, rows: pa.Schema) -> pa.Table:
     probabilities = block.probabilities.astype(np.float64)
     return pa.table(
         [
-            _strings(block.test_ids),
-            _labels(block.labels, label),
-            _labels(block.predictions, label),
+            string_array(block.test_ids),
+            label_array(block.labels, label),
+            label_array(block.predictions, label),
             pa.array(probabilities, mask=np.isnan(probabilities)),
             pa.array(block.self_influence),
             _candidates(block.best.proponents, n, rows.field("proponents").type),
@@ -73,11 +73,13 @@ def to_table(block: ScoredBlock, rows: pa.Schema) -> pa.Table:
     )
 
 
-def _strings(ids: np.ndarray) -> pa.Array:
+def string_array(ids: np.ndarray) -> pa.Array:
+    """Ids [n] of dtype S as strings."""
     return pa.array(ids.tolist(), pa.binary()).cast(pa.string())
 
 
-def _labels(labels: np.ndarray, kind: pa.DataType) -> pa.Array:
+def label_array(labels: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """Labels [n, L] as values of a `label_type`."""
     if not pa.types.is_list(kind):
         return pa.array(labels[:, 0]).cast(kind)
     if labels.dtype.kind == "f":
@@ -90,7 +92,7 @@ def _labels(labels: np.ndarray, kind: pa.DataType) -> pa.Array:
 
 def _candidates(ranking: Ranking, n: int, kind: pa.DataType) -> pa.Array:
     fields = [kind.value_type.field(i) for i in range(kind.value_type.num_fields)]
-    arrays = [_strings(ranking.ids), _labels(ranking.labels, kind.value_type.field("train_label").type), pa.array(ranking.scores)]
+    arrays = [string_array(ranking.ids), label_array(ranking.labels, kind.value_type.field("train_label").type), pa.array(ranking.scores)]
     return pa.ListArray.from_arrays(ranking.offsets(n).astype(np.int32), pa.StructArray.from_arrays(arrays, fields=fields), type=kind)
 
 
@@ -131,6 +133,7 @@ class WriteInfluence(beam.PTransform):
         task, outputs: decide the type of labels; see `schema`.
         rows: rows of a file; blocks do not cross its border.
         overwrite: whether a complete result is replaced.
+        beside: small files to be committed with the rows, (name, content); or None.
     """
 
     directory: str
@@ -139,29 +142,26 @@ class WriteInfluence(beam.PTransform):
     outputs: int
     rows: int
     overwrite: bool
-
-    def _take_back(self, _: None) -> None:
-        # Names of result files are fixed, so a result that is replaced is taken back before its files are. Not before the graph
-        # runs: one that is only built, or never starts, must leave it alone.
-        manifest.is_complete(self.directory, self.draft.kind, self.draft.fingerprint, self.draft.settings, self.overwrite)
-        if self.overwrite:
-            manifest.take_back(self.directory)
+    beside: beam.PCollection | None = None
 
     def _write(self, grouped: tuple[int, Iterable[tuple[int, ScoredBlock]]], _: list[None]) -> WrittenRows:
         return write_rows(self.directory, *grouped, schema(self.task, self.outputs))
 
-    def _commit(self, _: None, parts: Sequence[WrittenRows]) -> Manifest:
+    def _commit(self, _: None, parts: Sequence[WrittenRows], beside: Sequence[tuple[str, bytes]] = ()) -> Manifest:
+        more = [files.write(self.directory, name, content, 0) for name, content in sorted(beside)]
         ordered = sorted(parts, key=lambda part: part.shard)
         committed = dataclasses.replace(
             self.draft,
-            files=tuple(file for part in ordered for file in (part.jsonl, part.parquet)),
+            files=(*(file for part in ordered for file in (part.jsonl, part.parquet)), *more),
             counts={"rows": sum(part.jsonl.count for part in ordered)},
         )
         return manifest.commit(self.directory, committed, overwrite=False)
 
     def expand(self, blocks: beam.PCollection) -> beam.PCollection:
         ready = (
-            blocks.pipeline | "StartWriting" >> beam.Create([None]) | "TakeBackOldResult" >> beam.Map(self._take_back)  # None
+            blocks.pipeline
+            | "StartWriting" >> beam.Create([None])
+            | "TakeBackOldResult" >> beam.Map(lambda _: manifest.take_back_old(self.directory, self.draft, self.overwrite))  # None
         )
         written = (
             blocks
@@ -170,10 +170,11 @@ class WriteInfluence(beam.PTransform):
             | "GroupByFile" >> beam.GroupByKey()  # (shard, [(row, ScoredBlock)])
             | "WriteRows" >> beam.Map(self._write, beam.pvalue.AsList(ready))  # WrittenRows
         )
+        sources = [written] if self.beside is None else [written, self.beside]
         return (
             blocks.pipeline
             | "StartCommit" >> beam.Create([None])
-            | "CommitInfluence" >> beam.Map(self._commit, beam.pvalue.AsList(written))  # Manifest
+            | "CommitInfluence" >> beam.Map(self._commit, *map(beam.pvalue.AsList, sources))  # Manifest
         )
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import gzip
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO
 
 import google_crc32c
@@ -77,6 +77,32 @@ def split_frames(data: bytes, start: int = 0, stop: int | None = None) -> list[b
             payloads.append(data[position + 12 : position + 12 + length])
         position += length + 16
         index += 1
+    return payloads
+
+
+def pick_frames(stream: IO[bytes], indices: Sequence[int]) -> list[bytes]:
+    """The payloads of some records of an uncompressed stream that can seek, given by their indices, ascending; others are passed over.
+
+    Raises:
+        ValueError: a checksum of what is read is wrong, or the stream ends before.
+    """
+    payloads = []
+    position = index = 0
+    for wanted in indices:
+        while True:
+            stream.seek(position)
+            header = stream.read(_HEADER.size)
+            if not _is_header(header):
+                raise ValueError(f"no record starts at byte {position}")
+            (length, _) = _HEADER.unpack(header)
+            position += length + 16
+            index += 1
+            if index > wanted:
+                break
+        payload, crc = stream.read(length), stream.read(_CRC.size)
+        if len(payload) < length or crc != _CRC.pack(_masked_crc(payload)):
+            raise ValueError(f"record {wanted} has another checksum than is stored with it")
+        payloads.append(payload)
     return payloads
 
 

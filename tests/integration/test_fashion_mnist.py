@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 
 import numpy as np
+import orjson
 import pytest
 
 from benchmarks import fashion_mnist
@@ -73,6 +74,40 @@ def test_the_rows_are_the_float64_brute_force(rows, arrays):
             best = [train.example_ids[j].decode() for j in order if sign * mine[j] > 0]
             assert [one["train_id"] for one in rows[row][name]] == best
             np.testing.assert_allclose([one["score"] for one in rows[row][name]], mine[order[: len(best)]], rtol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def searched(data, measured) -> pathlib.Path:
+    output, train = data / "out", f"--train_features={data}/out/train_features"
+    run(command("index", train, f"--output={output}/index", "--dimensions=1024"))
+    run(
+        command(
+            "search",
+            train,
+            f"--test_features={output}/test_features",
+            f"--index={output}/index",
+            f"--output={output}/searched",
+            f"--k={K}",
+            "--oversampling=4",
+            "--recall_sample=500",
+        )
+    )
+    return output / "searched"
+
+
+def test_an_index_of_1024_numbers_finds_nearly_all_among_200_candidates(searched, rows):
+    told = orjson.loads((searched / "recall.json").read_bytes())
+    found = read_rows(str(searched))
+    assert [row["test_id"] for row in found] == [row["test_id"] for row in rows]
+    for sign in ("proponents", "opponents"):
+        shares = []
+        for row, exact in zip(found, rows, strict=True):
+            scores = {one["train_id"]: one["score"] for one in exact[sign]}
+            same = [one for one in row[sign] if one["train_id"] in scores]
+            assert all(one["score"] == scores[one["train_id"]] for one in same)
+            shares += [len(same) / len(scores)] if scores else []
+        assert np.mean(shares) >= 0.99
+        assert told["tests"] == 500 and told[sign]["recall"] == pytest.approx(np.mean(shares), abs=0.005)
 
 
 def test_the_model_is_as_good_as_its_training_said(rows):

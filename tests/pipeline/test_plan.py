@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 import re
@@ -10,46 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 
 from tests.conftest import Outcome
-from tests.synthetic import draw
+from tests.synthetic import write_set
 
 Run = Callable[..., Outcome]
 ROOT = pathlib.Path(__file__).parents[2]
 COUNTS = ("--train_count=60000", "--test_count=10000", "--checkpoint_count=6", "--outputs=10", "--units=129")
-
-
-def write_set(directory: pathlib.Path, rows: list[int], seed: int, prefix: str, **changes: object) -> pathlib.Path:
-    """A committed feature set of 2 checkpoints, 3 outputs and 6 units, whose files hold these numbers of records."""
-    from transforms import files, manifest, records, tfrecords
-    from transforms.records import Origin
-
-    features = draw(np.random.default_rng(seed), sum(rows), 2, 3, 6, prefix)
-    written, start = [], 0
-    for i, n in enumerate(rows):
-        part = features.take(slice(start, start + n))
-        payloads = records.encode(part, [Origin("examples-of-a-kind", start + j, b"0123456789abcdef") for j in range(n)])
-        written.append(files.write(str(directory), f"features-{i:05d}.tfrecord", tfrecords.join_frames(payloads), n))
-        start += n
-    committed = manifest.FeatureManifest(
-        kind="features",
-        fingerprint=prefix,
-        settings={"layer": "head"},
-        files=tuple(written),
-        counts={"examples": sum(rows)},
-        model_fingerprint="model",
-        task="class",
-        outputs=3,
-        units=6,
-        checkpoints=("epoch-1", "epoch-2"),
-        learning_rates=(0.1, 0.02),
-        rejected_files=(),
-        rejected={},
-    )
-    manifest.write(str(directory), dataclasses.replace(committed, **changes))
-    return directory
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.synthetic import assert_same, draw, full_sort
-from transforms import counting, files, records, tfrecords
+from transforms import counting, files, records, scores, tfrecords
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest, check_same_model, usable_rate
 from transforms.records import Features, Origin
@@ -185,3 +185,28 @@ def test_what_is_counted_adds_up_to_all_pairs(arrays, sets):
     assert sum(counts[f"pairs-{name}"] for name in ("zero", "blocks", "loss_gradients", "products")) == 23 * 170 == counts["pairs-scored"]
     assert counts["pairs-scored-exactly"] > 0
     assert counts["bytes-shuffled"] > 0
+
+
+@pytest.mark.parametrize("few", [0, 1 / 16, 2])
+def test_rows_are_taken_whether_whole_files_are_read_or_some_records(tmp_path, monkeypatch, few):
+    monkeypatch.setattr(scores, "_FEW", few)
+    features = draw(np.random.default_rng(3), 100, 2, 3, 6)
+    found = committed(tmp_path, features, 40)
+    for rows in ([0], [7, 39, 40, 99], [80, 81], list(range(100)), []):
+        taken = found.take(np.array(rows, np.int64))
+        assert taken.example_ids.tolist() == features.example_ids[rows].tolist()
+        assert taken.loss_grads.tobytes() == features.loss_grads[rows].tobytes()
+        assert taken.activation_norms.tobytes() == features.activation_norms[rows].tobytes()
+
+
+def test_a_damaged_record_that_is_taken_is_told(tmp_path):
+    found = committed(tmp_path, draw(np.random.default_rng(3), 40, 2, 3, 6), 40)
+    path = tmp_path / found.manifest.files[0].name
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"features-00000.tfrecord is damaged or gone: record 0 has another checksum"):
+        found.take(np.array([0]))
+    assert len(found.take(np.array([5]))) == 1
+    with pytest.raises(InputError, match="is damaged"):
+        found.take(np.arange(20))

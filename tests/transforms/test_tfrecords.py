@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import damage, write_records
 from transforms import tfrecords
-from transforms.tfrecords import Frame, UnreadableTail, frame, join_frames, read_frames, split_frames
+from transforms.tfrecords import Frame, UnreadableTail, frame, join_frames, pick_frames, read_frames, split_frames
 
 PAYLOADS = [b"first", b"", b"the third one", bytes(range(200))]
 BORDERS = [0]
@@ -216,3 +216,25 @@ def test_a_length_that_cannot_be_true_is_refused_without_reading_on() -> None:
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 9, None])
 def test_split_frames_gives_the_range_like_a_slice(start: int, stop: int | None) -> None:
     assert split_frames(join_frames(PAYLOADS), start, stop) == PAYLOADS[start:stop]
+
+
+# Picking a few
+
+
+@pytest.mark.parametrize("indices", [[], [0], [1, 2], [0, len(PAYLOADS) - 1], list(range(len(PAYLOADS)))])
+def test_picked_frames_are_those_asked_for(indices: list[int]) -> None:
+    assert pick_frames(io.BytesIO(join_frames(PAYLOADS)), indices) == [PAYLOADS[i] for i in indices]
+
+
+def test_picking_notices_damage_to_what_it_reads_and_to_what_it_passes_over() -> None:
+    data = join_frames(PAYLOADS)
+    last = len(PAYLOADS) - 1
+    for broken, message in (
+        (data[:-5] + bytes([data[-5] ^ 1]) + data[-4:], f"record {last} has another checksum"),
+        (bytes([data[0] ^ 1]) + data[1:], "no record starts at byte 0"),
+        (data[:-1], f"record {last} has another checksum"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pick_frames(io.BytesIO(broken), [last])
+    with pytest.raises(ValueError, match=f"no record starts at byte {len(data)}"):
+        pick_frames(io.BytesIO(data), [len(PAYLOADS)])

@@ -1,0 +1,251 @@
+"""Vectors and indexes against the exact search: what compressed vectors find, and when an index is worth having.
+
+    python -m benchmarks.neighbours [DIR] [--workload=fashion|imagenet|all] [--part=vectors|indexes|all] [--k=50] [--runs=3]
+                                    [--plots=FILE]
+
+Workloads, features in memory:
+
+    fashion     60,000 training and 1,000 test examples of Fashion-MNIST, 6 checkpoints, C = 10, D = 128
+    imagenet    60,000 × 500 of `benchmarks.imagenet_like`, 3 checkpoints, C = 1000, D = 2048; needs 8 GB
+
+`vectors`: for each method and number of dimensions, what part of the exact top k of both signs is among the first k, 4 k and 8 k by the dot
+product of vectors, on average and in the worst test example; seconds to fit, and to project all training examples.
+
+`indexes`: for parts of the training set, and for 1, 100 and all test examples, seconds of the exact search (the reference) and of each
+kind of index with 4 k candidates of each sign scored exactly; the ratio of both; seconds to build; bytes; recall. Data is resident for
+both: what reading takes is told by `benchmarks.scoring`. Machines are noisy: quote the ratios. `--plots` draws the last `indexes`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks import fashion_mnist
+from benchmarks.influence import influence_flags
+from benchmarks.measure import command, in_own_process, run, searched, timed
+from benchmarks.scoring import load_fashion, load_imagenet
+
+if TYPE_CHECKING:
+    from transforms.projections import Projection
+    from transforms.records import Features
+    from transforms.topk import TopK
+
+METHODS = ("auto", "principal", "sketch", "random")
+DIMENSIONS = (64, 256, 512, 1024)
+KINDS = ("flat", "ivf", "hnsw")
+OVERSAMPLING = 4
+SIZES = {"fashion": (60_000, 1_000), "imagenet": (60_000, 500)}
+COLOURS = {"exact": "#222222", "flat": "#1f6fb4", "ivf": "#d9730d", "hnsw": "#3a9a5b"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One index, or the exact search, for some numbers of examples."""
+
+    kind: str
+    trains: int
+    tests: int
+    seconds: float
+    build_seconds: float
+    bytes: int
+    recall: float
+
+
+def load(name: str, data: pathlib.Path) -> tuple[Features, Features, tuple[float, ...]]:
+    return (load_fashion if name == "fashion" else load_imagenet)(data, *SIZES[name])
+
+
+def rows_of(best: TopK, train: Features, n: int) -> list[list[np.ndarray]]:
+    """The training rows of each of n test examples' proponents, and of their opponents."""
+    order = np.argsort(train.example_ids)
+    lists = []
+    for ranking in (best.proponents, best.opponents):
+        rows = order[np.searchsorted(train.example_ids[order], ranking.ids)]
+        borders = ranking.offsets(n)
+        lists.append([rows[borders[i] : borders[i + 1]] for i in range(n)])
+    return lists
+
+
+def shares(near: np.ndarray, wanted: Sequence[Sequence[np.ndarray]], places: int) -> list[float]:
+    """For each test example and sign, the part of its exact list that is among the first `places` of `near` [2, n, m]."""
+    return [
+        len(np.intersect1d(rows, near[sign, i, :places])) / len(rows)
+        for sign, lists in enumerate(wanted)
+        for i, rows in enumerate(lists)
+        if len(rows)
+    ]
+
+
+def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
+    from transforms import neighbours, projections
+    from transforms.projections import Scaling
+    from transforms.scoring import Scoring
+
+    test, train, rates = load(name, data)
+    wanted = rows_of(searched(test, train, Scoring(rates, k))[0], train, len(test))
+    heads = "".join(f"{f'in {m * k}: mean':>14} lowest" for m in (1, 4, 8))
+    print(f"\n{name}: {len(train):,} × {len(test):,}, top {k} of both signs\n{'method':<11}numbers{heads}   fit s  project s  made of")
+    for method in METHODS:
+        for dimensions in DIMENSIONS:
+            made: list[Projection] = []
+            fitting = timed(
+                lambda made=made, method=method, dimensions=dimensions: made.append(
+                    projections.of_features(method, Scaling(rates, False), train, dimensions, 0)
+                )
+            )
+            vectors: list[np.ndarray] = []
+            projecting = timed(lambda made=made, vectors=vectors: vectors.append(made[0].project(train)))
+            near = neighbours.nearest(neighbours.build(vectors[0], "flat", 0), made[0].project(test), 8 * k)
+            found = "".join(f"{np.mean(listed):>14.4f} {min(listed):>6.2f}" for listed in (shares(near, wanted, m * k) for m in (1, 4, 8)))
+            sketch = made[0].sketch.size if made[0].sketch else 0
+            print(
+                f"{method:<11}{made[0].dimensions:>7}{found}{fitting:>8.1f}{projecting:>11.1f}  {made[0].kept} kept, {sketch} sketched",
+                flush=True,
+            )
+
+
+def compare_indexes(name: str, data: pathlib.Path, k: int, runs: int) -> list[Point]:
+    from transforms import neighbours, projections
+    from transforms.projections import Scaling
+    from transforms.scoring import Scoring
+
+    test, everything, rates = load(name, data)
+    scoring = Scoring(rates, k)
+    points = []
+    print(f"\n{name}: top {k} of both signs, {OVERSAMPLING * k} candidates of each, vectors of 1,024 numbers")
+    print(f"{'training':>9}{'tests':>7}  {'kind':<7}{'seconds':>9}{'of exact':>10}{'build s':>9}{'MB':>8}{'recall':>9}")
+    for trains in (len(everything) // 16, len(everything) // 4, len(everything)):
+        train = everything.take(slice(trains))
+        projection = projections.of_features("auto", Scaling(rates, False), train, 1024, 0)
+        vectors: list[np.ndarray] = []
+        projecting = timed(lambda train=train, vectors=vectors, projection=projection: vectors.append(projection.project(train)))
+        indexes = {}
+        for kind in KINDS:
+            building = timed(
+                lambda kind=kind, indexes=indexes, vectors=vectors: indexes.update({kind: neighbours.build(vectors[0], kind, 0)})
+            )
+            indexes[kind] = indexes[kind], projecting + building, len(neighbours.to_bytes(indexes[kind]))
+        for tests in (1, 100, len(test)):
+            some = test.take(slice(tests))
+            answers: list[Any] = []
+            seconds = {
+                "exact": median(lambda some=some, train=train, answers=answers: answers.append(searched(some, train, scoring)[0]), runs)
+            }
+            wanted = rows_of(answers[-1], train, tests)
+            for kind in ("exact", *KINDS):
+                recall, build_seconds, size = 1.0, 0.0, 0
+                if kind != "exact":
+                    index, build_seconds, size = indexes[kind]
+                    found: list[Any] = []
+                    seconds[kind] = median(
+                        lambda some=some, train=train, index=index, found=found, projection=projection: found.append(
+                            ask(some, train, index, projection, scoring)
+                        ),
+                        runs,
+                    )
+                    listed = rows_of(found[-1], train, tests)
+                    recall = float(
+                        np.mean(
+                            [
+                                len(np.intersect1d(*pair)) / len(pair[0])
+                                for one, other in zip(wanted, listed, strict=True)
+                                for pair in zip(one, other, strict=True)
+                                if len(pair[0])
+                            ]
+                        )
+                    )
+                points.append(Point(kind, trains, tests, seconds[kind], build_seconds, size, recall))
+                print(
+                    f"{trains:>9,}{tests:>7,}  {kind:<7}{seconds[kind]:>9.3f}{seconds[kind] / seconds['exact']:>10.2f}"
+                    f"{build_seconds:>9.1f}{size / 1e6:>8.0f}{recall:>9.4f}",
+                    flush=True,
+                )
+    return points
+
+
+def median(work: Any, runs: int) -> float:
+    work()
+    return statistics.median(timed(work) for _ in range(runs))
+
+
+def ask(test: Features, train: Features, index: Any, projection: Projection, scoring: Any) -> TopK:
+    """What `tracin search` does, features in memory."""
+    from transforms import indexes, neighbours
+
+    near = neighbours.nearest(index, projection.project(test), OVERSAMPLING * scoring.k)
+    return indexes.score_candidates(test, near, Resident(train), scoring)
+
+
+class Resident:
+    """Features in memory in the place of a feature set."""
+
+    def __init__(self, features: Features) -> None:
+        from transforms.tiles import Shape
+
+        self._features = features
+        self.shape = Shape(features.loss_grads.shape[1], features.loss_grads.shape[2], features.activations.shape[2])
+
+    def take(self, rows: np.ndarray) -> Features:
+        return self._features.take(rows)
+
+
+def draw(points: Sequence[Point], path: str, name: str) -> None:
+    from matplotlib import pyplot
+
+    tests = sorted({point.tests for point in points})
+    figure, axes = pyplot.subplots(1, len(tests), figsize=(4 * len(tests), 3.6), sharey=True, layout="constrained")
+    for axis, n in zip(axes, tests, strict=True):
+        for kind in ("exact", *KINDS):
+            mine = [point for point in points if point.tests == n and point.kind == kind]
+            axis.plot([p.trains for p in mine], [p.seconds for p in mine], "o-", color=COLOURS[kind], markersize=4)
+            last = mine[-1]
+            told = kind if kind == "exact" else f"{kind}, finds {100 * last.recall:.1f} %"
+            axis.annotate(
+                told, (last.trains, last.seconds), (4, 0), textcoords="offset points", color=COLOURS[kind], va="center", fontsize=8
+            )
+        axis.set(xscale="log", yscale="log", xlabel="training examples", title=f"{n:,} test example{'s' if n > 1 else ''}")
+        axis.set_xlim(right=axis.get_xlim()[1] * 6)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel(f"seconds, {name}")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", nargs="?")
+    parser.add_argument("--workload", choices=(*SIZES, "all"), default="all")
+    parser.add_argument("--part", choices=("vectors", "indexes", "all"), default="all")
+    parser.add_argument("--k", type=int, default=50)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--plots")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        data = pathlib.Path(args.directory or temporary)
+        names = list(SIZES) if args.workload == "all" else [args.workload]
+        if "fashion" in names:
+            try:
+                fashion_mnist.prepare(data)
+            except FileNotFoundError as error:
+                sys.exit(str(error))
+            if not (data / "out" / "train_features" / "manifest.json").exists():
+                run(command("influence", *influence_flags(data, data / "out", args.k)))
+        for name in names:
+            if args.part != "indexes":
+                in_own_process(compare_vectors, name, data, args.k)
+            if args.part != "vectors":
+                points = in_own_process(compare_indexes, name, data, args.k, args.runs)
+                if args.plots:
+                    draw(points, args.plots, name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""`tracin index`: a FAISS index over the vectors of a training set, for `tracin search`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+import apache_beam as beam
+
+from pipeline import options, report, runner
+from pipeline.export import PROJECTING, check_not_empty, projection_settings, projection_wanted
+from pipeline.score import name_set
+from transforms import files, manifest, neighbours, projections
+from transforms.fitting import FitProjection
+from transforms.indexes import BuildIndex
+from transforms.manifest import FeatureManifest, Manifest
+from transforms.vector_files import read_projection
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    return runner.exit_with("index", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    args, flags = options.parse("index", argv)
+    started = time.monotonic()
+    beam_options = runner.beam_options(flags)
+    neighbours.require()
+    train = manifest.read(args.train_features, FeatureManifest, "train_features")
+    check_not_empty(train, "train_features", args.train_features)
+    wanted = projection_wanted(args, train, "train_features", args.normalize)
+    settings = {
+        **projection_settings(wanted, args.normalize),
+        "train_features": train.fingerprint,
+        "model": train.model_fingerprint,
+        "kind": args.kind,
+        "memory_gb": args.memory_gb,
+    }
+    draft = Manifest("index", manifest.fingerprint(settings), settings, (), {})
+    if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
+        print(f"{args.output} is complete with the same settings: nothing to do")
+        return
+    files.check_writable(args.output)
+    memory = args.memory_gb * 1e9 / (runner.processes_per_machine(beam_options) or os.cpu_count() or 1)
+
+    def build(pipeline: beam.Pipeline) -> None:
+        sets = name_set(pipeline, "Train", args.train_features, "train_features", train)  # FeatureSet
+        projection = sets | "FitProjection" >> FitProjection(wanted)  # Projection
+        (sets, projection) | "BuildIndex" >> BuildIndex(args.output, draft, args.kind, args.seed, memory, args.overwrite)  # Manifest
+
+    if runner.run_graph(build, beam_options, PROJECTING if args.projection in projections.FITTED else PROJECTING[-1:]) is None:
+        print("the graph is built; nothing has run")
+        return
+    written = runner.read_back_kind(args.output, "index")
+    print(report.index(args.output, written, read_projection(args.output, written)))
+    print(report.done(started))
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

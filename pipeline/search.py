@@ -1,0 +1,87 @@
+"""`tracin search`: each test example's proponents and opponents by an index of the training set, scored exactly."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+import apache_beam as beam
+
+from pipeline import options, progress, report, runner
+from pipeline.score import name_set
+from transforms import files, manifest, neighbours
+from transforms.errors import InputError
+from transforms.indexes import RECALL_FILE, MeasureRecall, SearchIndex, SearchPlan
+from transforms.manifest import FeatureManifest, Manifest
+from transforms.scoring import Scoring
+from transforms.sinks import WriteInfluence
+from transforms.tiles import rows_per_file
+
+_SEARCHING = progress.Stage("Search", "tests-searched", "tests-planned", "tests-searched", "test examples")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    return runner.exit_with("search", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    args, flags = options.parse("search", argv)
+    started = time.monotonic()
+    beam_options = runner.beam_options(flags)
+    neighbours.require()
+    found = manifest.read_kind(args.index, "index", "index")
+    train = manifest.read(args.train_features, FeatureManifest, "train_features")
+    test = manifest.read(args.test_features, FeatureManifest, "test_features")
+    manifest.check_same_model(test, train, args.test_features, args.train_features)
+    if found.settings["train_features"] != train.fingerprint:
+        raise InputError(
+            f"--index={args.index!r} was built from another feature set than --train_features={args.train_features!r}: name the one that "
+            "it was built from, or build it anew with `tracin index`"
+        )
+    scoring = Scoring(tuple(found.settings["learning_rates"]), args.k, found.settings["normalize"])
+    sample = min(args.recall_sample, len(args.test_ids) or test.examples)
+    plan = SearchPlan(args.index, found, scoring, args.oversampling, args.nprobe, args.ef_search, args.test_ids, sample)
+    settings = {
+        "index": found.fingerprint,
+        "test_features": test.fingerprint,
+        "train_features": train.fingerprint,
+        "k": args.k,
+        "oversampling": args.oversampling,
+        "nprobe": args.nprobe,
+        "ef_search": args.ef_search,
+        "test_ids": list(args.test_ids),
+        "recall_sample": args.recall_sample,
+    }
+    draft = Manifest("influence", manifest.fingerprint(settings), settings, (), {})
+    if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
+        print(f"{args.output} is complete with the same settings: nothing to do")
+        return
+    files.check_writable(args.output)
+
+    def build(pipeline: beam.Pipeline) -> None:
+        sets = (
+            name_set(pipeline, "Test", args.test_features, "test_features", test),
+            name_set(pipeline, "Train", args.train_features, "train_features", train),
+        )  # FeatureSet, FeatureSet
+        rows = sets | "SearchIndex" >> SearchIndex(plan)  # (row, ScoredBlock)
+        beside = (sets, rows) | "MeasureRecall" >> MeasureRecall(plan) if sample else None  # (name, content)
+        rows | "WriteInfluence" >> WriteInfluence(
+            args.output, draft, train.task, train.outputs, rows_per_file(args.k), args.overwrite, beside
+        )  # Manifest
+
+    counts = runner.run_graph(build, beam_options, [_SEARCHING])
+    if counts is None:
+        print("the graph is built; nothing has run")
+        return
+    written = runner.read_back(args.output, Manifest)
+    print(report.influence(args.output, written))
+    told = next((file for file in written.files if file.name == RECALL_FILE), None)
+    if told:
+        print(report.recall(files.read_verified(args.output, told)))
+    print(report.done(started))
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,390 @@
+"""Indexes over the vectors of a training set, a file for each range of its rows, and the search by them for candidates to score.
+
+An index answers approximately: which candidates it gives is its choice. What becomes of them is exact: they are scored from the stored
+features as `tracin score` would, and the best are kept. What was missed a sample tells, for which the exact answer is computed too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import orjson
+
+from transforms import counting, files, manifest, neighbours, search, tiles, topk
+from transforms.errors import InputError
+from transforms.files import StoredFile
+from transforms.manifest import Manifest
+from transforms.projections import Projection
+from transforms.records import Features
+from transforms.scores import FeatureSet, MergeTopK, ScoredBlock
+from transforms.scoring import Scoring, self_influence
+from transforms.search import Search
+from transforms.topk import Ranking, TopK
+from transforms.vector_files import (
+    PROJECTION_FILE,
+    CommitVectors,
+    Shard,
+    WrittenVectors,
+    count_zero,
+    plan_shards,
+    read_projection,
+    vectors_of,
+)
+
+RECALL_FILE = "recall.json"
+
+# An index file is read whole, and beside its vectors it holds links or lists; building takes as much again.
+_MOST_BYTES = 1 << 33
+_BESIDE_BYTES = 300
+# What the vectors and candidates of a block of test examples may take, and the features that candidates are scored with.
+_BLOCK_BYTES = _FEATURE_BYTES = 192 << 20
+# Training examples of a range that is searched exactly for the sample.
+_EXACT_ROWS = 100_000
+
+
+def rows_per_index(dimensions: int, memory_bytes: float) -> int:
+    """Vectors of one index, so that building it stays within a worker process's memory."""
+    return max(1, int(min(memory_bytes / 2, _MOST_BYTES) // (4 * dimensions + _BESIDE_BYTES)))
+
+
+def build_index(shard: Shard, found: FeatureSet, projection: Projection, directory: str, kind: str, seed: int) -> WrittenVectors:
+    """Builds and writes the index of a range of rows."""
+    vectors = np.empty((shard.rows, projection.dimensions), np.float32)
+    start = 0
+    for features, made in vectors_of(shard, found, projection):
+        vectors[start : start + len(features)] = made
+        start += len(features)
+    built = neighbours.build(vectors, neighbours.kind_for(kind, len(vectors)), seed)
+    name = f"index-{shard.number:05d}.faiss"
+    stored = files.write(directory, name, neighbours.to_bytes(built), len(vectors))
+    return WrittenVectors(shard.number, (stored,), len(vectors), count_zero(vectors))
+
+
+@dataclasses.dataclass
+class BuildIndex(beam.PTransform):
+    """Indexes the vectors of a feature set and commits the indexes: (FeatureSet (one), Projection (one)) → Manifest (one).
+
+    Attributes:
+        directory: where to.
+        draft: the manifest, its files and counts still missing.
+        kind: one of `neighbours.KINDS`.
+        seed: of the clustering.
+        memory_bytes: what a worker process may take.
+        overwrite: whether a complete index is replaced.
+    """
+
+    directory: str
+    draft: Manifest
+    kind: str
+    seed: int
+    memory_bytes: float
+    overwrite: bool
+
+    def expand(self, sources: tuple[beam.PCollection, beam.PCollection]) -> beam.PCollection:
+        sets, projection = sources  # FeatureSet (one), Projection (one)
+        ready = (
+            sets.pipeline
+            | "StartWriting" >> beam.Create([None])
+            | "TakeBackOldIndex" >> beam.Map(lambda _: manifest.take_back_old(self.directory, self.draft, self.overwrite))  # None
+        )
+        written = (
+            sets
+            | "PlanShards"
+            >> beam.FlatMap(
+                lambda found, made: plan_shards(found, rows_per_index(made.dimensions, self.memory_bytes)),
+                beam.pvalue.AsSingleton(projection),
+            )  # Shard
+            | "SpreadShards" >> beam.Reshuffle()  # Shard
+            | "BuildIndex"
+            >> beam.Map(
+                lambda shard, found, made, _: build_index(shard, found, made, self.directory, self.kind, self.seed),
+                beam.pvalue.AsSingleton(sets),
+                beam.pvalue.AsSingleton(projection),
+                beam.pvalue.AsList(ready),
+            )  # WrittenVectors
+        )
+        return (written, projection) | "Commit" >> CommitVectors(self.directory, self.draft)  # Manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchPlan:
+    """What a search is asked for.
+
+    Attributes:
+        index: the index's directory.
+        found: its manifest.
+        scoring: k, the learning rates and the normalisation, which are those of the index.
+        oversampling: candidates of each sign, over k.
+        nprobe, ef_search: see `neighbours.nearest`.
+        test_ids: the test examples to explain, or empty for all.
+        sample: for how many of them the exact answer is computed, to tell what was missed.
+    """
+
+    index: str
+    found: Manifest
+    scoring: Scoring
+    oversampling: int
+    nprobe: int | None
+    ef_search: int | None
+    test_ids: tuple[str, ...]
+    sample: int
+
+    @property
+    def candidates(self) -> int:
+        """How many candidates of each sign an index is asked for."""
+        return self.scoring.k * self.oversampling
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TestBlock:
+    """Test examples that are searched for together.
+
+    Attributes:
+        start: row of the first in the result.
+        rows: their rows in the test set, ascending, [n] int64.
+    """
+
+    __test__ = False  # not a test, whatever its name says to pytest
+    start: int
+    rows: np.ndarray
+
+
+def plan_blocks(test: FeatureSet, plan: SearchPlan) -> Iterator[TestBlock]:
+    """The blocks of the test examples that are asked for, in the test set's order.
+
+    Raises:
+        InputError: an id is not in the test set.
+    """
+    rows = find_rows(test, plan.test_ids) if plan.test_ids else np.arange(test.manifest.examples)
+    shape, file_rows = test.shape, tiles.rows_per_file(plan.scoring.k)
+    most = _BLOCK_BYTES // (shape.record_bytes + 8 * plan.found.counts["dimensions"] + 40 * plan.candidates)
+    for first in range(0, len(rows), file_rows):
+        stop = min(first + file_rows, len(rows))
+        step = -(-(stop - first) // -(-(stop - first) // max(1, most)))
+        for start in range(first, stop, step):
+            yield TestBlock(start, rows[start : min(start + step, stop)])
+
+
+def find_rows(found: FeatureSet, wanted: Sequence[str]) -> np.ndarray:
+    """The rows of a set's examples with these ids, ascending.
+
+    Raises:
+        InputError: some id is not there.
+    """
+    left = {one.encode() for one in wanted}
+    rows: list[int] = []
+    for shard in plan_shards(found, tiles.rows_per_file(1)):
+        ids = found.read(shard.spans).example_ids.tolist()
+        rows += [shard.start + i for i, one in enumerate(ids) if one in left]
+        left -= set(ids)
+        if not left:
+            break
+    if left:
+        missing = sorted(one.decode() for one in left)
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise InputError(f"--test_ids: {', '.join(map(repr, missing[:3]))}{more} not in {found.directory}: give ids of its examples")
+    return np.array(rows, np.int64)
+
+
+def plan_index_files(plan: SearchPlan) -> list[tuple[int, StoredFile]]:
+    """The index files of a plan, each with the row of its first vector."""
+    listed, start = [], 0
+    for file in plan.found.files:
+        if file.name != PROJECTION_FILE:
+            listed.append((start, file))
+            start += file.count
+    return listed
+
+
+class IndexSearcher:
+    """Searches index files for the neighbours of test blocks, one at a time; keeps the last of each."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[str, tuple[Any, Any]] = {}
+
+    def _get(self, what: str, key: Any, make: Any) -> Any:
+        if self._kept.get(what, (None,))[0] != key:
+            self._kept.pop(what, None)  # before another takes its place in memory
+            self._kept[what] = (key, make())
+        return self._kept[what][1]
+
+    def search(self, block: TestBlock, start: int, file: StoredFile, test: FeatureSet, train: FeatureSet, plan: SearchPlan) -> ScoredBlock:
+        """The best of an index file's candidates for a block of test examples, scored exactly."""
+        with self._lock:
+            identity = (plan.index, plan.found.fingerprint)
+            projection: Projection = self._get("projection", identity, lambda: read_projection(plan.index, plan.found))
+            built = self._get("index", (*identity, file.name), lambda: neighbours.of_bytes(files.read_verified(plan.index, file)))
+            key = (test.directory, test.manifest.fingerprint, block.start, len(block.rows))
+            tests: Features = self._get("tests", (*identity, *key), lambda: test.take(block.rows))
+            near = neighbours.nearest(built, projection.project(tests), plan.candidates, plan.nprobe, plan.ef_search)
+            candidates = np.where(near < 0, -1, near + start)
+            best = score_candidates(tests, candidates, train, plan.scoring)
+            counting.add("tests-searched", len(tests))
+            return _scored(tests, best, plan.scoring)
+
+
+def _scored(tests: Features, best: TopK, scoring: Scoring) -> ScoredBlock:
+    own = self_influence(tests, scoring.learning_rates)
+    return ScoredBlock(tests.example_ids, tests.labels, tests.predictions, tests.probabilities, own, best)
+
+
+def score_candidates(tests: Features, candidates: np.ndarray, train: FeatureSet, scoring: Scoring) -> TopK:
+    """The k best of candidates [2, n, m], rows of the training set for proponents and opponents or −1, by their exact scores."""
+    wanted = np.unique(candidates)
+    wanted = wanted[wanted >= 0]
+    step = max(1, _FEATURE_BYTES // train.shape.record_bytes)
+    found = [TopK(_none(tests), _none(tests))]
+    for first in range(0, len(wanted), step):
+        rows = wanted[first : first + step]
+        features = train.take(rows)
+        rankings = []
+        for sign, listed in zip((1, -1), candidates, strict=True):
+            row, place = np.nonzero((listed >= rows[0]) & (listed <= rows[-1]))
+            chosen = np.searchsorted(rows, listed[row, place])
+            scores = search.score_pairs(tests, features, row, chosen, scoring)
+            counting.add("pairs-scored-exactly", len(scores))
+            right = sign * scores > 0
+            row, chosen = row[right], chosen[right]
+            rankings.append(Ranking(row.astype(np.int32), scores[right], features.example_ids[chosen], features.labels[chosen]))
+        found.append(TopK(*rankings))
+    return topk.merge(found, scoring.k)
+
+
+def _none(tests: Features) -> Ranking:
+    return Ranking(np.zeros(0, np.int32), np.zeros(0), tests.example_ids[:0], tests.labels[:0])
+
+
+# One for all threads of a process: a search uses all cores, and memory is for one index.
+_searcher = IndexSearcher()
+
+
+def search_block(
+    item: tuple[TestBlock, tuple[int, StoredFile]], test: FeatureSet, train: FeatureSet, plan: SearchPlan
+) -> tuple[int, ScoredBlock]:
+    """What an index file holds for a block of test examples: (row of the block's first, ScoredBlock)."""
+    block, (start, file) = item
+    return block.start, _searcher.search(block, start, file, test, train, plan)
+
+
+def sampled_rows(blocks: Sequence[TestBlock], sample: int) -> np.ndarray:
+    """The rows of the test set for which the exact answer is computed, evenly spread over those that are searched for."""
+    rows = np.concatenate([block.rows for block in sorted(blocks, key=lambda block: block.start)]) if blocks else np.zeros(0, np.int64)
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), sample)).astype(np.int64))] if len(rows) else rows
+
+
+def search_exactly(
+    shard: Shard, test: FeatureSet, train: FeatureSet, plan: SearchPlan, blocks: Sequence[TestBlock]
+) -> Iterator[tuple[None, ScoredBlock]]:
+    """The best training examples of a range for the sampled test examples, exactly; nothing where there are none."""
+    rows = sampled_rows(blocks, plan.sample)
+    if not len(rows):
+        return
+    tests = test.take(rows)
+    found = Search(tests, plan.scoring)
+    for span in shard.spans:
+        for _ in found.scan(train.read([span])):
+            pass
+    yield None, _scored(tests, found.result(), plan.scoring)
+
+
+def ids_by_test(block: ScoredBlock) -> dict[bytes, tuple[set[bytes], set[bytes]]]:
+    """The ids of each test example's proponents and opponents."""
+    found = {}
+    borders = [ranking.offsets(len(block.test_ids)) for ranking in (block.best.proponents, block.best.opponents)]
+    for i, test_id in enumerate(block.test_ids.tolist()):
+        proponents, opponents = (
+            set(ranking.ids[offsets[i] : offsets[i + 1]].tolist())
+            for ranking, offsets in zip((block.best.proponents, block.best.opponents), borders, strict=True)
+        )
+        found[test_id] = proponents, opponents
+    return found
+
+
+def shares_found(block: ScoredBlock, exact: Sequence[ScoredBlock]) -> tuple[list[float], list[float]]:
+    """What part of each sampled test example's exact proponents a block has found, of those examples that are in it and have some; and
+    likewise of opponents.
+    """
+    found = ids_by_test(block)
+    shares: tuple[list[float], list[float]] = ([], [])
+    for test_id, wanted in (pair for one in exact for pair in ids_by_test(one).items() if pair[0] in found):
+        for sign, listed in enumerate(shares):
+            if wanted[sign]:
+                listed.append(len(wanted[sign] & found[test_id][sign]) / len(wanted[sign]))
+    return shares
+
+
+def recall(parts: Sequence[tuple[list[float], list[float]]], k: int, tests: int) -> dict[str, Any]:
+    """The mean and the lowest of the shares that blocks tell of, by sign; None where no sampled test example has a list of that sign."""
+    told: dict[str, Any] = {"k": k, "tests": tests}
+    for sign, name in enumerate(("proponents", "opponents")):
+        shares = [share for part in parts for share in part[sign]]
+        told[name] = {"recall": math.fsum(shares) / len(shares), "lowest": min(shares)} if shares else None
+    return told
+
+
+@dataclasses.dataclass
+class SearchIndex(beam.PTransform):
+    """Searches an index for the test set's strongest training examples: (test, train) FeatureSet (one each) → (row, ScoredBlock).
+
+    Attributes:
+        plan: what is asked for.
+    """
+
+    plan: SearchPlan
+
+    def expand(self, sources: tuple[beam.PCollection, beam.PCollection]) -> beam.PCollection:
+        test, train = sources
+        return (
+            test
+            | "PlanBlocks" >> beam.FlatMap(plan_blocks, self.plan)  # TestBlock
+            | "PairWithIndexes" >> beam.FlatMap(lambda block: [(block, one) for one in plan_index_files(self.plan)])  # (TestBlock, file)
+            | "SpreadBlocks" >> beam.Reshuffle()  # (TestBlock, (start, StoredFile))
+            | "SearchBlocks"
+            >> beam.Map(search_block, beam.pvalue.AsSingleton(test), beam.pvalue.AsSingleton(train), self.plan)  # (row, ScoredBlock)
+            | "MergeTopK" >> beam.CombinePerKey(MergeTopK(self.plan.scoring.k))  # (row, ScoredBlock)
+        )
+
+
+@dataclasses.dataclass
+class MeasureRecall(beam.PTransform):
+    """Tells what part of the exact answer for a sample was found: ((test, train), (row, ScoredBlock)) → (name, content) of a file.
+
+    Attributes:
+        plan: what was asked for.
+    """
+
+    plan: SearchPlan
+
+    def _tell(self, _: None, parts: Sequence[tuple[list[float], list[float]]], exact: Sequence[ScoredBlock]) -> tuple[str, bytes]:
+        told = recall(parts, self.plan.scoring.k, sum(len(block.test_ids) for block in exact))
+        return RECALL_FILE, orjson.dumps(told, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+    def expand(self, sources: tuple[tuple[beam.PCollection, beam.PCollection], beam.PCollection]) -> beam.PCollection:
+        (test, train), found = sources
+        blocks = test | "PlanSampledBlocks" >> beam.FlatMap(plan_blocks, self.plan)  # TestBlock
+        exact = (
+            train
+            | "PlanRanges" >> beam.FlatMap(plan_shards, _EXACT_ROWS)  # Shard
+            | "SpreadRanges" >> beam.Reshuffle()  # Shard
+            | "SearchExactly"
+            >> beam.FlatMap(
+                search_exactly, beam.pvalue.AsSingleton(test), beam.pvalue.AsSingleton(train), self.plan, beam.pvalue.AsList(blocks)
+            )  # (None, ScoredBlock)
+            | "MergeExactly" >> beam.CombinePerKey(MergeTopK(self.plan.scoring.k))  # (None, ScoredBlock)
+            | "DropKey" >> beam.Values()  # ScoredBlock
+        )
+        shares = found | "CompareBlocks" >> beam.Map(
+            lambda numbered, wanted: shares_found(numbered[1], wanted), beam.pvalue.AsList(exact)
+        )  # ([share], [share])
+        return (
+            test.pipeline
+            | "StartMeasuring" >> beam.Create([None])
+            | "TellRecall" >> beam.Map(self._tell, beam.pvalue.AsList(shares), beam.pvalue.AsList(exact))  # (name, content)
+        )
