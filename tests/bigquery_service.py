@@ -1,8 +1,8 @@
 """BigQuery on this machine: as much of its API as writing a table asks for, with jobs that are really carried out.
 
-The client library finds it by BIGQUERY_EMULATOR_HOST. Statements are run by DuckDB, whose SQL differs in these only by how names and
-parameters are marked; files are read from the stand-in for Cloud Storage. What BigQuery is stricter in is checked here: types are never
-converted, a job's name is used once, jobs and tables are in one location, and no list holds null.
+The client library finds it by BIGQUERY_EMULATOR_HOST. Statements are read by SQLGlot as BigQuery's and run by DuckDB; files are read from
+the stand-in for Cloud Storage. What BigQuery is stricter in is checked here: types are never converted, a job's name is used once, jobs
+and tables are in one location, and no list holds null.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
+import sqlglot
 
 from tests.object_store import BUCKET, Fault, Store
 
 PROJECT, DATASET, LOCATION = "some-project", "some_dataset", "europe-west1"
 _TYPES = {"STRING": "VARCHAR", "INTEGER": "BIGINT", "FLOAT": "DOUBLE", "BOOLEAN": "BOOLEAN", "DATE": "DATE"}
+_REASONS = {403: "accessDenied", 404: "notFound"}
 _ARROW = (pa.string(), pa.int64(), pa.float64())
 
 
@@ -57,17 +59,19 @@ class Warehouse:
         self.looks = 0
         self.requests: list[str] = []
         self._database = duckdb.connect()
+        self._database.execute(f'ATTACH \':memory:\' AS "{PROJECT}"; CREATE SCHEMA "{PROJECT}".{DATASET}')
         self._lock = threading.RLock()
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         """All rows of a table, in the order of their writing."""
         with self._lock:
-            return self._database.execute(f'SELECT * FROM "{PROJECT}.{DATASET}.{table}"').to_arrow_table().to_pylist()
+            return self.ask(f"SELECT * FROM `{PROJECT}.{DATASET}.{table}`")
 
-    def execute(self, sql: str) -> None:
-        """What somebody else does to the tables."""
+    def ask(self, sql: str) -> list[dict[str, Any]]:
+        """What a statement of BigQuery's, without parameters, answers."""
         with self._lock:
-            self._database.execute(sql)
+            found = self._database.sql(_translated(sql))
+            return found.to_arrow_table().to_pylist() if found else []
 
     def merges(self) -> list[dict[str, Any]]:
         """The jobs that write, in order."""
@@ -76,7 +80,7 @@ class Warehouse:
     def clear(self) -> None:
         """Forgets all."""
         for name in self.tables:
-            self.execute(f'DROP TABLE "{name}"')
+            self.ask(f"DROP TABLE `{name}`")
         for kept in (self.tables, self.jobs, self.faults, self.failures, self.requests):
             kept.clear()
         self.looks = 0
@@ -117,7 +121,7 @@ class Warehouse:
         (dated,) = (column for column in columns if column["name"] == table["timePartitioning"]["field"])
         assert dated["type"] == "DATE" and set(table["clustering"]["fields"]) <= {column["name"] for column in columns}
         told = ", ".join(f'"{one["name"]}" {_type(one)}{" NOT NULL" if one["mode"] == "REQUIRED" else ""}' for one in columns)
-        self._database.execute(f'CREATE TABLE "{name}" ({told})')
+        self._database.execute(f'CREATE TABLE "{PROJECT}".{DATASET}."{reference["tableId"]}" ({told})')
         self.tables[name] = {**table, "type": "TABLE", "location": LOCATION}
         return self.tables[name]
 
@@ -164,7 +168,7 @@ class Warehouse:
             for one in query["queryParameters"]
             if f"@{one['name']}" in sql
         }
-        return self._database.execute(sql.replace("`", '"').replace("@", "$"), given)
+        return self._database.execute(_translated(sql), given)
 
     def _merge(self, query: dict[str, Any]) -> None:
         found = re.search(
@@ -175,7 +179,9 @@ class Warehouse:
         for name, source in query["tableDefinitions"].items():
             self._database.register(name, self._external(source))
         wanted = {one["name"]: _type(one) for one in table["schema"]["fields"]}
-        given = {name: kind for name, kind, *_ in self._run(f"DESCRIBE {found[2]}", query).fetchall()}
+        made = self._run(found[2], query)
+        given = {name: str(kind) for name, kind, *_ in made.description}
+        made.fetchall()
         names = [name.strip("`") for name in found[3].split(", ")]
         if set(names) != set(given):
             raise Refused(0, "invalidQuery", f"{names} are inserted, {list(given)} are there")
@@ -185,7 +191,7 @@ class Warehouse:
         self._database.begin()
         try:
             self._run(query["query"], query)
-            _check_lists(self._database.execute(f'SELECT * FROM "{found[1]}"').to_arrow_table().to_pylist())
+            _check_lists(self.ask(f"SELECT * FROM `{found[1]}`"))
         except BaseException:
             self._database.rollback()
             raise
@@ -203,6 +209,11 @@ class Warehouse:
             for column in parts[-1].schema:
                 _check_arrow(column.type)
         return pa.concat_tables(parts)
+
+
+def _translated(sql: str) -> str:
+    (statement,) = sqlglot.transpile(sql, read="bigquery", write="duckdb", error_level=sqlglot.ErrorLevel.RAISE)
+    return statement
 
 
 def _type(column: dict[str, Any]) -> str:
@@ -254,7 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault:
             fault.times -= 1
         if fault and isinstance(fault.what, int):
-            self._send(fault.what, _error(fault.what, "accessDenied" if fault.what == 403 else "backendError", "not now"))
+            self._send(fault.what, _error(fault.what, _REASONS.get(fault.what, "backendError"), "not now"))
             return
         url = urlsplit(self.path)
         try:

@@ -27,6 +27,7 @@ import pyarrow as pa
 from apache_beam.internal.gcp import auth
 from apache_beam.options.pipeline_options import PipelineOptions
 from google.api_core.exceptions import Conflict, NotFound
+from google.api_core.retry import Retry, if_exception_type
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import DefaultCredentialsError
 from google.cloud import bigquery
@@ -50,6 +51,8 @@ _ATTEMPTS = 3
 _PAUSE = 2.0  # seconds between looks at a job, and before another
 # Before any work somebody waits for the answer; in a run, ten minutes are the library's own patience.
 _SOON = DEFAULT_RETRY.with_timeout(30)
+# A job that is there may not be found for a moment.
+_FOUND = Retry(if_exception_type(NotFound), timeout=60)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,7 +346,7 @@ class WriteTable(beam.PTransform):
             try:
                 job, ours = client.query(statement(self.table, self.rows), config, job_id=name, location=location, job_retry=None), True
             except Conflict:
-                job, ours = client.get_job(name, location=location), False
+                job, ours = _FOUND(client.get_job)(name, location=location), False
             error = _awaited(job)
             if error is None:
                 # What an earlier job wrote may have been deleted since.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from google.cloud.bigquery import SchemaField
@@ -25,6 +26,7 @@ from tests.object_store import BUCKET, Fault, Store
 from tests.transforms.test_sinks import block
 from transforms import bigquery, files, manifest, sinks
 from transforms.bigquery import TableName, TableRows, WriteTable
+from transforms.errors import InputError
 from transforms.manifest import Manifest
 from transforms.sinks import read_rows
 
@@ -282,6 +284,14 @@ def test_requests_that_fail_for_the_moment_write_the_rows_once(sets, store, ware
     assert len(warehouse.rows("influence")) == 10 and len(warehouse.merges()) == 1
 
 
+def test_a_job_that_is_there_and_not_found_yet_is_looked_for_again(sets, store, warehouse, tracin) -> None:
+    warehouse.faults += [Fault("lost", INSERT), Fault(404, "^GET .*/jobs/")]
+    outcome = tracin(*sets.score(f"--output_table={TABLE}"))
+    assert outcome.status == 0, outcome.err
+    assert [fault.times for fault in warehouse.faults] == [0, 0]
+    assert len(warehouse.rows("influence")) == 10 and len(warehouse.merges()) == 1
+
+
 @pytest.fixture
 def result(sets: Sets, store: Store, warehouse: Warehouse, tracin: Run) -> tuple[WriteTable, Manifest]:
     """A result that is complete, and the step that writes its rows."""
@@ -316,7 +326,7 @@ def test_rows_that_were_deleted_since_are_written_again(sets, store, warehouse, 
     words = sets.score(f"--output_table={TABLE}")
     assert tracin(*words).status == 0
     before = warehouse.rows("influence")
-    warehouse.execute(f"DELETE FROM \"{PROJECT}.{DATASET}.influence\" WHERE test_id > 'ex-35'")
+    warehouse.ask(f"DELETE FROM `{PROJECT}.{DATASET}.influence` WHERE test_id > 'ex-35'")
     assert tracin(*words).status == 0
     assert warehouse.rows("influence") == before
 
@@ -340,19 +350,20 @@ def test_another_date_that_is_given_moves_the_rows(sets: Sets, store: Store, war
     assert len(warehouse.merges()) == 3
 
 
-def test_rows_that_bigquery_cannot_take_change_nothing(result, warehouse) -> None:
-    from transforms.errors import InputError
+def test_rows_that_bigquery_cannot_take_change_nothing(store, warehouse) -> None:
+    schema = sinks.schema("multilabel", 9)
+    table = sinks.to_table(block(np.array([[1], [2], [3]]), np.array([[7], [8], [9]]), [0.5] * 3), schema)
+    step = writer(TableRows("influence-", schema), "rows")
+    step.write(client(), committed_rows(store, table, "rows"))
+    before = warehouse.rows("influence")
 
-    step, committed = result
-    step.write(client(), committed)
-    # A list that holds a null, in files that were written over.
-    schema = sinks.schema("multilabel", CLASSES)
-    other = dataclasses.replace(committed, fingerprint="other")
-    with pytest.raises(InputError, match=r"BIGINT\[\], and BIGINT in the table"):
-        table = sinks.to_table(block(np.array([[1], [2], [3]]), np.array([[7], [8], [9]]), [0.5] * 3), schema)
-        written = committed_rows(None, table, "score")
-        step.write(client(), dataclasses.replace(other, files=written.files))
-    assert len(warehouse.rows("influence")) == 10
+    labels = pa.array([[1], [2, None], []], pa.list_(pa.int64()))
+    null = table.set_column(table.column_names.index("test_label"), "test_label", labels)
+    other = sinks.to_table(block(np.array([[1], [2], [3]]), np.array([[7], [8], [9]]), [0.5] * 3), sinks.schema("class", 9))
+    for wrong_rows, message in ((null, "Array cannot have a null element"), (other, r"test_label is BIGINT, and BIGINT\[\] in the table")):
+        with pytest.raises(InputError, match=f"its rows were not written: .*{message}"):
+            step.write(client(), committed_rows(store, wrong_rows, "rows"))
+        assert warehouse.rows("influence") == before != []
 
 
 # What cannot be
