@@ -131,7 +131,7 @@ def _field(one: pa.Field) -> SchemaField:
     if pa.types.is_struct(kind):
         return SchemaField(one.name, "RECORD", mode, fields=[_field(kind.field(i)) for i in range(kind.num_fields)])
     if kind not in _TYPES:
-        raise ValueError(f"a column of BigQuery cannot be {one}")
+        raise ValueError(f"a column of BigQuery cannot be {one.name}: {one.type}")
     return SchemaField(one.name, _TYPES[kind], mode)
 
 

@@ -7,7 +7,9 @@ import datetime
 import io
 import json
 import pathlib
+import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from google.cloud.bigquery import SchemaField
 
 from pipeline import output_table
 from pipeline.cli import main
@@ -31,6 +32,7 @@ from transforms.manifest import Manifest
 from transforms.sinks import read_rows
 
 Run = Callable[..., Outcome]
+ROOT = pathlib.Path(__file__).parents[2]
 TABLE = f"{PROJECT}:{DATASET}.influence"
 ADDED = ("run_id", "run_date")
 MONDAY, TUESDAY = "2026-03-30", "2026-03-31"
@@ -209,6 +211,37 @@ def test_a_crossed_threshold_fails_after_the_table_is_written(sets: Sets, store:
     assert outcome.status == 3 and len(warehouse.rows("audit")) == 30
 
 
+def documented(number: int) -> str:
+    """A query of the documentation, of the tables here."""
+    query = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)[number]
+    return query.replace("PROJECT.DATASET", f"{PROJECT}.{DATASET}")
+
+
+def test_the_documented_query_of_influence_finds_whom_it_says(sets: Sets, store: Store, warehouse: Warehouse, tracin: Run) -> None:
+    assert tracin(*sets.score(f"--output_table={TABLE}", f"--run_date={TUESDAY}")).status == 0
+    assert tracin(*sets.score(f"--output_table={TABLE}", f"--run_date={MONDAY}", output="out/other", k=2)).status == 0
+    pairs = [one for row in read_rows(f"gs://{BUCKET}/out/score") for one in row["opponents"]]
+    counts = Counter(one["train_id"] for one in pairs)
+    found = warehouse.ask(documented(0))
+    assert {row["train_id"]: row["test_examples"] for row in found} == counts and len(counts) <= 20
+    assert [row["test_examples"] for row in found] == sorted(counts.values(), reverse=True)
+    for row in found:
+        assert row["score"] == pytest.approx(sum(one["score"] for one in pairs if one["train_id"] == row["train_id"]))
+
+
+def test_the_documented_query_of_audits_finds_suspects_that_appeared(sets: Sets, store: Store, warehouse: Warehouse, tracin: Run) -> None:
+    table = f"--output_table={PROJECT}:{DATASET}.audit"
+    suspects = {}
+    # As if more were suspect on Tuesday.
+    for date, low in ((MONDAY, 0.5), (TUESDAY, 0.02)):
+        outcome = tracin(*sets.audit(table, f"--run_date={date}", f"--min_suspicion={low}", "--overwrite"))
+        assert outcome.status == 0, outcome.err
+        suspects[date] = {row["example_id"] for row in warehouse.rows("audit") if str(row["run_date"]) == date and row["suspect"]}
+    found = [row["example_id"] for row in warehouse.ask(documented(1))]
+    assert set(found) == suspects[TUESDAY] - suspects[MONDAY] != set()
+    assert suspects[MONDAY] != set() and len(found) == len(set(found))
+
+
 # Once, and whole
 
 
@@ -303,7 +336,9 @@ def result(sets: Sets, store: Store, warehouse: Warehouse, tracin: Run) -> tuple
 def test_tries_at_the_same_time_write_the_rows_once(result, warehouse) -> None:
     step, committed = result
     warehouse.looks = 5
-    tries = [threading.Thread(target=step.write, args=(client(), committed)) for _ in range(4)]
+    # The first ones' run may have been started before midnight.
+    steps = [dataclasses.replace(step, run_date=step.run_date + datetime.timedelta(i // 2)) for i in range(4)]
+    tries = [threading.Thread(target=one.write, args=(client(), committed)) for one in steps]
     for one in tries:
         one.start()
     for one in tries:
@@ -468,9 +503,3 @@ def test_a_plan_names_the_step_and_what_it_needs(sets, tracin) -> None:
     assert outcome.status == 0, outcome.err
     assert "WriteTable" in outcome.out and "roles/bigquery.dataEditor" in outcome.out
     assert "roles/bigquery" not in tracin("plan", *sets.score()[1:], *job).out
-
-
-def test_schema_fields_are_what_the_library_makes_of_them() -> None:
-    (one,) = bigquery.fields(sinks.schema("multilabel", 3).field(i) for i in [5])
-    inside = [SchemaField("train_id", "STRING"), SchemaField("train_label", "INTEGER", "REPEATED"), SchemaField("score", "FLOAT")]
-    assert one == SchemaField("proponents", "RECORD", "REPEATED", fields=inside)
