@@ -144,7 +144,7 @@ class Warehouse:
                 self._merge(query)
                 kept["looks"] = self.looks
             else:
-                ((count,),) = self._run(query["query"], query).fetchall()
+                ((count,),) = self._database.execute(_translated(query["query"]), _parameters(query["query"], query)).fetchall()
                 schema = {"fields": [{"name": "found", "type": "INTEGER", "mode": "NULLABLE"}]}
                 rows = [{"f": [{"v": str(count)}]}]
                 kept["results"] = {"jobComplete": True, "jobReference": reference, "schema": schema, "rows": rows, "totalRows": "1"}
@@ -160,16 +160,6 @@ class Warehouse:
             return {**job, "status": {"state": "RUNNING"}}
         return job
 
-    def _run(self, sql: str, query: dict[str, Any]) -> duckdb.DuckDBPyConnection:
-        """Runs a statement with those of its parameters that it names."""
-        kinds = {"STRING": str, "DATE": datetime.date.fromisoformat}
-        given = {
-            one["name"]: kinds[one["parameterType"]["type"]](one["parameterValue"]["value"])
-            for one in query["queryParameters"]
-            if f"@{one['name']}" in sql
-        }
-        return self._database.execute(_translated(sql), given)
-
     def _merge(self, query: dict[str, Any]) -> None:
         found = re.search(
             r"^MERGE INTO `([^`]+)`.*^USING \((SELECT .*)\) AS \w+$.*INSERT \((.*?)\) VALUES", query["query"], re.MULTILINE | re.DOTALL
@@ -179,9 +169,8 @@ class Warehouse:
         for name, source in query["tableDefinitions"].items():
             self._database.register(name, self._external(source))
         wanted = {one["name"]: _type(one) for one in table["schema"]["fields"]}
-        made = self._run(found[2], query)
-        given = {name: str(kind) for name, kind, *_ in made.description}
-        made.fetchall()
+        made = self._database.sql(_translated(found[2]), params=_parameters(found[2], query))
+        given = {name: str(kind) for name, kind in zip(made.columns, made.types, strict=True)}
         names = [name.strip("`") for name in found[3].split(", ")]
         if set(names) != set(given):
             raise Refused(0, "invalidQuery", f"{names} are inserted, {list(given)} are there")
@@ -190,7 +179,7 @@ class Warehouse:
             raise Refused(0, "invalidQuery", "; ".join(wrong))
         self._database.begin()
         try:
-            self._run(query["query"], query)
+            self._database.execute(_translated(query["query"]), _parameters(query["query"], query))
             _check_lists(self.ask(f"SELECT * FROM `{found[1]}`"))
         except BaseException:
             self._database.rollback()
@@ -214,6 +203,13 @@ class Warehouse:
 def _translated(sql: str) -> str:
     (statement,) = sqlglot.transpile(sql, read="bigquery", write="duckdb", error_level=sqlglot.ErrorLevel.RAISE)
     return statement
+
+
+def _parameters(sql: str, query: dict[str, Any]) -> dict[str, Any]:
+    """Those of a query's parameters that a part of it names."""
+    kinds = {"STRING": str, "DATE": datetime.date.fromisoformat}
+    named = [one for one in query["queryParameters"] if f"@{one['name']}" in sql]
+    return {one["name"]: kinds[one["parameterType"]["type"]](one["parameterValue"]["value"]) for one in named}
 
 
 def _type(column: dict[str, Any]) -> str:

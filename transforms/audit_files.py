@@ -427,12 +427,15 @@ class WriteAudit(beam.PTransform):
             judged.pipeline
             | "StartCommit" >> beam.Create([None])
             | "CommitAudit" >> beam.Map(self._commit, *(beam.pvalue.AsList(one) for one in (written, changes, previews)))  # Manifest
-            # Else a runner that tries a failing step again would also commit again.
-            | "KeepCommitted" >> beam.Reshuffle()  # Manifest
         )
         if self.table:
             committed = committed | "WriteTable" >> self.table  # Manifest
-        return committed | "CheckThresholds" >> beam.Map(self._check)  # Manifest
+        return (
+            committed
+            # Else a runner that tries a failing step again would also commit again.
+            | "KeepCommitted" >> beam.Reshuffle()  # Manifest
+            | "CheckThresholds" >> beam.Map(self._check)  # Manifest
+        )
 
 
 def _write_parquet(directory: str, name: str, table: pa.Table) -> StoredFile:

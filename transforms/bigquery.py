@@ -50,7 +50,7 @@ _PASSING = ("backendError", "internalError", "rateLimitExceeded", "jobBackendErr
 _ATTEMPTS = 3
 _PAUSE = 2.0  # seconds between looks at a job, and before another
 # Before any work somebody waits for the answer; in a run, ten minutes are the library's own patience.
-_SOON = DEFAULT_RETRY.with_timeout(30)
+_SOON: dict[str, Any] = {"retry": DEFAULT_RETRY.with_timeout(30), "timeout": 20}
 # A job that is there may not be found for a moment.
 _FOUND = Retry(if_exception_type(NotFound), timeout=60)
 
@@ -280,9 +280,9 @@ class WriteTable(beam.PTransform):
         """The location of the table's dataset, and whether the table exists."""
         try:
             try:
-                found = client.get_table(self.table.sql, retry=_SOON)
+                found = client.get_table(self.table.sql, **_SOON)
             except NotFound:
-                return str(client.get_dataset(f"{self.table.project}.{self.table.dataset}", retry=_SOON).location), False
+                return str(client.get_dataset(f"{self.table.project}.{self.table.dataset}", **_SOON).location), False
         except NotFound as error:
             raise InputError(f"{self._told()}: {files.told(error)}; make the dataset first, where the bucket of --output is") from error
         except files.STORE_ERRORS as error:
