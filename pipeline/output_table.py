@@ -73,7 +73,7 @@ def tell(table: WriteTable | None) -> None:
     """Prints what is in the table, once it is there."""
     if table:
         committed = runner.read_back(table.directory, Manifest)
-        print(report.table(str(table.table), table.rows.count(committed), committed.fingerprint))
+        print(report.table(str(table.table), table.rows.count(committed), table.run_id(committed)))
 
 
 def _is_written(table: WriteTable, beam_options: PipelineOptions) -> bool:

@@ -5,7 +5,7 @@ rows: all of that happens, or nothing. No row goes through the graph.
 
 | column | content |
 |---|---|
-| `run_id` | the fingerprint of the result; the table is clustered by it |
+| `run_id` | the fingerprint of the result and a digest of its directory; the table is clustered by it |
 | `run_date` | the day that the run is of; the table is partitioned by it |
 
 The other columns are those of the files.
@@ -234,6 +234,13 @@ class WriteTable(beam.PTransform):
     any_date: bool
     project: str
 
+    def run_id(self, committed: Manifest) -> str:
+        """What tells the rows of a result from all others: its fingerprint, and where it is.
+
+        Two nights may have equal results, and each has its rows.
+        """
+        return f"{committed.fingerprint}-{manifest.fingerprint(self.directory.rstrip('/'))[:16]}"
+
     def check(self, client: bigquery.Client) -> None:
         """Makes sure, before any work, that the table can take the rows, or that it can be made.
 
@@ -303,7 +310,7 @@ class WriteTable(beam.PTransform):
         self._check_fits(client.create_table(wanted, exists_ok=True))
 
     def _holds(self, client: bigquery.Client, location: str, committed: Manifest) -> bool:
-        parameters = [ScalarQueryParameter("run_id", "STRING", committed.fingerprint)]
+        parameters = [ScalarQueryParameter("run_id", "STRING", self.run_id(committed))]
         dated = ""
         if not self.any_date:
             dated = " AND `run_date` = @run_date"
@@ -325,7 +332,7 @@ class WriteTable(beam.PTransform):
         config = QueryJobConfig(
             table_definitions={"committed": source},
             query_parameters=[
-                ScalarQueryParameter("run_id", "STRING", committed.fingerprint),
+                ScalarQueryParameter("run_id", "STRING", self.run_id(committed)),
                 ScalarQueryParameter("run_date", "DATE", self.run_date),
             ],
         )
@@ -334,7 +341,7 @@ class WriteTable(beam.PTransform):
         key = manifest.fingerprint(
             [
                 str(self.table),
-                committed.fingerprint,
+                self.run_id(committed),
                 [[file.name, file.crc32c] for file in written],
                 None if self.any_date else str(self.run_date),
             ]
