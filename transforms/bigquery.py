@@ -198,8 +198,8 @@ def check_credentials() -> None:
         google.auth.default()
     except DefaultCredentialsError as error:
         raise InputError(
-            "--output_table needs Google's credentials, and none were found: run `gcloud auth application-default login`, or name a key's "
-            "file by the environment variable GOOGLE_APPLICATION_CREDENTIALS"
+            f"--output_table needs Google's credentials ({files.told(error)}): run `gcloud auth application-default login`, or name a "
+            "key's file by the environment variable GOOGLE_APPLICATION_CREDENTIALS"
         ) from error
 
 

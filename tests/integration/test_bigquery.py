@@ -497,14 +497,14 @@ def test_missing_credentials_are_told_at_once(sets, store, warehouse, tracin, mo
     from google.auth.exceptions import DefaultCredentialsError
 
     def nothing() -> None:
-        raise DefaultCredentialsError("none")
+        raise DefaultCredentialsError("None were found.")
 
     monkeypatch.delenv("BIGQUERY_EMULATOR_HOST")
     monkeypatch.setattr(google.auth, "default", nothing)
     store.requests.clear()
     outcome = tracin(*sets.score(f"--output_table={TABLE}"))
     assert (outcome.status, store.requests) == (2, [])
-    assert "--output_table needs Google's credentials, and none were found" in told(outcome)
+    assert "--output_table needs Google's credentials (None were found): run `gcloud auth" in told(outcome)
 
 
 def test_a_plan_names_the_step_and_what_it_needs(sets, tracin) -> None:
