@@ -35,7 +35,7 @@ from benchmarks.measure import command, in_own_process, run, searched, timed
 from benchmarks.scoring import load_fashion, load_imagenet
 
 if TYPE_CHECKING:
-    from transforms.projections import Projection
+    from transforms.projections import Measurements, Projection, Scaling
     from transforms.records import Features
     from transforms.topk import TopK
 
@@ -85,6 +85,16 @@ def shares(near: np.ndarray, wanted: Sequence[Sequence[np.ndarray]], places: int
     ]
 
 
+def make(method: str, scaling: Scaling, known: Measurements, dimensions: int) -> Projection:
+    """A projection of one of `METHODS`."""
+    from transforms import projections
+
+    if method in projections.FITTED:
+        return projections.fit(method, scaling, known.bases, known.measured, known.sample, dimensions, 0)
+    outputs, units = (len(basis) for basis in known.bases[0])
+    return (projections.random if method == "random" else projections.sketch)(scaling, outputs, units, dimensions, 0)
+
+
 def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
     from transforms import neighbours, projections
     from transforms.projections import Scaling
@@ -94,13 +104,14 @@ def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
     wanted = rows_of(searched(test, train, Scoring(rates, k))[0], train, len(test))
     heads = "".join(f"{f'in {m * k}: mean':>14} lowest" for m in (1, 4, 8))
     print(f"\n{name}: {len(train):,} × {len(test):,}, top {k} of both signs\n{'method':<11}numbers{heads}   fit s  project s  made of")
+    scaling = Scaling(rates, False)
+    known: list[projections.Measurements] = []
+    print(f"measured for auto and principal in {timed(lambda: known.append(projections.Measurements.of(train, scaling))):.1f} s")
     for method in METHODS:
         for dimensions in DIMENSIONS:
             made: list[Projection] = []
             fitting = timed(
-                lambda made=made, method=method, dimensions=dimensions: made.append(
-                    projections.of_features(method, Scaling(rates, False), train, dimensions, 0)
-                )
+                lambda made=made, method=method, dimensions=dimensions: made.append(make(method, scaling, known[0], dimensions))
             )
             vectors: list[np.ndarray] = []
             projecting = timed(lambda made=made, vectors=vectors: vectors.append(made[0].project(train)))
@@ -114,18 +125,18 @@ def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
 
 
 def compare_indexes(name: str, data: pathlib.Path, k: int, runs: int) -> list[Point]:
-    from transforms import neighbours, projections
-    from transforms.projections import Scaling
+    from transforms import neighbours
+    from transforms.projections import Measurements, Scaling
     from transforms.scoring import Scoring
 
     test, everything, rates = load(name, data)
-    scoring = Scoring(rates, k)
+    scoring, scaling = Scoring(rates, k), Scaling(rates, False)
     points = []
     print(f"\n{name}: top {k} of both signs, {OVERSAMPLING * k} candidates of each, vectors of 1,024 numbers")
     print(f"{'training':>9}{'tests':>7}  {'kind':<7}{'seconds':>9}{'of exact':>10}{'build s':>9}{'MB':>8}{'recall':>9}")
     for trains in (len(everything) // 16, len(everything) // 4, len(everything)):
         train = everything.take(slice(trains))
-        projection = projections.of_features("auto", Scaling(rates, False), train, 1024, 0)
+        projection = make("auto", scaling, Measurements.of(train, scaling), 1024)
         vectors: list[np.ndarray] = []
         projecting = timed(lambda train=train, vectors=vectors, projection=projection: vectors.append(projection.project(train)))
         indexes = {}

@@ -12,12 +12,13 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipeline import inputs, options, progress, report, runner
+from pipeline import inputs, options, output_table, progress, report, runner
 from pipeline.features import extraction, feature_set
 from pipeline.score import name_set
 from transforms import audits, files, manifest
-from transforms.audit_files import SuspectsWanted, WriteAudit, read_summary, told_crossed
+from transforms.audit_files import SuspectsWanted, WriteAudit, read_summary, table_rows, told_crossed
 from transforms.audits import AuditLabels
+from transforms.bigquery import check_credentials
 from transforms.drift import Thresholds
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest, Manifest, usable_rates
@@ -34,6 +35,8 @@ def _run(argv: Sequence[str]) -> None:
     args, flags = options.parse("audit", argv)
     started = time.monotonic()
     beam_options = runner.beam_options(flags)
+    if args.output_table:
+        check_credentials()
     wanted = None
     if args.features:
         found = manifest.read(args.features, FeatureManifest, "features")
@@ -71,16 +74,18 @@ def _run(argv: Sequence[str]) -> None:
         "thresholds": dataclasses.asdict(thresholds),
     }
     draft = Manifest("audit", manifest.fingerprint(settings), settings, (), {})
+    suspects = SuspectsWanted(args.min_suspicion, args.max_suspects_per_class)
+    table = output_table.wanted(args, beam_options, table_rows(suspects, bool(test)))
     if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
-        print(f"{args.output} is complete with the same settings: nothing to do")
+        output_table.finish(args.output, table, beam_options)
         _fail_if_crossed(args)
         return
+    output_table.check(table, beam_options)
     files.check_writable(args.output)
     if wanted:
         print(report.checkpoints(prepared))
         if wanted.complete:
             print("features: already complete, used as they are")
-    suspects = SuspectsWanted(args.min_suspicion, args.max_suspects_per_class)
 
     def build(pipeline: beam.Pipeline) -> None:
         if wanted:
@@ -102,6 +107,7 @@ def _run(argv: Sequence[str]) -> None:
                 (args.previous, previous) if previous else None,
                 thresholds,
                 args.fail_on_drift,
+                table,
             )  # Manifest
         )
 
@@ -114,7 +120,8 @@ def _run(argv: Sequence[str]) -> None:
         counts = runner.run_graph(build, beam_options, stages)
     except runner.RunFailed:
         # The last step fails when everything is there.
-        if args.fail_on_drift and manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, overwrite=False):
+        complete = args.fail_on_drift and manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, overwrite=False)
+        if complete and output_table.holds(table, beam_options):
             print(report.audit(args.output, read_summary(args.output, runner.read_back(args.output, Manifest))))
             _fail_if_crossed(args)
         raise
@@ -127,6 +134,7 @@ def _run(argv: Sequence[str]) -> None:
         print(report.features(wanted.directory, written))
         read = 0 if wanted.complete else written.counts["examples"] + written.counts["rejected"]
     print(report.audit(args.output, read_summary(args.output, runner.read_back(args.output, Manifest))))
+    output_table.tell(table)
     print(report.done(started, read, counts))
 
 

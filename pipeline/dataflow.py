@@ -16,8 +16,11 @@ RUNNER = "DataflowRunner"
 # A list of what is installed where the job is submitted, which Beam stages for a person to compare.
 _SUBMITTER = "submission_environment_dependencies.txt"
 _ACCELERATOR = "beam:resources:accelerator:v1"
+_TABLE_NEEDS = (
+    "BigQuery's API; roles/bigquery.jobUser in the project and roles/bigquery.dataEditor on the dataset, for workers and whoever submits"
+)
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]*[a-z0-9]")
-_PROJECT = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
+PROJECT = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
 _REGION = re.compile(r"[a-z]+-[a-z]+\d+")
 _JOB_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -43,7 +46,7 @@ def mistake(flags: Sequence[str]) -> str | None:
     ]
     if missing:
         return f"--runner={args.runner} needs {', '.join(missing)}"
-    if not _PROJECT.fullmatch(args.project):
+    if not PROJECT.fullmatch(args.project):
         return f"--project: expected a project's id, as `gcloud projects list` shows it, found {args.project!r}"
     if not _REGION.fullmatch(args.region):
         return f"--region: expected a region such as europe-west1, found {args.region!r}"
@@ -121,6 +124,7 @@ def describe(job: Any, options: dict[str, Any]) -> str:
             f"the APIs of Dataflow, Compute Engine and Cloud Storage; roles/dataflow.worker for {account or 'the default worker account'}, "
             "which reads the inputs and writes the output and the temporary files; roles/dataflow.developer for whoever submits",
         ),
+        *([("table needs", _TABLE_NEEDS)] if "WriteTable" in steps else []),
     ]
     width = max(len(name) for name, _ in rows) + 2
     return "\n".join(f"{name:<{width}}{text}" for name, text in rows)

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import apache_beam as beam
 
-from pipeline import inputs, options, progress, report, runner
+from pipeline import inputs, options, output_table, progress, report, runner
 from pipeline.features import extraction, feature_set
-from pipeline.score import influence_draft, scoring_plan, write_influence
+from pipeline.score import influence_draft, influence_rows, scoring_plan, write_influence
 from transforms import files, manifest
+from transforms.bigquery import check_credentials
 from transforms.manifest import FeatureManifest, Manifest, usable_rate
 from transforms.tiles import Shape
 
@@ -27,6 +28,8 @@ def _run(argv: Sequence[str]) -> None:
     args, flags = options.parse("influence", argv)
     started = time.monotonic()
     beam_options = runner.beam_options(flags)
+    if args.output_table:
+        check_credentials()
     prepared = inputs.prepare_model(args, rates_needed=True)
     wanted = {
         name: inputs.prepare_features(
@@ -49,9 +52,11 @@ def _run(argv: Sequence[str]) -> None:
     draft = influence_draft(args, rates, wanted["test"].fingerprint, wanted["train"].fingerprint)
     train = wanted["train"].stage.write.draft
     plan.check_memory(Shape(len(train.checkpoints), train.outputs, train.units))
+    table = output_table.wanted(args, beam_options, influence_rows(train))
     if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
-        print(f"{args.output} is complete with the same settings: nothing to do")
+        output_table.finish(args.output, table, beam_options)
         return
+    output_table.check(table, beam_options)
     files.check_writable(args.output)
     print(report.checkpoints(prepared))
     for name, one in wanted.items():
@@ -60,7 +65,7 @@ def _run(argv: Sequence[str]) -> None:
 
     def build(pipeline: beam.Pipeline) -> None:
         sets = (feature_set(pipeline, "Test", wanted["test"]), feature_set(pipeline, "Train", wanted["train"]))
-        write_influence(sets, args.output, plan, draft, train, args.overwrite)
+        write_influence(sets, args.output, plan, draft, train, args.overwrite, table)
 
     missing = [one for one in wanted.values() if not one.complete]
     stages = (extraction(missing) if missing else []) + [progress.SCORING]
@@ -72,6 +77,7 @@ def _run(argv: Sequence[str]) -> None:
     for name, one in wanted.items():
         print(report.features(one.directory, written[name], f"{name}_features"))
     print(report.influence(args.output, runner.read_back(args.output, Manifest)))
+    output_table.tell(table)
     pairs = written["test"].examples * written["train"].examples
     print(report.skipped(counts, pairs))
     read = sum(written[name].counts[what] for name, one in wanted.items() if not one.complete for what in ("examples", "rejected"))

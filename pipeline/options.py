@@ -6,6 +6,7 @@ This module imports nothing heavy, so that `--help` and mistakes in flags are an
 from __future__ import annotations
 
 import argparse
+import datetime
 import difflib
 import re
 import sys
@@ -98,6 +99,19 @@ def _directory(text: str) -> str:
     return text
 
 
+def _table(text: str) -> str:
+    if not re.fullmatch(dataflow.PROJECT.pattern + r":\w{1,1024}\.[\w-]{1,1024}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"expected PROJECT:DATASET.TABLE, found {text!r}")
+    return text
+
+
+def _date(text: str) -> datetime.date:
+    try:
+        return datetime.datetime.strptime(text, "%Y-%m-%d").date()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a date such as 2026-03-31, found {text!r}") from error
+
+
 def _accelerator(text: str) -> str:
     if not re.fullmatch(r"type:[\w.-]+;count:[1-9]\d*(;install-nvidia-driver(:[\w.-]+)?)?", text):
         raise argparse.ArgumentTypeError(
@@ -182,6 +196,8 @@ def parser(command: str) -> argparse.ArgumentParser:
     else:
         _add_output(sets)
     _add_overwrite(sets)
+    if command != "features":
+        _add_table(sets)
     if command in ("features", "influence", "audit"):
         _add_examples(sets, command)
         _add_model(built.add_argument_group("model"), required=command != "audit")
@@ -310,6 +326,18 @@ def _add_switch(group: argparse._ActionsContainer, name: str, told: str) -> None
 
 def _add_overwrite(group: argparse._ActionsContainer) -> None:
     _add_switch(group, "--overwrite", "replace a complete result; its manifest goes first")
+
+
+def _add_table(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--output_table",
+        type=_table,
+        metavar="PROJECT:DATASET.TABLE",
+        help="table of BigQuery that the rows are written to as well; needs an --output on gs://",
+    )
+    group.add_argument(
+        "--run_date", type=_date, metavar="YYYY-MM-DD", help="the day that the rows of --output_table are of (today, in UTC, for new ones)"
+    )
 
 
 def _add_examples(group: argparse._ActionsContainer, command: str) -> None:
@@ -492,6 +520,10 @@ def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[s
         for name in ("projection", "dimensions", "seed", "learning_rates", "allow_large_vectors"):
             if getattr(args, name) != own.get_default(name):
                 own.error(f"--projection_of and --{name} exclude each other: the projection is there already")
+    if getattr(args, "run_date", None) and not args.output_table:
+        own.error("--run_date dates the rows of a table: name it with --output_table")
+    if getattr(args, "output_table", None) and args.output and not args.output.startswith("gs://"):
+        own.error(f"--output_table needs an --output on gs://, where BigQuery reads the rows, found {args.output!r}")
     wrong = dataflow.mistake(left)
     if wrong:
         own.error(wrong)
@@ -535,6 +567,8 @@ def _check_audited(own: argparse.ArgumentParser, args: argparse.Namespace) -> No
             "test_features",
             "previous",
             "output",
+            "output_table",
+            "run_date",
             "overwrite",
             "learning_rates",
             *(one.dest for one in group._group_actions),

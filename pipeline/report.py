@@ -48,6 +48,11 @@ def influence(directory: str, manifest: Manifest) -> str:
     return f"influence: {_count(manifest.counts['rows'], 'row')} as JSON lines and as Parquet, {size(stored)} at {directory}"
 
 
+def table(name: str, rows: int, run_id: str) -> str:
+    """What a table holds of a run."""
+    return f"table: {_count(rows, 'row')} of run_id {run_id} in {name}"
+
+
 def audit(directory: str, summary: Mapping[str, Any]) -> str:
     """What an audit found, and the labels that most of it is about."""
     suspects = f"{_count(summary['suspects'], 'suspect')} (suspicion of {summary['min_suspicion']:g} or more)"

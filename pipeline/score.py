@@ -11,12 +11,13 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline import options, progress, report, runner
+from pipeline import options, output_table, progress, report, runner
 from transforms import files, manifest
+from transforms.bigquery import TableRows, WriteTable, check_credentials
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest, Manifest
 from transforms.scores import FeatureSet, ScoreInfluence, ScoringPlan
-from transforms.sinks import WriteInfluence
+from transforms.sinks import WriteInfluence, schema
 from transforms.tiles import rows_per_file
 
 
@@ -29,6 +30,8 @@ def _run(argv: Sequence[str]) -> None:
     args, flags = options.parse("score", argv)
     started = time.monotonic()
     beam_options = runner.beam_options(flags)
+    if args.output_table:
+        check_credentials()
     train = manifest.read(args.train_features, FeatureManifest, "train_features")
     test = manifest.read(args.test_features, FeatureManifest, "test_features")
     manifest.check_same_model(test, train, args.test_features, args.train_features)
@@ -37,9 +40,11 @@ def _run(argv: Sequence[str]) -> None:
     plan = scoring_plan(args, beam_options)
     draft = influence_draft(args, plan.scoring(train).learning_rates, test.fingerprint, train.fingerprint)
     plan.check_memory(FeatureSet(args.train_features, train).shape)
+    table = output_table.wanted(args, beam_options, influence_rows(train))
     if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
-        print(f"{args.output} is complete with the same settings: nothing to do")
+        output_table.finish(args.output, table, beam_options)
         return
+    output_table.check(table, beam_options)
     files.check_writable(args.output)
 
     def build(pipeline: beam.Pipeline) -> None:
@@ -47,13 +52,14 @@ def _run(argv: Sequence[str]) -> None:
             name_set(pipeline, "Test", args.test_features, "test_features", test),
             name_set(pipeline, "Train", args.train_features, "train_features", train),
         )  # FeatureSet, FeatureSet
-        write_influence(sets, args.output, plan, draft, train, args.overwrite)
+        write_influence(sets, args.output, plan, draft, train, args.overwrite, table)
 
     counts = runner.run_graph(build, beam_options, [progress.SCORING])
     if counts is None:
         print("the graph is built; nothing has run")
         return
     print(report.influence(args.output, runner.read_back(args.output, Manifest)))
+    output_table.tell(table)
     print(report.skipped(counts, test.examples * train.examples))
     print(report.done(started, scored=test.examples * train.examples))
 
@@ -107,6 +113,11 @@ def influence_draft(args: argparse.Namespace, learning_rates: Sequence[float], t
     return Manifest("influence", manifest.fingerprint(settings), settings, (), {})
 
 
+def influence_rows(train: FeatureManifest) -> TableRows:
+    """What of a result is rows of a table; `train` tells the type of labels."""
+    return TableRows("influence-", schema(train.task, train.outputs))
+
+
 def write_influence(
     sets: tuple[beam.PCollection, beam.PCollection],
     output: str,
@@ -114,13 +125,15 @@ def write_influence(
     draft: Manifest,
     train: FeatureManifest,
     overwrite: bool,
+    table: WriteTable | None = None,
 ) -> beam.PCollection:
     """Stage 2, whole: (test, train) FeatureSet → Manifest of the result. `train` tells the type of labels."""
-    return (
+    committed = (
         sets
         | "ScoreInfluence" >> ScoreInfluence(plan)  # (test_start, ScoredBlock)
         | "WriteInfluence" >> WriteInfluence(output, draft, train.task, train.outputs, rows_per_file(plan.k), overwrite)  # Manifest
     )
+    return committed | "WriteTable" >> table if table else committed  # Manifest
 
 
 if __name__ == "__main__":

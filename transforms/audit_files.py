@@ -35,6 +35,7 @@ import pyarrow.parquet as pq
 
 from transforms import audit_page, counting, drift, files, manifest
 from transforms.audits import AuditedExamples
+from transforms.bigquery import Computed, TableRows, WriteTable
 from transforms.drift import Changes, CompareAudits, Distributions, Thresholds
 from transforms.errors import InputError
 from transforms.examples import ExampleFormat
@@ -43,7 +44,7 @@ from transforms.manifest import Manifest
 from transforms.previews import Preview, read_previews
 from transforms.records import Origin
 from transforms.sinks import to_jsonl
-from transforms.suspicion import Judgement
+from transforms.suspicion import Evidence, Judgement
 
 # Feature files whose examples are rows of one file: at most 131,072 rows.
 _FILES_PER_FILE = 16
@@ -96,6 +97,17 @@ def to_table(block: AuditedExamples, judged: Judgement) -> pa.Table:
         offsets = np.arange(0, by_slice.size + 1, by_slice.shape[1], dtype=np.int32)
         columns = columns.append_column("test_influence_by_label", pa.ListArray.from_arrays(offsets, values))
     return columns
+
+
+def table_rows(wanted: SuspectsWanted, test: bool) -> TableRows:
+    """What of an audit is rows of a table: each example, and whether it is a suspect; `test` says whether there is a test set."""
+    none, numbers = np.empty(0), np.empty(0, np.int64)
+    evidence = Evidence(np.empty((0, 0), np.int32), np.empty((0, 0), np.float32), np.empty((0, 0), np.float32), np.empty(0, np.float32))
+    influence = (np.empty((0, 1)), np.ones(1, np.int64)) if test else (None, None)
+    examples = AuditedExamples(0, np.empty(0, "S1"), [], numbers, numbers, none, none, none, evidence, *influence)
+    suspect = Computed("suspect", pa.bool_(), f"`suspicion` >= {wanted.min_suspicion!r}")
+    # Influence by label is left out: it is null where there is no such test example, and a list of BigQuery's holds no null.
+    return TableRows("examples-", to_table(examples, Judgement(none, numbers, none)).schema, (suspect,))
 
 
 def extremes(table: pa.Table) -> pa.Table:
@@ -293,7 +305,8 @@ class WriteAudit(beam.PTransform):
         class_names: of all classes, or None.
         previous: the audit to compare with, its directory and its manifest, or None.
         thresholds: what is told in the summary when it is crossed.
-        fail_when_crossed: whether the graph then fails, after everything is committed.
+        fail_when_crossed: whether the graph then fails, after everything is written.
+        table: writes the rows to a table as well, or None.
     """
 
     directory: str
@@ -306,6 +319,7 @@ class WriteAudit(beam.PTransform):
     previous: tuple[str, Manifest] | None = None
     thresholds: Thresholds = dataclasses.field(default_factory=Thresholds)
     fail_when_crossed: bool = False
+    table: WriteTable | None = None
 
     def _write(self, grouped: tuple[int, Iterable[tuple[AuditedExamples, Judgement]]], _: list[None]) -> WrittenExamples:
         shard, blocks = grouped
@@ -407,10 +421,15 @@ class WriteAudit(beam.PTransform):
             )
         else:
             previews = judged.pipeline | "ShowNothing" >> beam.Create([])
-        return (
+        committed = (
             judged.pipeline
             | "StartCommit" >> beam.Create([None])
             | "CommitAudit" >> beam.Map(self._commit, *(beam.pvalue.AsList(one) for one in (written, changes, previews)))  # Manifest
+        )
+        if self.table:
+            committed = committed | "WriteTable" >> self.table  # Manifest
+        return (
+            committed
             # Else a runner that tries a failing step again would also commit again.
             | "KeepCommitted" >> beam.Reshuffle()  # Manifest
             | "CheckThresholds" >> beam.Map(self._check)  # Manifest

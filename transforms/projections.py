@@ -406,18 +406,21 @@ def fit(
     return best[1]
 
 
-def of_features(method: str, scaling: Scaling, features: Features, dimensions: int, seed: int) -> Projection:
-    """A projection for features at hand: in one piece what `fitting` makes, or leaves away, for a set of files."""
-    outputs, units = features.loss_grads.shape[2], features.activations.shape[2]
-    if method == "exact":
-        return exact(scaling, outputs, units)
-    if method not in FITTED:
-        return (random if method == "random" else sketch)(scaling, outputs, units, dimensions, seed)
-    scaled = scaling.loss_grads(features)
-    bases = [SecondMoments.of(scaled[:, t], features.activations[:, t]).bases() for t in range(scaled.shape[1])]
-    measured = [energies(scaled[:, t], features.activations[:, t], pair) for t, pair in enumerate(bases)]
-    sample = features.take(Strongest.of(features, scaling.learning_rates, 0).rows)
-    return fit(method, scaling, bases, measured, sample, dimensions, seed)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measurements:
+    """What `fit` needs to know of features: `bases`, `measured` and `sample`, as it takes them."""
+
+    bases: list[tuple[np.ndarray, np.ndarray]]
+    measured: list[np.ndarray]
+    sample: Features
+
+    @staticmethod
+    def of(features: Features, scaling: Scaling) -> Measurements:
+        """Of features at hand: in one piece what `fitting` measures in a set of files."""
+        scaled = scaling.loss_grads(features)
+        bases = [SecondMoments.of(scaled[:, t], features.activations[:, t]).bases() for t in range(scaled.shape[1])]
+        measured = [energies(scaled[:, t], features.activations[:, t], pair) for t, pair in enumerate(bases)]
+        return Measurements(bases, measured, features.take(Strongest.of(features, scaling.learning_rates, 0).rows))
 
 
 def found_in_sample(projection: Projection, sample: Features) -> float:

@@ -124,6 +124,29 @@ def test_a_value_out_of_range_is_told_with_its_flag(tracin: Run, words: tuple[st
     assert_told(tracin(*words), flag, words[-1].split("=")[1])
 
 
+TABLE = "some-project:some_dataset.some_table"
+
+
+@pytest.mark.parametrize(
+    "table", ["some_dataset.some_table", "some-project:some_table", "Project:d.t", "some-project:d-d.t", "p1-project:d.t.u", ""]
+)
+def test_a_table_is_named_in_full(tracin: Run, table: str) -> None:
+    assert_told(tracin("score", *SCORE, f"--output_table={table}"), "--output_table", "expected PROJECT:DATASET.TABLE", repr(table))
+
+
+@pytest.mark.parametrize("date", ["today", "2026-02-30", "20260331", "2026-03-31T00:00"])
+def test_a_date_is_a_day(tracin: Run, date: str) -> None:
+    words = ("score", *SCORE, f"--output_table={TABLE}", f"--run_date={date}")
+    assert_told(tracin(*words), "--run_date", "expected a date such as 2026-03-31", repr(date))
+
+
+def test_what_a_table_needs_is_told(tracin: Run) -> None:
+    assert_told(tracin("score", *SCORE, f"--output_table={TABLE}"), "--output_table needs an --output on gs://", "found 'o'")
+    assert_told(tracin("score", *SCORE, "--run_date=2026-03-31"), "--run_date dates the rows of a table: name it with --output_table")
+    args, left = options.parse("audit", ["--features=f", "--output=gs://some-bucket/o", f"--output_table={TABLE}", "--run_date=2026-03-31"])
+    assert (args.output_table, str(args.run_date), left) == (TABLE, "2026-03-31", [])
+
+
 @pytest.mark.parametrize(
     ("words", "expected"), [([], False), (["--overwrite"], True), (["--overwrite=true"], True), (["--overwrite=False"], False)]
 )

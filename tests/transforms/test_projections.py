@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.synthetic import draw, exact_scores, features
 from transforms import projections
-from transforms.projections import Projection, Scaling, SecondMoments, Strongest
+from transforms.projections import Measurements, Projection, Scaling, SecondMoments, Strongest
 from transforms.records import Features
 from transforms.scoring import Scoring
 
@@ -21,7 +21,14 @@ def scaling(unit: bool = False) -> Scaling:
 
 
 def fitted(method: str, train: Features, dimensions: int, seed: int = 0, unit: bool = False) -> Projection:
-    return projections.of_features(method, scaling(unit), train, dimensions, seed)
+    """A projection of any method."""
+    made, outputs, units = scaling(unit), train.loss_grads.shape[2], train.activations.shape[2]
+    if method == "exact":
+        return projections.exact(made, outputs, units)
+    if method not in projections.FITTED:
+        return (projections.random if method == "random" else projections.sketch)(made, outputs, units, dimensions, seed)
+    known = Measurements.of(train, made)
+    return projections.fit(method, made, known.bases, known.measured, known.sample, dimensions, seed)
 
 
 def products(projection: Projection, test: Features, train: Features) -> np.ndarray:
@@ -70,13 +77,11 @@ def test_products_are_unbiased_over_seeds(method: str):
     test, train = draw(rng, 6, 3, 5, 9, spread=0.3), draw(rng, 8, 3, 5, 9, spread=0.3)
     expected = exact_scores(test, train, Scoring(RATES, 1))
     # Of `auto`, too, where it keeps some coordinates and sketches what they leave.
-    scaled = scaling().loss_grads(train)
-    bases = [SecondMoments.of(scaled[:, t], train.activations[:, t]).bases() for t in range(3)]
-    measured = [projections.energies(scaled[:, t], train.activations[:, t], pair) for t, pair in enumerate(bases)]
+    known = Measurements.of(train, scaling())
 
     def made(seed: int) -> Projection:
         if method == "rest":
-            return projections._with_rest("auto", scaling(), bases, measured, 6, 12, seed)
+            return projections._with_rest("auto", scaling(), known.bases, known.measured, 6, 12, seed)
         return (projections.sketch if method == "sketch" else projections.random)(scaling(), 5, 9, 24, seed)
 
     drawn = np.stack([products(made(seed), test, train) for seed in range(600)])
@@ -101,9 +106,7 @@ def test_principal_keeps_the_coordinates_of_most_energy():
         errors.append(np.sqrt(np.square(off).mean()))
     assert errors == sorted(errors, reverse=True)
     # No choice of as many coordinates in the same bases keeps more of the sum of squared lengths.
-    scaled = scaling().loss_grads(train)
-    bases = [SecondMoments.of(scaled[:, t], train.activations[:, t]).bases() for t in range(3)]
-    energies = np.concatenate([projections.energies(scaled[:, t], train.activations[:, t], pair).ravel() for t, pair in enumerate(bases)])
+    energies = np.concatenate([energy.ravel() for energy in Measurements.of(train, scaling()).measured])
     kept = np.square(fitted("principal", train, 16).project(train).astype(np.float64)).sum()
     np.testing.assert_allclose(kept, np.sort(energies)[-16:].sum(), rtol=1e-4)
 
