@@ -11,7 +11,7 @@ Workloads, features in memory:
 `vectors`: for each method and number of dimensions, what part of the exact top k of both signs is among the first k, 4 k and 8 k by the dot
 product of vectors, on average and in the worst test example; seconds to fit, and to project all training examples.
 
-`indexes`: for parts of the training set, and for 1, 100 and all test examples, seconds of the exact search (the reference) and of each
+`indexes`: for parts of the training set, for some of the checkpoints, and for 1, 100 and all test examples, seconds of the exact search (the reference) and of each
 kind of index with 4 k candidates of each sign scored exactly; the ratio of both; seconds to build; bytes; recall. Data is resident for
 both: what reading takes is told by `benchmarks.scoring`. Machines are noisy: quote the ratios. `--plots` draws the last `indexes`.
 """
@@ -53,6 +53,7 @@ class Point:
 
     kind: str
     trains: int
+    checkpoints: int
     tests: int
     seconds: float
     build_seconds: float
@@ -129,14 +130,17 @@ def compare_indexes(name: str, data: pathlib.Path, k: int, runs: int) -> list[Po
     from transforms.projections import Measurements, Scaling
     from transforms.scoring import Scoring
 
-    test, everything, rates = load(name, data)
-    scoring, scaling = Scoring(rates, k), Scaling(rates, False)
+    everything = load(name, data)
     points = []
     print(f"\n{name}: top {k} of both signs, {OVERSAMPLING * k} candidates of each, vectors of 1,024 numbers")
-    print(f"{'training':>9}{'tests':>7}  {'kind':<7}{'seconds':>9}{'of exact':>10}{'build s':>9}{'MB':>8}{'recall':>9}")
-    for trains in (len(everything) // 16, len(everything) // 4, len(everything)):
-        train = everything.take(slice(trains))
-        projection = make("auto", scaling, Measurements.of(train, scaling), 1024)
+    print(f"{'training':>9}{'checkpoints':>12}{'tests':>7}  {'kind':<7}{'seconds':>9}{'of exact':>10}{'build s':>9}{'MB':>8}{'recall':>9}")
+    most, rates = len(everything[1]), everything[2]
+    last = len(rates)
+    for trains, checkpoints in ((most // 16, last), (most // 4, last), (most, 1), (most, (last + 1) // 2), (most, last)):
+        test, train = (of_checkpoints(one, checkpoints) for one in (everything[0], everything[1].take(slice(trains))))
+        scoring, scaling = Scoring(rates[:checkpoints], k), Scaling(rates[:checkpoints], False)
+        exact = checkpoints * train.loss_grads.shape[2] * train.activations.shape[2]
+        projection = make("auto", scaling, Measurements.of(train, scaling), min(1024, exact))
         vectors: list[np.ndarray] = []
         projecting = timed(lambda train=train, vectors=vectors, projection=projection: vectors.append(projection.project(train)))
         indexes = {}
@@ -174,13 +178,19 @@ def compare_indexes(name: str, data: pathlib.Path, k: int, runs: int) -> list[Po
                             ]
                         )
                     )
-                points.append(Point(kind, trains, tests, seconds[kind], build_seconds, size, recall))
+                points.append(Point(kind, trains, checkpoints, tests, seconds[kind], build_seconds, size, recall))
                 print(
-                    f"{trains:>9,}{tests:>7,}  {kind:<7}{seconds[kind]:>9.3f}{seconds[kind] / seconds['exact']:>10.2f}"
+                    f"{trains:>9,}{checkpoints:>12}{tests:>7,}  {kind:<7}{seconds[kind]:>9.3f}{seconds[kind] / seconds['exact']:>10.2f}"
                     f"{build_seconds:>9.1f}{size / 1e6:>8.0f}{recall:>9.4f}",
                     flush=True,
                 )
     return points
+
+
+def of_checkpoints(features: Features, checkpoints: int) -> Features:
+    """The features at the first checkpoints alone."""
+    cut = ("label_probabilities", "loss_grads", "activations", "loss_grad_norms", "activation_norms")
+    return dataclasses.replace(features, **{name: np.ascontiguousarray(getattr(features, name)[:, :checkpoints]) for name in cut})
 
 
 def median(work: Any, runs: int) -> float:
@@ -212,19 +222,33 @@ class Resident:
 def draw(points: Sequence[Point], path: str, name: str) -> None:
     from matplotlib import pyplot
 
-    tests = sorted({point.tests for point in points})
-    figure, axes = pyplot.subplots(1, len(tests), figsize=(4 * len(tests), 3.6), sharey=True, layout="constrained")
-    for axis, n in zip(axes, tests, strict=True):
+    counts, most, last = sorted({p.tests for p in points}), max(p.trains for p in points), max(p.checkpoints for p in points)
+    panels = [
+        *(
+            (f"{n:,} test example{'s' if n > 1 else ''}", "trains", [p for p in points if p.tests == n and p.checkpoints == last])
+            for n in counts
+        ),
+        (
+            f"{counts[-1]:,} test examples, all training examples",
+            "checkpoints",
+            [p for p in points if p.tests == counts[-1] and p.trains == most],
+        ),
+    ]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), sharey=True, layout="constrained")
+    for axis, (title, along, shown) in zip(axes, panels, strict=True):
         for kind in ("exact", *KINDS):
-            mine = [point for point in points if point.tests == n and point.kind == kind]
-            axis.plot([p.trains for p in mine], [p.seconds for p in mine], "o-", color=COLOURS[kind], markersize=4)
-            last = mine[-1]
-            told = kind if kind == "exact" else f"{kind}, finds {100 * last.recall:.1f} %"
-            axis.annotate(
-                told, (last.trains, last.seconds), (4, 0), textcoords="offset points", color=COLOURS[kind], va="center", fontsize=8
-            )
-        axis.set(xscale="log", yscale="log", xlabel="training examples", title=f"{n:,} test example{'s' if n > 1 else ''}")
-        axis.set_xlim(right=axis.get_xlim()[1] * 6)
+            mine = [p for p in shown if p.kind == kind]
+            axis.plot([getattr(p, along) for p in mine], [p.seconds for p in mine], "o-", color=COLOURS[kind], markersize=4)
+            told = kind if kind == "exact" else f"{kind}, finds {100 * mine[-1].recall:.1f} %"
+            place = (getattr(mine[-1], along), mine[-1].seconds)
+            axis.annotate(told, place, (6, 0), textcoords="offset points", color=COLOURS[kind], va="center", fontsize=8)
+        axis.set(xscale="log", yscale="log", xlabel="training examples" if along == "trains" else along, title=title)
+        low, high = axis.get_xlim()
+        axis.set_xlim(low, high * (high / low) ** 0.55)
+        if along == "checkpoints":
+            ticks = sorted({p.checkpoints for p in shown})
+            axis.set_xticks(ticks, [str(t) for t in ticks])
+            axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel(f"seconds, {name}")
     figure.savefig(path, dpi=110)

@@ -324,9 +324,9 @@ class SecondMoments:
     @staticmethod
     def of(loss_grads: np.ndarray, activations: np.ndarray) -> SecondMoments:
         """Of n examples: scaled [n, C] and [n, D]."""
-        one, other = loss_grads.astype(np.float64), activations.astype(np.float64)
-        lengths, other_lengths = (np.square(factor).sum(axis=1)[:, None] for factor in (one, other))
-        return SecondMoments((one * other_lengths).T @ one, (other * lengths).T @ other)
+        lengths, other_lengths = (np.sqrt(np.square(factor, dtype=np.float64).sum(axis=1))[:, None] for factor in (loss_grads, activations))
+        one, other = loss_grads * other_lengths, activations * lengths
+        return SecondMoments(_product(one, one), _product(other, other))
 
     def __add__(self, more: SecondMoments) -> SecondMoments:
         return SecondMoments(self.loss_grads + more.loss_grads, self.activations + more.activations)
@@ -348,7 +348,18 @@ def _eigenvectors(moments: np.ndarray) -> np.ndarray:
 def energies(loss_grads: np.ndarray, activations: np.ndarray, bases: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """The sum over n examples, scaled [n, C] and [n, D], of each squared coordinate in the bases: [C, D] float64."""
     ones, others = (np.square(factor @ basis, dtype=np.float64) for factor, basis in zip((loss_grads, activations), bases, strict=True))
-    return ones.T @ others
+    return _product(ones, others)
+
+
+def _product(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The sum over n examples of the outer products of rows [n, a] and [n, b]: [a, b] float64.
+
+    Multiplied in float32, which is twice as fast, after scaling that keeps it in range. Bases and coordinates are a choice that rounding
+    may sway; what is projected onto them is not rounded by it.
+    """
+    scales = [float(np.abs(side).max(initial=0)) or 1.0 for side in (one, other)]
+    left, right = ((side / scale).astype(np.float32) for side, scale in zip((one, other), scales, strict=True))
+    return (left.T @ right).astype(np.float64) * (scales[0] * scales[1])
 
 
 def _with_rest(

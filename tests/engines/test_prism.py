@@ -121,3 +121,20 @@ def test_a_run_that_failed_goes_on(tracin: Run, data: pathlib.Path, tiny: Tiny, 
     outcome = tracin("features", "out", f"--examples={directory}/train-*", "--max_rejected_fraction=0.5", *PRISM)
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stdout.splitlines()[-1].endswith(": took over 40 that an earlier attempt had finished")
+
+
+def test_vectors_and_what_is_found_by_them_are_the_same_bytes(tracin: Run, tmp_path: pathlib.Path) -> None:
+    assert tracin("influence", "set", *IN_PROCESS).returncode == 0
+    sets = [f"--{name}_features={tmp_path}/set/{name}_features" for name in ("train", "test")]
+    for name, engine in (("expected", IN_PROCESS), ("found", PRISM)):
+        for command, output, words in (
+            ("export", f"{name}/vectors", [f"--features={tmp_path}/set/train_features", "--dimensions=10"]),
+            ("index", f"{name}/index", [sets[0], "--dimensions=10"]),
+            ("search", f"{name}/rows", [*sets, f"--index={tmp_path}/{name}/index", "--k=3", "--oversampling=2"]),
+        ):
+            outcome = tracin(command, output, *words, *engine)
+            assert outcome.returncode == 0, outcome.stderr
+    for path in ("vectors/vectors-00000.npy", "vectors/projection.npz", "index/index-00000.faiss"):
+        assert (tmp_path / "found" / path).read_bytes() == (tmp_path / "expected" / path).read_bytes(), path
+    for path in ("influence-00000.jsonl", "influence-00000.parquet", "recall.json"):
+        assert (tmp_path / "found" / "rows" / path).read_bytes() == (tmp_path / "expected" / "rows" / path).read_bytes(), path

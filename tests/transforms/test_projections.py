@@ -127,9 +127,13 @@ def test_moments_add_up():
     loss_grads, activations = rng.normal(size=(20, 3)), rng.normal(size=(20, 4))
     whole = SecondMoments.of(loss_grads, activations)
     parts = SecondMoments.of(loss_grads[:7], activations[:7]) + SecondMoments.of(loss_grads[7:], activations[7:])
-    np.testing.assert_allclose(parts.activations, whole.activations)
-    np.testing.assert_allclose(whole.activations, sum((d @ d) * np.outer(h, h) for d, h in zip(loss_grads, activations, strict=True)))
-    np.testing.assert_allclose(whole.loss_grads, sum((h @ h) * np.outer(d, d) for d, h in zip(loss_grads, activations, strict=True)))
+    np.testing.assert_allclose(parts.activations, whole.activations, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        whole.activations, sum((d @ d) * np.outer(h, h) for d, h in zip(loss_grads, activations, strict=True)), rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        whole.loss_grads, sum((h @ h) * np.outer(d, d) for d, h in zip(loss_grads, activations, strict=True)), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_equal_seeds_give_equal_bytes_and_others_do_not():
