@@ -11,33 +11,37 @@ Workloads, features in memory:
 `vectors`: for each method and number of dimensions, what part of the exact top k of both signs is among the first k, 4 k and 8 k by the dot
 product of vectors, on average and in the worst test example; seconds to fit, and to project all training examples.
 
-`indexes`: for parts of the training set, for some of the checkpoints, and for 1, 100 and all test examples, seconds of the exact search (the reference) and of each
-kind of index with 4 k candidates of each sign scored exactly; the ratio of both; seconds to build; bytes; recall. Data is resident for
-both: what reading takes is told by `benchmarks.scoring`. Machines are noisy: quote the ratios. `--plots` draws the last `indexes`.
+`indexes`: for parts of the training set, for some of the checkpoints, and for 1, 100 and all test examples, seconds of the exact search
+(the reference) and of each kind of index with 4 k candidates of each sign scored exactly; the ratio of both; seconds to build; bytes;
+recall. Data is resident for both: what reading takes is told by `benchmarks.scoring`. Machines are noisy: quote the ratios. `--plots` draws the last `indexes`.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import pathlib
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from benchmarks import fashion_mnist
 from benchmarks.influence import influence_flags
-from benchmarks.measure import command, in_own_process, run, searched, timed
+from benchmarks.measure import command, in_own_process, run, searched
 from benchmarks.scoring import load_fashion, load_imagenet
 
 if TYPE_CHECKING:
     from transforms.projections import Measurements, Projection, Scaling
     from transforms.records import Features
     from transforms.topk import TopK
+
+_R = TypeVar("_R")
 
 METHODS = ("auto", "principal", "sketch", "random")
 DIMENSIONS = (64, 256, 512, 1024)
@@ -106,21 +110,17 @@ def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
     heads = "".join(f"{f'in {m * k}: mean':>14} lowest" for m in (1, 4, 8))
     print(f"\n{name}: {len(train):,} × {len(test):,}, top {k} of both signs\n{'method':<11}numbers{heads}   fit s  project s  made of")
     scaling = Scaling(rates, False)
-    known: list[projections.Measurements] = []
-    print(f"measured for auto and principal in {timed(lambda: known.append(projections.Measurements.of(train, scaling))):.1f} s")
+    measuring, known = once(functools.partial(projections.Measurements.of, train, scaling))
+    print(f"measured for auto and principal in {measuring:.1f} s")
     for method in METHODS:
         for dimensions in DIMENSIONS:
-            made: list[Projection] = []
-            fitting = timed(
-                lambda made=made, method=method, dimensions=dimensions: made.append(make(method, scaling, known[0], dimensions))
-            )
-            vectors: list[np.ndarray] = []
-            projecting = timed(lambda made=made, vectors=vectors: vectors.append(made[0].project(train)))
-            near = neighbours.nearest(neighbours.build(vectors[0], "flat", 0), made[0].project(test), 8 * k)
+            fitting, made = once(functools.partial(make, method, scaling, known, dimensions))
+            projecting, vectors = once(functools.partial(made.project, train))
+            near = neighbours.nearest(neighbours.build(vectors, "flat", 0), made.project(test), 8 * k)
             found = "".join(f"{np.mean(listed):>14.4f} {min(listed):>6.2f}" for listed in (shares(near, wanted, m * k) for m in (1, 4, 8)))
-            sketch = made[0].sketch.size if made[0].sketch else 0
+            sketch = made.sketch.size if made.sketch else 0
             print(
-                f"{method:<11}{made[0].dimensions:>7}{found}{fitting:>8.1f}{projecting:>11.1f}  {made[0].kept} kept, {sketch} sketched",
+                f"{method:<11}{made.dimensions:>7}{found}{fitting:>8.1f}{projecting:>11.1f}  {made.kept} kept, {sketch} sketched",
                 flush=True,
             )
 
@@ -130,61 +130,47 @@ def compare_indexes(name: str, data: pathlib.Path, k: int, runs: int) -> list[Po
     from transforms.projections import Measurements, Scaling
     from transforms.scoring import Scoring
 
-    everything = load(name, data)
+    tests, everything, all_rates = load(name, data)
     points = []
     print(f"\n{name}: top {k} of both signs, {OVERSAMPLING * k} candidates of each, vectors of 1,024 numbers")
     print(f"{'training':>9}{'checkpoints':>12}{'tests':>7}  {'kind':<7}{'seconds':>9}{'of exact':>10}{'build s':>9}{'MB':>8}{'recall':>9}")
-    most, rates = len(everything[1]), everything[2]
-    last = len(rates)
+    most, last = len(everything), len(all_rates)
     for trains, checkpoints in ((most // 16, last), (most // 4, last), (most, 1), (most, (last + 1) // 2), (most, last)):
-        test, train = (of_checkpoints(one, checkpoints) for one in (everything[0], everything[1].take(slice(trains))))
-        scoring, scaling = Scoring(rates[:checkpoints], k), Scaling(rates[:checkpoints], False)
+        test, train, rates = (
+            of_checkpoints(tests, checkpoints),
+            of_checkpoints(everything.take(slice(trains)), checkpoints),
+            all_rates[:checkpoints],
+        )
+        scoring, scaling = Scoring(rates, k), Scaling(rates, False)
         exact = checkpoints * train.loss_grads.shape[2] * train.activations.shape[2]
         projection = make("auto", scaling, Measurements.of(train, scaling), min(1024, exact))
-        vectors: list[np.ndarray] = []
-        projecting = timed(lambda train=train, vectors=vectors, projection=projection: vectors.append(projection.project(train)))
-        indexes = {}
-        for kind in KINDS:
-            building = timed(
-                lambda kind=kind, indexes=indexes, vectors=vectors: indexes.update({kind: neighbours.build(vectors[0], kind, 0)})
-            )
-            indexes[kind] = indexes[kind], projecting + building, len(neighbours.to_bytes(indexes[kind]))
-        for tests in (1, 100, len(test)):
-            some = test.take(slice(tests))
-            answers: list[Any] = []
-            seconds = {
-                "exact": median(lambda some=some, train=train, answers=answers: answers.append(searched(some, train, scoring)[0]), runs)
-            }
-            wanted = rows_of(answers[-1], train, tests)
-            for kind in ("exact", *KINDS):
-                recall, build_seconds, size = 1.0, 0.0, 0
-                if kind != "exact":
-                    index, build_seconds, size = indexes[kind]
-                    found: list[Any] = []
-                    seconds[kind] = median(
-                        lambda some=some, train=train, index=index, found=found, projection=projection: found.append(
-                            ask(some, train, index, projection, scoring)
-                        ),
-                        runs,
-                    )
-                    listed = rows_of(found[-1], train, tests)
-                    recall = float(
-                        np.mean(
-                            [
-                                len(np.intersect1d(*pair)) / len(pair[0])
-                                for one, other in zip(wanted, listed, strict=True)
-                                for pair in zip(one, other, strict=True)
-                                if len(pair[0])
-                            ]
-                        )
-                    )
-                points.append(Point(kind, trains, checkpoints, tests, seconds[kind], build_seconds, size, recall))
+        projecting, vectors = once(functools.partial(projection.project, train))
+        indexes = {kind: once(functools.partial(neighbours.build, vectors, kind, 0)) for kind in KINDS}
+        for n in (1, 100, len(test)):
+            some = test.take(slice(n))
+            reference, (best, _) = median(functools.partial(searched, some, train, scoring), runs)
+            wanted = rows_of(best, train, n)
+            found = [Point("exact", trains, checkpoints, n, reference, 0.0, 0, 1.0)]
+            for kind, (building, index) in indexes.items():
+                seconds, best = median(functools.partial(ask, some, train, index, projection, scoring), runs)
+                size = len(neighbours.to_bytes(index))
+                found.append(
+                    Point(kind, trains, checkpoints, n, seconds, projecting + building, size, recall(wanted, rows_of(best, train, n)))
+                )
+            for point in found:
                 print(
-                    f"{trains:>9,}{checkpoints:>12}{tests:>7,}  {kind:<7}{seconds[kind]:>9.3f}{seconds[kind] / seconds['exact']:>10.2f}"
-                    f"{build_seconds:>9.1f}{size / 1e6:>8.0f}{recall:>9.4f}",
+                    f"{trains:>9,}{checkpoints:>12}{n:>7,}  {point.kind:<7}{point.seconds:>9.3f}{point.seconds / reference:>10.2f}"
+                    f"{point.build_seconds:>9.1f}{point.bytes / 1e6:>8.0f}{point.recall:>9.4f}",
                     flush=True,
                 )
+            points += found
     return points
+
+
+def recall(wanted: Sequence[Sequence[np.ndarray]], found: Sequence[Sequence[np.ndarray]]) -> float:
+    """What part of the wanted rows was found, on average over test examples and signs."""
+    pairs = [pair for one, other in zip(wanted, found, strict=True) for pair in zip(one, other, strict=True) if len(pair[0])]
+    return float(np.mean([len(np.intersect1d(*pair)) / len(pair[0]) for pair in pairs]))
 
 
 def of_checkpoints(features: Features, checkpoints: int) -> Features:
@@ -193,9 +179,17 @@ def of_checkpoints(features: Features, checkpoints: int) -> Features:
     return dataclasses.replace(features, **{name: np.ascontiguousarray(getattr(features, name)[:, :checkpoints]) for name in cut})
 
 
-def median(work: Any, runs: int) -> float:
-    work()
-    return statistics.median(timed(work) for _ in range(runs))
+def once(work: Callable[[], _R]) -> tuple[float, _R]:
+    """Seconds of a call, and what it returned."""
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+def median(work: Callable[[], _R], runs: int) -> tuple[float, _R]:
+    """Median seconds of some calls, after one to warm up, and what they returned."""
+    result = work()
+    return statistics.median(once(work)[0] for _ in range(runs)), result
 
 
 def ask(test: Features, train: Features, index: Any, projection: Projection, scoring: Any) -> TopK:
