@@ -13,7 +13,8 @@ product of vectors, on average and in the worst test example; seconds to fit, an
 
 `indexes`: for parts of the training set, for some of the checkpoints, and for 1, 100 and all test examples, seconds of the exact search
 (the reference) and of each kind of index with 4 k candidates of each sign scored exactly; the ratio of both; seconds to build; bytes;
-recall. Data is resident for both: what reading takes is told by `benchmarks.scoring`. Machines are noisy: quote the ratios. `--plots` draws the last `indexes`.
+recall. Data is resident for both: what reading takes is told by `benchmarks.scoring`. Machines are noisy: quote the ratios. `--plots`
+draws the last workload's `indexes`.
 """
 
 from __future__ import annotations
