@@ -102,7 +102,7 @@ def make(method: str, scaling: Scaling, known: Measurements, dimensions: int) ->
 
 
 def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
-    from transforms import neighbours, projections
+    from transforms import faiss_index, projections
     from transforms.projections import Scaling
     from transforms.scoring import Scoring
 
@@ -117,7 +117,7 @@ def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
         for dimensions in DIMENSIONS:
             fitting, made = once(functools.partial(make, method, scaling, known, dimensions))
             projecting, vectors = once(functools.partial(made.project, train))
-            near = neighbours.nearest(neighbours.build(vectors, "flat", 0), made.project(test), 8 * k)
+            near = faiss_index.nearest(faiss_index.build(vectors, "flat", 0), made.project(test), 8 * k)
             found = "".join(f"{np.mean(listed):>14.4f} {min(listed):>6.2f}" for listed in (shares(near, wanted, m * k) for m in (1, 4, 8)))
             sketch = made.sketch.size if made.sketch else 0
             print(
@@ -127,7 +127,7 @@ def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
 
 
 def compare_indexes(name: str, data: pathlib.Path, k: int, runs: int) -> list[Point]:
-    from transforms import neighbours
+    from transforms import faiss_index
     from transforms.projections import Measurements, Scaling
     from transforms.scoring import Scoring
 
@@ -146,7 +146,7 @@ def compare_indexes(name: str, data: pathlib.Path, k: int, runs: int) -> list[Po
         exact = checkpoints * train.loss_grads.shape[2] * train.activations.shape[2]
         projection = make("auto", scaling, Measurements.of(train, scaling), min(1024, exact))
         projecting, vectors = once(functools.partial(projection.project, train))
-        indexes = {kind: once(functools.partial(neighbours.build, vectors, kind, 0)) for kind in KINDS}
+        indexes = {kind: once(functools.partial(faiss_index.build, vectors, kind, 0)) for kind in KINDS}
         for n in (1, 100, len(test)):
             some = test.take(slice(n))
             reference, (best, _) = median(functools.partial(searched, some, train, scoring), runs)
@@ -154,7 +154,7 @@ def compare_indexes(name: str, data: pathlib.Path, k: int, runs: int) -> list[Po
             found = [Point("exact", trains, checkpoints, n, reference, 0.0, 0, 1.0)]
             for kind, (building, index) in indexes.items():
                 seconds, best = median(functools.partial(ask, some, train, index, projection, scoring), runs)
-                size = len(neighbours.to_bytes(index))
+                size = len(faiss_index.to_bytes(index))
                 found.append(
                     Point(kind, trains, checkpoints, n, seconds, projecting + building, size, recall(wanted, rows_of(best, train, n)))
                 )
@@ -195,9 +195,9 @@ def median(work: Callable[[], _R], runs: int) -> tuple[float, _R]:
 
 def ask(test: Features, train: Features, index: Any, projection: Projection, scoring: Any) -> TopK:
     """What `tracin search` does, features in memory."""
-    from transforms import indexes, neighbours
+    from transforms import faiss_index, indexes
 
-    near = neighbours.nearest(index, projection.project(test), OVERSAMPLING * scoring.k)
+    near = faiss_index.nearest(index, projection.project(test), OVERSAMPLING * scoring.k)
     return indexes.score_candidates(test, near, Resident(train), scoring)
 
 

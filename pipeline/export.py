@@ -12,7 +12,7 @@ import apache_beam as beam
 
 from pipeline import options, progress, report, runner
 from pipeline.score import name_set
-from transforms import files, manifest, neighbours, projections
+from transforms import faiss_index, files, manifest, projections
 from transforms.errors import InputError
 from transforms.fitting import FitProjection, ProjectionWanted
 from transforms.manifest import FeatureManifest, Manifest, usable_rates
@@ -44,7 +44,7 @@ def _run(argv: Sequence[str]) -> None:
     found = manifest.read(args.features, FeatureManifest, "features")
     check_not_empty(found, "features", args.features)
     if "faiss" in args.formats:
-        neighbours.require()
+        faiss_index.require()
     made: Projection | None = None
     if args.projection_of:
         made, source = read_other_projection(args.projection_of, found, args.features, args.normalize)

@@ -12,7 +12,7 @@ import apache_beam as beam
 from pipeline import options, report, runner
 from pipeline.export import PROJECTING, check_not_empty, projection_settings, projection_wanted
 from pipeline.score import name_set
-from transforms import files, manifest, neighbours, projections
+from transforms import faiss_index, files, manifest, projections
 from transforms.fitting import FitProjection
 from transforms.indexes import BuildIndex
 from transforms.manifest import FeatureManifest, Manifest
@@ -28,7 +28,7 @@ def _run(argv: Sequence[str]) -> None:
     args, flags = options.parse("index", argv)
     started = time.monotonic()
     beam_options = runner.beam_options(flags)
-    neighbours.require()
+    faiss_index.require()
     train = manifest.read(args.train_features, FeatureManifest, "train_features")
     check_not_empty(train, "train_features", args.train_features)
     wanted = projection_wanted(args, train, "train_features", args.normalize)

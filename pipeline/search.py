@@ -10,7 +10,7 @@ import apache_beam as beam
 
 from pipeline import options, progress, report, runner
 from pipeline.score import name_set
-from transforms import files, manifest, neighbours
+from transforms import faiss_index, files, manifest
 from transforms.errors import InputError
 from transforms.indexes import RECALL_FILE, MeasureRecall, SearchIndex, SearchPlan
 from transforms.manifest import FeatureManifest, Manifest
@@ -30,7 +30,7 @@ def _run(argv: Sequence[str]) -> None:
     args, flags = options.parse("search", argv)
     started = time.monotonic()
     beam_options = runner.beam_options(flags)
-    neighbours.require()
+    faiss_index.require()
     found = manifest.read_kind(args.index, "index", "index")
     train = manifest.read(args.train_features, FeatureManifest, "train_features")
     test = manifest.read(args.test_features, FeatureManifest, "test_features")

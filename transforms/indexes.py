@@ -16,7 +16,7 @@ import apache_beam as beam
 import numpy as np
 import orjson
 
-from transforms import counting, files, manifest, neighbours, search, tiles, topk
+from transforms import counting, faiss_index, files, manifest, search, tiles, topk
 from transforms.errors import InputError
 from transforms.files import StoredFile
 from transforms.manifest import Manifest
@@ -60,9 +60,9 @@ def build_index(shard: Shard, found: FeatureSet, projection: Projection, directo
     for features, made in vectors_of(shard, found, projection):
         vectors[start : start + len(features)] = made
         start += len(features)
-    built = neighbours.build(vectors, neighbours.kind_for(kind, len(vectors)), seed)
+    built = faiss_index.build(vectors, faiss_index.kind_for(kind, len(vectors)), seed)
     name = f"index-{shard.number:05d}.faiss"
-    stored = files.write(directory, name, neighbours.to_bytes(built), len(vectors))
+    stored = files.write(directory, name, faiss_index.to_bytes(built), len(vectors))
     return WrittenVectors(shard.number, (stored,), len(vectors), count_zero(vectors))
 
 
@@ -73,7 +73,7 @@ class BuildIndex(beam.PTransform):
     Attributes:
         directory: where to.
         draft: the manifest, its files and counts still missing.
-        kind: one of `neighbours.KINDS`.
+        kind: one of `faiss_index.KINDS`.
         seed: of the clustering.
         memory_bytes: what a worker process may take.
         overwrite: whether a complete index is replaced.
@@ -121,7 +121,7 @@ class SearchPlan:
         found: its manifest.
         scoring: k, the learning rates and the normalisation, which are those of the index.
         oversampling: candidates of each sign, over k.
-        nprobe, ef_search: see `neighbours.nearest`.
+        nprobe, ef_search: see `faiss_index.nearest`.
         test_ids: the test examples to explain, or empty for all.
         sample: for how many of them the exact answer is computed, to tell what was missed.
     """
@@ -220,10 +220,10 @@ class IndexSearcher:
         with self._lock:
             identity = (plan.index, plan.found.fingerprint)
             projection: Projection = self._get("projection", identity, lambda: read_projection(plan.index, plan.found))
-            built = self._get("index", (*identity, file.name), lambda: neighbours.of_bytes(files.read_verified(plan.index, file)))
+            built = self._get("index", (*identity, file.name), lambda: faiss_index.of_bytes(files.read_verified(plan.index, file)))
             key = (test.directory, test.manifest.fingerprint, block.start, len(block.rows))
             tests: Features = self._get("tests", (*identity, *key), lambda: test.take(block.rows))
-            near = neighbours.nearest(built, projection.project(tests), plan.candidates, plan.nprobe, plan.ef_search)
+            near = faiss_index.nearest(built, projection.project(tests), plan.candidates, plan.nprobe, plan.ef_search)
             candidates = np.where(near < 0, -1, near + start)
             best = score_candidates(tests, candidates, train, plan.scoring)
             counting.add("tests-searched", len(tests))

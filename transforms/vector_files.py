@@ -21,7 +21,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms import counting, files, manifest, neighbours, records, tfrecords, tiles
+from transforms import counting, faiss_index, files, manifest, records, tfrecords, tiles
 from transforms.errors import InputError
 from transforms.files import StoredFile
 from transforms.manifest import Manifest
@@ -95,10 +95,10 @@ def render(kind: str, number: int, start: int, features: Features, vectors: np.n
     elif kind == "tfrecord":
         yield f"{stem}.tfrecord", tfrecords.join_frames(records.encode_vectors(features.example_ids, features.labels, vectors))
     elif kind == "faiss":
-        faiss = neighbours.require()
+        faiss = faiss_index.require()
         index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
         index.add_with_ids(vectors, np.arange(start, start + len(vectors)))
-        yield f"{stem}.faiss", neighbours.to_bytes(index)
+        yield f"{stem}.faiss", faiss_index.to_bytes(index)
     else:
         yield f"{stem}.json", b"".join(_vertex_lines(features, vectors))
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import Outcome
 from tests.synthetic import draw, exact_scores, write_set
-from transforms import indexes, manifest, neighbours, vector_files
+from transforms import faiss_index, indexes, manifest, vector_files
 from transforms.scores import FeatureSet
 from transforms.scoring import Scoring
 from transforms.sinks import read_rows
@@ -329,21 +329,21 @@ def test_a_damaged_index_is_told(tracin: Run, tmp_path: pathlib.Path, train: pat
 
 
 def test_kinds_by_size():
-    assert [neighbours.kind_for("auto", n) for n in (1, 200_000, 200_001)] == ["flat", "flat", "ivf"]
-    assert neighbours.kind_for("hnsw", 5) == "hnsw"
+    assert [faiss_index.kind_for("auto", n) for n in (1, 200_000, 200_001)] == ["flat", "flat", "ivf"]
+    assert faiss_index.kind_for("hnsw", 5) == "hnsw"
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
 def test_neighbours_of_both_signs(kind: str):
     rng = np.random.default_rng(0)
     vectors, queries = rng.normal(size=(300, 8)).astype(np.float32), rng.normal(size=(20, 8)).astype(np.float32)
-    built = neighbours.of_bytes(neighbours.to_bytes(neighbours.build(vectors, kind, 0)))
-    found = neighbours.nearest(built, queries, 10, nprobe=100, ef_search=300)
+    built = faiss_index.of_bytes(faiss_index.to_bytes(faiss_index.build(vectors, kind, 0)))
+    found = faiss_index.nearest(built, queries, 10, nprobe=100, ef_search=300)
     products = queries @ vectors.T
     for sign in (0, 1):
         expected = np.argsort(-products if sign == 0 else products, axis=1)[:, :10]
         assert np.mean([len(np.intersect1d(*pair)) / 10 for pair in zip(found[sign], expected, strict=True)]) > 0.99
-    assert neighbours.nearest(built, queries, 1000).shape == (2, 20, 300)
+    assert faiss_index.nearest(built, queries, 1000).shape == (2, 20, 300)
 
 
 def test_a_projection_is_stored_with_its_vectors(tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path):
