@@ -65,6 +65,7 @@ def _run(argv: Sequence[str]) -> None:
         "learning_rates": list(rates),
         "min_suspicion": args.min_suspicion,
         "max_suspects_per_class": args.max_suspects_per_class,
+        "min_similarity": args.min_similarity,
         "previous": previous and previous.fingerprint,
         "class_names": class_names,
         "test_features": test and test.manifest.fingerprint,
@@ -93,7 +94,7 @@ def _run(argv: Sequence[str]) -> None:
             )
         (
             sets
-            | "AuditLabels" >> AuditLabels(rates, test)  # (AuditedExamples, Judgement)
+            | "AuditLabels" >> AuditLabels(rates, args.min_similarity, test)  # judged examples, duplicates, and what they come from
             | "WriteAudit"
             >> WriteAudit(
                 args.output,
@@ -106,6 +107,7 @@ def _run(argv: Sequence[str]) -> None:
                 (args.previous, previous) if previous else None,
                 thresholds,
                 args.fail_on_drift,
+                args.min_similarity,
             )  # Manifest
         )
 

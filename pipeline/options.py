@@ -345,6 +345,14 @@ def _add_suspects(group: argparse._ActionsContainer) -> None:
         help="list at most so many suspects of one label, the most suspicious; all are counted (%(default)s)",
     )
     group.add_argument(
+        "--min_similarity",
+        type=_fraction,
+        default=0.99,
+        metavar="X",
+        help="how alike examples with different labels are to be told as duplicates, at least: the mean cosine of their activations about "
+        "the mean (%(default)s)",
+    )
+    group.add_argument(
         "--max_suspect_fraction", type=_fraction, metavar="X", help="threshold: suspects among the examples, as a fraction (none)"
     )
     group.add_argument("--max_appeared_suspects", type=_whole, metavar="N", help="threshold: suspects that --previous did not have (none)")

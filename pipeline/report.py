@@ -57,6 +57,10 @@ def audit(directory: str, summary: Mapping[str, Any]) -> str:
         what = f"labelled {row['label']}, "
         what += "may be another" if row["suggested_label"] == row["label"] else f"look like {row['suggested_label']}"
         lines.append(f"  {row['suspects']:,} {what}")
+    duplicates = summary["duplicates"]
+    if duplicates["conflicting_groups"]:
+        told = f"{duplicates['conflicting_examples']:,} examples in {_count(duplicates['conflicting_groups'], 'group')}"
+        lines.append(f"  {told} of duplicates whose labels conflict")
     lines += [f"  {row['what']} is {row['found']:.4g}, more than --{row['threshold']}={row['limit']:g}" for row in summary["crossed"]]
     lines.append(f"  open {posixpath.join(directory, 'report.html')} in a browser")
     if "drift" in summary:

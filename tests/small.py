@@ -174,6 +174,17 @@ def hostile_page() -> bytes:
             "harmful": [{"example_id": "</td><script>window.hacked=1</script>", "label": 1, "suspicion": 0.9, "test_influence": -0.5}],
             "between_labels": [{"label": k, "on": [0.25, None, -0.125]} for k in range(3)],
         },
+        "duplicates": {
+            "min_similarity": 0.99,
+            "groups": 3,
+            "examples": 7,
+            "conflicting_groups": 2,
+            "conflicting_examples": 5,
+            "listed_examples": 7,
+            "pairs_left_out": 0,
+        },
         "settings": {"features": "<u>fingerprint</u>"},
     }
-    return audit_page.render(summary, shown, previews, NAMES)
+    near = [{**shown[j], "example": i, "similarity": 0.9} for i in range(len(ids)) for j in range(len(ids)) if j != i and j < 3]
+    groups = [[{**shown[i], "similarity": 1.0} for i in (0, 1)], [{**shown[i], "similarity": 0.995} for i in (2, 3, 4)]]
+    return audit_page.render(summary, shown, previews, NAMES, near, groups)

@@ -16,6 +16,8 @@
 
 `suspects.parquet` and `suspects.jsonl`: the rows with enough suspicion, the most suspicious first, and `relative_self_influence`, the
 self-influence over the mean of the label's examples. `summary.json`: counts, and a table of the classes.
+`duplicates.parquet` and `duplicates.jsonl`: the members of groups of duplicates: `group`, `conflicting`, `similarity`, and of the row
+above `example_id`, `label`, `suggested_label`, `suspicion`, `source`, `offset`, `content_digest`.
 `report.html`: the same for a person, with what there is to see of the suspects.
 `changes-*.parquet`: with a previous audit, the examples and suspects that changed since.
 """
@@ -36,10 +38,12 @@ import pyarrow.parquet as pq
 from transforms import audit_page, counting, drift, files, manifest
 from transforms.audits import AuditedExamples
 from transforms.drift import Changes, CompareAudits, Distributions, Thresholds
+from transforms.duplicates import Duplicates
 from transforms.errors import InputError
 from transforms.examples import ExampleFormat
 from transforms.files import StoredFile
 from transforms.manifest import Manifest
+from transforms.neighbours import Asked, FindNeighbours
 from transforms.previews import Preview, read_previews
 from transforms.records import Origin
 from transforms.sinks import to_jsonl
@@ -53,6 +57,13 @@ _SHOWN = 200
 _SHOWN_WORST = 100
 _SUSPICION_BINS = 20
 _EXTREMES = 50
+# Neighbours of each suspect in the report.
+_NEIGHBOURS = 3
+# Duplicates that are listed, and groups of them in the report, with so many members.
+_LISTED_DUPLICATES = 100_000
+_SHOWN_GROUPS = 50
+_SHOWN_MEMBERS = 6
+_MEMBER_COLUMNS = ("place", "example_id", "label", "suggested_label", "suspicion", "source", "offset", "content_digest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +80,7 @@ class SuspectsWanted:
 
 
 def to_table(block: AuditedExamples, judged: Judgement) -> pa.Table:
-    """The rows of a feature file."""
+    """The rows of a feature file, and the `place` of each as in `similarity.Signatures`, which is not written."""
     columns = pa.table(
         {
             "example_id": pa.array(block.example_ids.tolist(), pa.binary()).cast(pa.string()),
@@ -84,6 +95,7 @@ def to_table(block: AuditedExamples, judged: Judgement) -> pa.Table:
             "suspicion": pa.array(judged.suspicion),
             "suggested_label": pa.array(judged.suggested_labels),
             "suggested_probability": pa.array(judged.suggested_probabilities),
+            "place": pa.array((block.file << 32) + np.arange(len(block.labels))),
         }
     )
     if block.test_influence is None or block.test_counts is None:
@@ -151,6 +163,78 @@ def shown(listed: pa.Table) -> pa.Table:
     places[:_SHOWN_WORST] = -1
     chosen = np.lexsort((np.arange(len(places)), places))[:_SHOWN]
     return listed.take(pa.array(np.sort(chosen)))
+
+
+def listed_groups(found: Duplicates) -> pa.Table:
+    """Place, group and similarity of the duplicates that are listed: whole groups, those with conflicting labels first."""
+    groups = found.groups
+    last = np.searchsorted(groups.numbers, groups.numbers[_LISTED_DUPLICATES]) if len(groups.places) > _LISTED_DUPLICATES else None
+    columns = {"place": groups.places, "group": groups.numbers, "conflicting": groups.conflicting, "similarity": groups.similarities}
+    return pa.table({name: column[:last] for name, column in columns.items()})
+
+
+def members(examples: tuple[AuditedExamples, Judgement], found: Duplicates) -> Iterator[pa.Table]:
+    """The rows of those of a feature file's examples that are listed as duplicates."""
+    block, judged = examples
+    listed = listed_groups(found)
+    listed = listed.filter(pa.array(listed["place"].to_numpy() >> 32 == block.file))
+    if listed.num_rows:
+        rows = to_table(block, judged).select(_MEMBER_COLUMNS).take(pa.array(listed["place"].to_numpy() & 0xFFFFFFFF))
+        yield pa.table(
+            {
+                **{name: listed[name] for name in ("group", "conflicting", "similarity")},
+                **dict(zip(rows.column_names, rows.columns, strict=True)),
+            }
+        )
+
+
+_NO_MEMBERS = pa.schema(
+    [
+        ("group", pa.int64()),
+        ("conflicting", pa.bool_()),
+        ("similarity", pa.float64()),
+        ("place", pa.int64()),
+        ("example_id", pa.string()),
+        ("label", pa.int64()),
+        ("suggested_label", pa.int64()),
+        ("suspicion", pa.float64()),
+        ("source", pa.string()),
+        ("offset", pa.int64()),
+        ("content_digest", pa.string()),
+    ]
+).empty_table()
+
+
+def joined_members(parts: Sequence[pa.Table]) -> pa.Table:
+    """The rows of all listed duplicates, group by group."""
+    return pa.concat_tables([_NO_MEMBERS, *parts]).sort_by([("group", "ascending"), ("place", "ascending")]).drop_columns(["place"])
+
+
+def shown_groups(listed: pa.Table) -> list[list[dict[str, Any]]]:
+    """The members of the groups that a person is shown: of the first with conflicting labels, as many labels as there is room for."""
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for row in listed.filter(listed["conflicting"]).to_pylist():
+        if row["group"] in groups or len(groups) < _SHOWN_GROUPS:
+            groups.setdefault(row["group"], []).append(row)
+    told = []
+    for rows in groups.values():
+        places = _places(np.array([row["label"] for row in rows]))
+        told.append([rows[i] for i in sorted(np.lexsort((np.arange(len(rows)), places))[:_SHOWN_MEMBERS].tolist())])
+    return told
+
+
+def summarize_duplicates(found: Duplicates, listed: int, least: float) -> dict[str, Any]:
+    """What `summary.json` tells of duplicates."""
+    groups = found.groups
+    return {
+        "min_similarity": least,
+        "groups": len(np.unique(groups.numbers)),
+        "examples": len(groups.places),
+        "conflicting_groups": len(np.unique(groups.numbers[groups.conflicting])),
+        "conflicting_examples": int(groups.conflicting.sum()),
+        "listed_examples": listed,
+        "pairs_left_out": found.left_out,
+    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -281,7 +365,7 @@ def summarize(sums: ClassSums, listed: int, wanted: SuspectsWanted, settings: di
 
 @dataclasses.dataclass
 class WriteAudit(beam.PTransform):
-    """Writes judged examples, suspects, summary and changes, and commits them: (AuditedExamples, Judgement) → Manifest (one).
+    """Writes judged examples, suspects, duplicates, summary and changes, and commits them: what `AuditLabels` gives → Manifest (one).
 
     Attributes:
         directory: where to.
@@ -294,6 +378,7 @@ class WriteAudit(beam.PTransform):
         previous: the audit to compare with, its directory and its manifest, or None.
         thresholds: what is told in the summary when it is crossed.
         fail_when_crossed: whether the graph then fails, after everything is committed.
+        min_similarity: by which duplicates were found.
     """
 
     directory: str
@@ -306,6 +391,7 @@ class WriteAudit(beam.PTransform):
     previous: tuple[str, Manifest] | None = None
     thresholds: Thresholds = dataclasses.field(default_factory=Thresholds)
     fail_when_crossed: bool = False
+    min_similarity: float = 1.0
 
     def _take_back(self, _: None) -> None:
         # As for influence: names are fixed, so the old manifest goes before the files do, and not before the graph runs.
@@ -320,7 +406,7 @@ class WriteAudit(beam.PTransform):
         counting.add("rows-written", table.num_rows)
         return WrittenExamples(
             shard,
-            _write_parquet(self.directory, f"examples-{shard:05d}.parquet", table),
+            _write_parquet(self.directory, f"examples-{shard:05d}.parquet", table.drop_columns(["place"])),
             ClassSums.of(table, self.classes, self.wanted),
             suspects(table, self.wanted),
             extremes(table),
@@ -335,10 +421,21 @@ class WriteAudit(beam.PTransform):
         ordered = sorted(parts, key=lambda part: part.shard)
         return suspects(pa.concat_tables([part.suspects for part in ordered]), self.wanted).combine_chunks()
 
-    def _choose_shown(self, _: None, parts: Sequence[WrittenExamples]) -> Iterator[tuple[str, list[Origin]]]:
+    def _ask(self, _: None, parts: Sequence[WrittenExamples]) -> Iterator[Asked]:
+        rows = shown(self._listed(parts))
+        if rows.num_rows:
+            yield Asked(*(rows[name].to_numpy() for name in ("place", "label", "suggested_label")))
+
+    def _choose_shown(
+        self, _: None, parts: Sequence[WrittenExamples], neighbours: Sequence[pa.Table], groups: Sequence[pa.Table]
+    ) -> Iterator[tuple[str, list[Origin]]]:
+        rows = shown(self._listed(parts)).select(["source", "offset", "content_digest"]).to_pylist()
+        rows += [row for one in shown_groups(joined_members(groups)) for row in one]
+        wanted = {(row["source"], row["offset"]): bytes.fromhex(row["content_digest"]) for row in rows}
+        wanted |= {(row["source"], row["offset"]): row["content_digest"] for one in neighbours for row in one.to_pylist()}
         by_source: dict[str, list[Origin]] = {}
-        for row in shown(self._listed(parts)).select(["source", "offset", "content_digest"]).to_pylist():
-            by_source.setdefault(row["source"], []).append(Origin(row["source"], row["offset"], bytes.fromhex(row["content_digest"])))
+        for (source, offset), digest in wanted.items():
+            by_source.setdefault(source, []).append(Origin(source, offset, digest))
         yield from by_source.items()
 
     def _commit(
@@ -347,10 +444,14 @@ class WriteAudit(beam.PTransform):
         parts: Sequence[WrittenExamples],
         changes: Sequence[tuple[Changes, StoredFile]],
         previews: Sequence[tuple[tuple[str, int], Preview]],
+        neighbours: Sequence[pa.Table],
+        groups: Sequence[pa.Table],
+        duplicates: Duplicates,
     ) -> Manifest:
         ordered = sorted(parts, key=lambda part: part.shard)
         sums = ClassSums.add([part.sums for part in ordered])
-        listed = self._listed(parts)
+        listed = self._listed(parts).drop_columns(["place"])
+        copies = joined_members(groups)
         labels = listed["label"].to_numpy()
         means = sums.self_influence / np.maximum(sums.examples, 1)
         relative = np.divide(listed["self_influence"].to_numpy(), means[labels], out=np.ones(len(labels)), where=means[labels] > 0)
@@ -364,13 +465,23 @@ class WriteAudit(beam.PTransform):
         most = pa.concat_tables([part.extremes for part in ordered])
         if most.num_rows:
             summary["test"] = summarize_test(most, sums)
+        summary["duplicates"] = summarize_duplicates(duplicates, copies.num_rows, self.min_similarity)
         summary["crossed"] = self.thresholds.crossed(summary)
-        page = audit_page.render(summary, shown(listed).to_pylist(), dict(previews), self.class_names)
+        page = audit_page.render(
+            summary,
+            shown(listed).to_pylist(),
+            dict(previews),
+            self.class_names,
+            [row for one in neighbours for row in one.to_pylist()],
+            shown_groups(copies),
+        )
         written = (
             *(part.file for part in ordered),
             *(file for _, file in compared),
             _write_parquet(self.directory, "suspects.parquet", listed),
             files.write(self.directory, "suspects.jsonl", to_jsonl(listed), listed.num_rows),
+            _write_parquet(self.directory, "duplicates.parquet", copies),
+            files.write(self.directory, "duplicates.jsonl", to_jsonl(copies), copies.num_rows),
             files.write(self.directory, "report.html", page, 1),
             files.write(self.directory, "summary.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n", 1),
         )
@@ -382,7 +493,8 @@ class WriteAudit(beam.PTransform):
             raise InputError(told_crossed(self.directory, read_summary(self.directory, committed)))
         return committed
 
-    def expand(self, judged: beam.PCollection) -> beam.PCollection:
+    def expand(self, audited: Mapping[str, beam.PCollection]) -> beam.PCollection:
+        judged, duplicates = audited["judged"], beam.pvalue.AsSingleton(audited["duplicates"])
         ready = judged.pipeline | "StartWriting" >> beam.Create([None]) | "TakeBackOldAudit" >> beam.Map(self._take_back)  # None
         written = (
             judged
@@ -399,20 +511,29 @@ class WriteAudit(beam.PTransform):
             )
         else:
             changes = judged.pipeline | "CompareNothing" >> beam.Create([])
+        groups = judged | "ListDuplicates" >> beam.FlatMap(members, duplicates)  # pa.Table
+        asked = (
+            judged.pipeline
+            | "StartNeighbours" >> beam.Create([None])
+            | "AskNeighbours" >> beam.FlatMap(self._ask, beam.pvalue.AsList(written))
+        )  # Asked
+        neighbours = (audited["sets"], audited["directions"], asked) | "FindNeighbours" >> FindNeighbours(_NEIGHBOURS)  # pa.Table
         if self.previews:
+            seen = (beam.pvalue.AsList(one) for one in (written, neighbours, groups))
             previews = (
                 judged.pipeline
                 | "StartReport" >> beam.Create([None])
-                | "ChooseShown" >> beam.FlatMap(self._choose_shown, beam.pvalue.AsList(written))  # (source, [Origin])
+                | "ChooseShown" >> beam.FlatMap(self._choose_shown, *seen)  # (source, [Origin])
                 | "SpreadSources" >> beam.Reshuffle()  # (source, [Origin])
                 | "ReadPreviews" >> beam.FlatMap(read_previews, self.previews)  # ((source, offset), Preview)
             )
         else:
             previews = judged.pipeline | "ShowNothing" >> beam.Create([])
+        gathered = (beam.pvalue.AsList(one) for one in (written, changes, previews, neighbours, groups))
         return (
             judged.pipeline
             | "StartCommit" >> beam.Create([None])
-            | "CommitAudit" >> beam.Map(self._commit, *(beam.pvalue.AsList(one) for one in (written, changes, previews)))  # Manifest
+            | "CommitAudit" >> beam.Map(self._commit, *gathered, duplicates)  # Manifest
             # Else a runner that tries a failing step again would also commit again.
             | "KeepCommitted" >> beam.Reshuffle()  # Manifest
             | "CheckThresholds" >> beam.Map(self._check)  # Manifest

@@ -24,6 +24,8 @@ def render(
     shown: Sequence[Mapping[str, Any]],
     previews: Mapping[tuple[str, int], Preview],
     class_names: Sequence[str] | None = None,
+    neighbours: Sequence[Mapping[str, Any]] = (),
+    groups: Sequence[Sequence[Mapping[str, Any]]] = (),
 ) -> bytes:
     """The page of an audit, in UTF-8.
 
@@ -34,6 +36,8 @@ def render(
         shown: rows of suspects, as in `suspects.jsonl`, the most suspicious first.
         previews: of their examples, by (source, offset); those that are missing are left out.
         class_names: of all classes, or None for their numbers.
+        neighbours: rows as in `neighbours`, `example` being the number of a row in `shown`.
+        groups: of duplicates with conflicting labels, their members as in `duplicates.jsonl`.
     """
 
     def name(label: int) -> str:
@@ -46,14 +50,21 @@ def render(
         kind = "png" if is_png(picture) else "jpeg"
         return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
+    def preview(row: Mapping[str, Any]) -> Preview:
+        return previews.get((row["source"], row["offset"]), Preview())
+
     script = _read("audit_page.js")
-    found = [previews.get((row["source"], row["offset"]), Preview()) for row in shown]
+    found = [preview(row) for row in shown]
+    near: list[list[Mapping[str, Any]]] = [[] for _ in shown]
+    for row in neighbours:
+        near[row["example"]].append(row)
     problems = [preview.problem for preview in found if preview.problem]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(name=name, data_uri=data_uri, is_png=is_png, short=_short)
+    environment.filters.update(name=name, preview=preview, data_uri=data_uri, is_png=is_png, short=_short)
     page = environment.from_string(_read("audit_page.html.j2")).render(
         summary=summary,
-        cards=list(zip(shown, found, strict=True)),
+        cards=list(zip(shown, found, near, strict=True)),
+        groups=groups,
         problems=problems,
         matrix=_matrix(summary),
         plots=[

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
 
 from transforms import counting, records, suspicion
+from transforms.duplicates import FindDuplicates
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest
 from transforms.records import Origin
 from transforms.scores import FeatureSet
 from transforms.scoring import self_influence
+from transforms.similarity import Directions, Signatures
 from transforms.slices import GradientSums, SumGradients
 from transforms.suspicion import Evidence, Judgement, LabelCounts, LeaveOneOut, Moments, Noise
 from transforms.tiles import Span
@@ -26,6 +29,7 @@ from transforms.tiles import Span
 # What all groups' sums of one audit may take.
 _MOMENT_BYTES = 1 << 32
 _GROUPS = 256
+_SIGNATURES = "signatures"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,8 +140,10 @@ def weigh(
     rates: Sequence[float],
     fitted: Sequence[tuple[int, LeaveOneOut]],
     tests: Sequence[GradientSums],
-) -> AuditedExamples:
-    """Reads a feature file and finds what there is for and against each example's label, and its influence on the test set, if any."""
+) -> Iterator[Any]:
+    """Reads a feature file and finds what there is for and against each example's label, and its influence on the test set, if any:
+    AuditedExamples, and Signatures as an output of their own.
+    """
     (test,) = tests or (None,)
     manifest = found.manifest
     payloads = found.payloads(Span(file, 0, manifest.files[file].count))
@@ -146,7 +152,8 @@ def weigh(
     ordered = [one for _, one in sorted(fitted, key=lambda pair: pair[0])]
     activations = [suspicion.with_one(features.activations[:, t], _has_one(manifest)) for t in range(len(ordered))]
     counting.add("examples-audited", len(features))
-    return AuditedExamples(
+    yield beam.pvalue.TaggedOutput(_SIGNATURES, Signatures.of(file, features.activations, labels, Directions.of(ordered)))
+    yield AuditedExamples(
         file,
         features.example_ids,
         records.origins(payloads),
@@ -161,23 +168,30 @@ def weigh(
     )
 
 
+def _directions(_: None, fitted: Sequence[tuple[int, LeaveOneOut]]) -> Directions:
+    return Directions.of([one for _, one in sorted(fitted, key=lambda pair: pair[0])])
+
+
 def _noise(counts: LabelCounts, found: FeatureSet) -> Noise:
     return suspicion.estimate_noise(counts.surest(classes(found.manifest)))
 
 
 @dataclasses.dataclass
 class AuditLabels(beam.PTransform):
-    """Judges the labels of a feature set: FeatureSet (one) → (AuditedExamples, Judgement) of each feature file.
+    """Judges the labels of a feature set: FeatureSet (one) → judged: (AuditedExamples, Judgement) of each feature file, duplicates:
+    Duplicates (one), directions: Directions (one), and sets, as given.
 
     Attributes:
         learning_rates: η of each checkpoint.
+        min_similarity: the similarity from which on examples with different labels are duplicates.
         test: the test set on which influence is measured, or None.
     """
 
     learning_rates: Sequence[float]
+    min_similarity: float
     test: FeatureSet | None = None
 
-    def expand(self, sets: beam.PCollection) -> beam.PCollection:
+    def expand(self, sets: beam.PCollection) -> Mapping[str, beam.PCollection]:
         found = beam.pvalue.AsSingleton(sets)
         fitted = (
             sets
@@ -191,15 +205,22 @@ class AuditLabels(beam.PTransform):
             tests = sets.pipeline | "NameTestSet" >> beam.Create([self.test]) | "SumGradients" >> SumGradients()  # GradientSums
         else:
             tests = sets.pipeline | "TestNothing" >> beam.Create([])
-        weighed = (
+        outputs = (
             sets
             | "ListFiles" >> beam.FlatMap(lambda one: range(len(one.manifest.files)))  # file
             | "SpreadFiles" >> beam.Reshuffle()  # file
             | "WeighLabels"
-            >> beam.Map(weigh, found, self.learning_rates, beam.pvalue.AsList(fitted), beam.pvalue.AsList(tests))  # AuditedExamples
-            # Used twice; without a border the files would be read again for the second use.
-            | "KeepEvidence" >> beam.Reshuffle()  # AuditedExamples
+            >> beam.FlatMap(weigh, found, self.learning_rates, beam.pvalue.AsList(fitted), beam.pvalue.AsList(tests)).with_outputs(
+                _SIGNATURES, main="weighed"
+            )  # AuditedExamples, Signatures
         )
+        # Used twice; without a border the files would be read again for the second use.
+        weighed = outputs["weighed"] | "KeepEvidence" >> beam.Reshuffle()  # AuditedExamples
+        directions = (
+            sets.pipeline
+            | "StartDirections" >> beam.Create([None])
+            | "CentreActivations" >> beam.Map(_directions, beam.pvalue.AsList(fitted))
+        )  # Directions
         noise = (
             weighed
             | "CountLabels"
@@ -207,7 +228,12 @@ class AuditLabels(beam.PTransform):
             | "AddLabelCounts" >> beam.CombineGlobally(LabelCounts.merge)  # LabelCounts
             | "EstimateNoise" >> beam.Map(_noise, found)  # Noise
         )
-        return weighed | "JudgeLabels" >> beam.Map(_judge, beam.pvalue.AsSingleton(noise))  # (AuditedExamples, Judgement)
+        return {
+            "sets": sets,
+            "directions": directions,
+            "judged": weighed | "JudgeLabels" >> beam.Map(_judge, beam.pvalue.AsSingleton(noise)),  # (AuditedExamples, Judgement)
+            "duplicates": (sets, outputs[_SIGNATURES], directions) | "FindDuplicates" >> FindDuplicates(self.min_similarity),  # Duplicates
+        }
 
 
 def _judge(block: AuditedExamples, noise: Noise) -> tuple[AuditedExamples, Judgement]:

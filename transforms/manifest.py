@@ -21,7 +21,16 @@ FILE_NAME = "manifest.json"
 _PATTERNS = {
     "features": ("features-*.tfrecord", "rejected-*.jsonl", "finished-*.json"),
     "influence": ("influence-*.jsonl", "influence-*.parquet"),
-    "audit": ("examples-*.parquet", "changes-*.parquet", "suspects.parquet", "suspects.jsonl", "summary.json", "report.html"),
+    "audit": (
+        "examples-*.parquet",
+        "changes-*.parquet",
+        "suspects.parquet",
+        "suspects.jsonl",
+        "duplicates.parquet",
+        "duplicates.jsonl",
+        "summary.json",
+        "report.html",
+    ),
 }
 _FORMAT = 1
 # Settings of a feature set that say which examples are in it, and not what its records are.

@@ -57,7 +57,10 @@ def shown(page) -> list[str]:
 
 def test_it_opens_with_the_answer_and_shows_every_picture_and_plot(page):
     assert page.inner_text("h1") == "6 of 40 labels are suspects"
-    assert page.eval_on_selector_all("#gallery img", "all => all.map(one => one.naturalWidth)") == [8] * 6
+    # The suspect's own, and of its neighbours, none of which is itself.
+    assert page.eval_on_selector_all("#gallery > li > img", "all => all.map(one => one.naturalWidth)") == [8] * 6
+    near = page.eval_on_selector_all("#gallery > li", "all => all.map(one => one.querySelectorAll('.near img').length)")
+    assert near == [2, 2, 2, 3, 3, 3]
     assert [len(one) for one in page.eval_on_selector_all("svg", "all => all.map(one => [...one.querySelectorAll('rect')])")] == [20, 4]
     boxes = page.eval_on_selector_all("svg rect", "all => all.map(one => one.getBoundingClientRect().height)")
     assert max(boxes) > 100
@@ -73,9 +76,19 @@ def test_hostile_ids_and_names_are_text_and_do_nothing(page):
     assert page.evaluate("window.hacked") is None
     assert shown(page)[0] == "<script>window.hacked=1</script>"
     # A mark that turns the writing direction ends with its own text.
-    turned = page.locator("#gallery li", has_text="\u202eturned")
+    turned = page.locator("#gallery > li").filter(has=page.locator(".id", has_text="\u202eturned"))
     assert turned.locator("bdi").first.inner_text() == "\u202eturned"
     assert turned.locator("p").nth(1).inner_text().startswith("labelled")
+
+
+def test_duplicates_stand_side_by_side_with_their_pictures(page):
+    groups = page.locator("section.group")
+    assert groups.count() == 2 and page.locator("h2#duplicates").inner_text() == "Duplicates with conflicting labels"
+    boxes = groups.nth(1).locator("li").evaluate_all("all => all.map(one => one.getBoundingClientRect()).map(one => [one.x, one.y])")
+    assert len({y for _, y in boxes}) == 1 and len({x for x, _ in boxes}) == 3
+    assert groups.nth(0).locator("h3").inner_text() == f"{NAMES[0]} / {NAMES[1]}"
+    assert "equal input" in groups.nth(0).inner_text() and "similarity 0.9950" in groups.nth(1).inner_text()
+    assert groups.locator("img").evaluate_all("all => all.map(one => one.naturalWidth)") == [8] * 5
 
 
 def test_a_script_from_data_would_be_stopped_by_the_policy(page):
