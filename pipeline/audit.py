@@ -12,7 +12,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipeline import inputs, options, progress, report, runner
+from pipeline import inputs, names, options, progress, report, runner
 from pipeline.features import extraction, feature_set
 from pipeline.score import read_set
 from transforms import audits, files, manifest
@@ -21,7 +21,7 @@ from transforms.audits import AuditLabels
 from transforms.drift import Thresholds
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest, Manifest, usable_rates
-from transforms.previews import preview_format
+from transforms.previews import preview_format, why_no_pictures
 from transforms.scores import FeatureSet
 
 
@@ -50,7 +50,7 @@ def _run(argv: Sequence[str]) -> None:
     previous = manifest.read_audit(args.previous, "previous") if args.previous else None
     if previous and posixpath.normpath(args.previous) == posixpath.normpath(args.output):
         raise InputError(f"--previous={args.previous!r} is where the new audit would go: give it a directory of its own")
-    class_names = read_class_names(args.class_names, audits.classes(found)) if args.class_names else None
+    class_names = names.read_class_names(args.class_names, found)
     test = (
         FeatureSet(args.test_features, manifest.read(args.test_features, FeatureManifest, "test_features")) if args.test_features else None
     )
@@ -108,6 +108,7 @@ def _run(argv: Sequence[str]) -> None:
                 thresholds,
                 args.fail_on_drift,
                 args.min_similarity,
+                why_no_pictures(found),
             )  # Manifest
         )
 
@@ -140,21 +141,6 @@ def _fail_if_crossed(args: argparse.Namespace) -> None:
     summary = read_summary(args.output, runner.read_back(args.output, Manifest))
     if args.fail_on_drift and summary["crossed"]:
         raise runner.Crossed(told_crossed(args.output, summary))
-
-
-def read_class_names(path: str, count: int) -> list[str]:
-    """The names of classes: the lines of a file.
-
-    Raises:
-        InputError: it cannot be read, or there are not `count` of them.
-    """
-    try:
-        names = files.read(path).decode().splitlines()
-    except (*files.STORE_ERRORS, ValueError) as error:
-        raise InputError(f"--class_names={path!r} cannot be read: {files.told(error)}") from error
-    if len(names) != count:
-        raise InputError(f"--class_names={path!r} has {len(names)} lines, the features are of {count} classes: give one line for each")
-    return names
 
 
 if __name__ == "__main__":

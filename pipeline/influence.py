@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 import apache_beam as beam
 
-from pipeline import inputs, options, progress, report, runner
+from pipeline import inputs, names, options, progress, report, runner
 from pipeline.features import extraction, feature_set
 from pipeline.score import influence_draft, scoring_plan, write_influence
 from transforms import files, manifest
 from transforms.manifest import FeatureManifest, Manifest, usable_rate
+from transforms.sinks import ReportWanted
 from transforms.tiles import Shape
 
 
@@ -46,8 +47,9 @@ def _run(argv: Sequence[str]) -> None:
     )
     # Named, because a feature set that is already there may have been written with other rates in its manifest.
     plan = dataclasses.replace(scoring_plan(args, beam_options), learning_rates=rates)
-    draft = influence_draft(args, rates, wanted["test"].fingerprint, wanted["train"].fingerprint)
-    train = wanted["train"].stage.write.draft
+    test, train = (wanted[name].stage.write.draft for name in ("test", "train"))
+    class_names = names.read_class_names(args.class_names, train)
+    draft = influence_draft(args, rates, test.fingerprint, train.fingerprint, class_names)
     plan.check_memory(Shape(len(train.checkpoints), train.outputs, train.units))
     if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
         print(f"{args.output} is complete with the same settings: nothing to do")
@@ -60,7 +62,7 @@ def _run(argv: Sequence[str]) -> None:
 
     def build(pipeline: beam.Pipeline) -> None:
         sets = (feature_set(pipeline, "Test", wanted["test"]), feature_set(pipeline, "Train", wanted["train"]))
-        write_influence(sets, args.output, plan, draft, train, args.overwrite)
+        write_influence(sets, args.output, plan, draft, train, args.overwrite, ReportWanted.of(test, train, class_names))
 
     missing = [one for one in wanted.values() if not one.complete]
     stages = (extraction(missing) if missing else []) + [progress.SCORING]

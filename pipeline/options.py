@@ -170,6 +170,8 @@ def parser(command: str) -> argparse.ArgumentParser:
             "--output", required=True, type=_directory, metavar="DIR", help="directory for the results, on any filesystem that Beam writes"
         )
     _add_overwrite(sets)
+    if command in ("influence", "score", "audit"):
+        sets.add_argument("--class_names", metavar="FILE", help="text file with the names of the classes, one a line, for the report")
     if command in ("features", "influence", "audit"):
         _add_examples(sets, command)
         _add_model(built.add_argument_group("model"), required=command != "audit")
@@ -363,7 +365,6 @@ def _add_suspects(group: argparse._ActionsContainer) -> None:
         help="threshold: Kolmogorov-Smirnov distance of a class's self-influence from that of --previous (none)",
     )
     _add_switch(group, "--fail_on_drift", "when a threshold is crossed, fail after everything is written, and end with exit status 3")
-    group.add_argument("--class_names", metavar="FILE", help="text file with the names of the classes, one a line, for the report")
 
 
 def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -431,6 +432,7 @@ def _check_audited(own: argparse.ArgumentParser, args: argparse.Namespace) -> No
             "output",
             "overwrite",
             "learning_rates",
+            "class_names",
             *(one.dest for one in group._group_actions),
         )
         for action in own._actions:

@@ -41,6 +41,7 @@ def _run(argv: Sequence[str]) -> None:
 def scoring_graph(pipeline: beam.Pipeline, args: argparse.Namespace, beam_options: PipelineOptions) -> None:
     """The graph of the planned `tracin score`, as far as its shape goes: what it carries of sets that are not there yet is empty."""
     from pipeline.score import influence_draft, read_set, scoring_plan, write_influence
+    from transforms.sinks import ReportWanted
 
     sets = [
         pipeline
@@ -50,7 +51,8 @@ def scoring_graph(pipeline: beam.Pipeline, args: argparse.Namespace, beam_option
     ]
     train = FeatureManifest("features", "", {}, (), {}, "", "class", args.outputs or 1, args.units or 1, (), (), (), {})
     draft = influence_draft(args, (), "", "")
-    write_influence((sets[0], sets[1]), args.output or "output", scoring_plan(args, beam_options), draft, train, overwrite=False)
+    plan = scoring_plan(args, beam_options)
+    write_influence((sets[0], sets[1]), args.output or "output", plan, draft, train, overwrite=False, wanted=ReportWanted())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,8 +42,12 @@ def features(directory: str, manifest: FeatureManifest, name: str = "") -> str:
 
 def influence(directory: str, manifest: Manifest) -> str:
     """What scoring wrote."""
-    size = sum(file.size for file in manifest.files)
-    return f"influence: {_count(manifest.counts['rows'], 'row')} as JSON lines and as Parquet, {_bytes(size)} at {directory}"
+    size = sum(file.size for file in manifest.files if file.name.startswith("influence-"))
+    lines = [f"influence: {_count(manifest.counts['rows'], 'row')} as JSON lines and as Parquet, {_bytes(size)} at {directory}"]
+    # Results of earlier versions have none.
+    if any(file.name == "report.html" for file in manifest.files):
+        lines.append(f"  open {posixpath.join(directory, 'report.html')} in a browser")
+    return "\n".join(lines)
 
 
 def audit(directory: str, summary: Mapping[str, Any]) -> str:

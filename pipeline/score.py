@@ -11,12 +11,12 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline import options, progress, report, runner
+from pipeline import names, options, progress, report, runner
 from transforms import files, manifest
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest, Manifest
 from transforms.scores import FeatureSet, ScoreInfluence, ScoringPlan
-from transforms.sinks import WriteInfluence
+from transforms.sinks import ReportWanted, WriteInfluence
 from transforms.tiles import rows_per_file
 
 
@@ -35,7 +35,8 @@ def _run(argv: Sequence[str]) -> None:
     if not train.examples:
         raise InputError(f"--train_features={args.train_features!r} holds no example: there is nothing to score against")
     plan = scoring_plan(args, beam_options)
-    draft = influence_draft(args, plan.scoring(train).learning_rates, test.fingerprint, train.fingerprint)
+    class_names = names.read_class_names(args.class_names, train)
+    draft = influence_draft(args, plan.scoring(train).learning_rates, test.fingerprint, train.fingerprint, class_names)
     plan.check_memory(FeatureSet(args.train_features, train).shape)
     if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
         print(f"{args.output} is complete with the same settings: nothing to do")
@@ -50,7 +51,7 @@ def _run(argv: Sequence[str]) -> None:
                 ("Train", args.train_features, "train_features", train),
             )
         )
-        write_influence(sets, args.output, plan, draft, train, args.overwrite)
+        write_influence(sets, args.output, plan, draft, train, args.overwrite, ReportWanted.of(test, train, class_names))
 
     counts = runner.run_graph(build, beam_options, [progress.SCORING])
     if counts is None:
@@ -86,7 +87,13 @@ def scoring_plan(args: argparse.Namespace, beam_options: PipelineOptions) -> Sco
     )
 
 
-def influence_draft(args: argparse.Namespace, learning_rates: Sequence[float], test_fingerprint: str, train_fingerprint: str) -> Manifest:
+def influence_draft(
+    args: argparse.Namespace,
+    learning_rates: Sequence[float],
+    test_fingerprint: str,
+    train_fingerprint: str,
+    class_names: Sequence[str] | None = None,
+) -> Manifest:
     """The manifest of the result, its files and counts still missing.
 
     Memory and tiles are no part of its settings: the rows do not depend on them.
@@ -98,6 +105,8 @@ def influence_draft(args: argparse.Namespace, learning_rates: Sequence[float], t
         "k": args.k,
         "normalize": args.normalize,
     }
+    if class_names:
+        settings["class_names"] = list(class_names)
     return Manifest("influence", manifest.fingerprint(settings), settings, (), {})
 
 
@@ -108,13 +117,12 @@ def write_influence(
     draft: Manifest,
     train: FeatureManifest,
     overwrite: bool,
+    wanted: ReportWanted,
 ) -> beam.PCollection:
     """Stage 2, whole: (test, train) FeatureSet → Manifest of the result. `train` tells the type of labels."""
-    return (
-        sets
-        | "ScoreInfluence" >> ScoreInfluence(plan)  # (test_start, ScoredBlock)
-        | "WriteInfluence" >> WriteInfluence(output, draft, train.task, train.outputs, rows_per_file(plan.k), overwrite)  # Manifest
-    )
+    blocks = sets | "ScoreInfluence" >> ScoreInfluence(plan)  # (test_start, ScoredBlock)
+    write = WriteInfluence(output, draft, train.task, train.outputs, rows_per_file(plan.k), overwrite, wanted)
+    return (blocks, *sets) | "WriteInfluence" >> write  # Manifest
 
 
 if __name__ == "__main__":

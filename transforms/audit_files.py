@@ -379,6 +379,7 @@ class WriteAudit(beam.PTransform):
         thresholds: what is told in the summary when it is crossed.
         fail_when_crossed: whether the graph then fails, after everything is committed.
         min_similarity: by which duplicates were found.
+        no_pictures: why the report has none, or None.
     """
 
     directory: str
@@ -392,6 +393,7 @@ class WriteAudit(beam.PTransform):
     thresholds: Thresholds = dataclasses.field(default_factory=Thresholds)
     fail_when_crossed: bool = False
     min_similarity: float = 1.0
+    no_pictures: str | None = None
 
     def _take_back(self, _: None) -> None:
         # As for influence: names are fixed, so the old manifest goes before the files do, and not before the graph runs.
@@ -474,6 +476,7 @@ class WriteAudit(beam.PTransform):
             self.class_names,
             [row for one in neighbours for row in one.to_pylist()],
             shown_groups(copies),
+            self.no_pictures,
         )
         written = (
             *(part.file for part in ordered),

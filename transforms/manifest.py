@@ -20,7 +20,7 @@ FILE_NAME = "manifest.json"
 # The names of the files of each kind of directory.
 _PATTERNS = {
     "features": ("features-*.tfrecord", "rejected-*.jsonl", "finished-*.json"),
-    "influence": ("influence-*.jsonl", "influence-*.parquet"),
+    "influence": ("influence-*.jsonl", "influence-*.parquet", "report.html"),
     "audit": (
         "examples-*.parquet",
         "changes-*.parquet",

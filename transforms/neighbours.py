@@ -134,8 +134,10 @@ class FindNeighbours(beam.PTransform):
             | "ReadAsked" >> beam.Map(read_vectors, found, centred)  # (places, vectors)
         )
         return (
-            sets
-            | "ListScanned" >> beam.FlatMap(_files, beam.pvalue.AsList(asked))  # file
+            # Not from the set itself: a runner that fused this with what reads the set would wait for the rows before it makes them.
+            sets.pipeline
+            | "StartScan" >> beam.Create([None])
+            | "ListScanned" >> beam.FlatMap(_files, found, beam.pvalue.AsList(asked))  # file
             | "SpreadScanned" >> beam.Reshuffle()  # file
             | "ScanNeighbours"
             >> beam.Map(_scan, found, centred, beam.pvalue.AsList(asked), beam.pvalue.AsList(vectors), self.count)  # pa.Table
@@ -143,7 +145,7 @@ class FindNeighbours(beam.PTransform):
         )
 
 
-def _files(found: FeatureSet, asked: Sequence[Asked]) -> Iterator[int]:
+def _files(_: None, found: FeatureSet, asked: Sequence[Asked]) -> Iterator[int]:
     """All files, or none where nothing is asked for."""
     yield from range(len(found.manifest.files) if asked else 0)
 

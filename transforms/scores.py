@@ -64,6 +64,7 @@ class ScoredBlock:
 
     Attributes:
         test_ids, labels, predictions, probabilities: [n, …] as in `records.Features`.
+        label_probabilities: [n] float32, of the label at the last checkpoint.
         self_influence: [n] float64.
         best: the k strongest proponents and opponents.
     """
@@ -72,13 +73,14 @@ class ScoredBlock:
     labels: np.ndarray
     predictions: np.ndarray
     probabilities: np.ndarray
+    label_probabilities: np.ndarray
     self_influence: np.ndarray
     best: TopK
 
     @property
     def nbytes(self) -> int:
         """Size of the arrays, which is nearly all that travels."""
-        own = (self.test_ids, self.labels, self.predictions, self.probabilities, self.self_influence)
+        own = (self.test_ids, self.labels, self.predictions, self.probabilities, self.label_probabilities, self.self_influence)
         rankings = (self.best.proponents, self.best.opponents)
         return sum(array.nbytes for array in own) + sum(
             array.nbytes for one in rankings for array in (one.rows, one.scores, one.ids, one.labels)
@@ -194,6 +196,7 @@ class TileScorer:
                 tests.labels,
                 tests.predictions,
                 tests.probabilities,
+                tests.label_probabilities[:, -1],
                 self_influence(tests, scoring.learning_rates),
                 search.result(),
             )

@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 import pathlib
-import shutil
-from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
 import pytest
 
+from tests.browser.conftest import SCREENSHOTS, assert_fits_and_reads
 from tests.small import NAMES, hostile_page
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-SCREENSHOTS = pathlib.Path("build/screenshots")
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +19,8 @@ def path(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture
-def page(browser, path) -> Iterator:
-    context = browser.new_context(viewport={"width": 1200, "height": 900})
-    page = context.new_page()
-    page.heard = []
-    page.on("request", lambda request: page.heard.append(request.url))
-    page.on("console", lambda message: page.heard.append(message.text))
-    page.on("pageerror", lambda error: page.heard.append(str(error)))
-    page.on("dialog", lambda dialog: page.heard.append(dialog.message))
-    page.goto(path.as_uri())
-    yield page
-    # The page itself, and its pictures, which are inside it.
-    assert [told for told in page.heard if not told.startswith(("file:", "data:image/"))] in ([], ["data:,"])
-    assert len([told for told in page.heard if told.startswith("file:")]) == 1
-    context.close()
+def page(opened, path) -> Any:
+    return opened(path)
 
 
 def shown(page) -> list[str]:
@@ -105,9 +77,9 @@ def test_sorting_and_filtering(page):
     page.fill("#find", "PLAIN")
     assert shown(page) == ["plain-0", "plain-1"] and page.inner_text("#shown") == "2 of 6 shown"
     page.fill("#find", "")
-    page.select_option("#label", "1")
+    page.select_option("[data-filter=label]", "1")
     assert set(page.eval_on_selector_all("#gallery > li:not([hidden])", "all => all.map(one => one.dataset.label)")) == {"1"}
-    page.select_option("#label", "")
+    page.select_option("[data-filter=label]", "")
     page.select_option("#sort", "influence")
     influence = [float(one) for one in page.eval_on_selector_all("#gallery > li", "all => all.map(one => one.dataset.influence)")]
     assert influence == sorted(influence, reverse=True) and len(influence) == 6
@@ -134,21 +106,14 @@ def test_sorting_and_filtering(page):
         ("no-script", {"viewport": {"width": 1200, "height": 900}, "java_script_enabled": False}),
     ],
 )
-def test_it_fits_a_phone_and_the_dark_and_works_without_scripts(browser, path, name, options):
-    context = browser.new_context(**options)
-    page = context.new_page()
-    page.goto(path.as_uri())
+def test_it_fits_a_phone_and_the_dark_and_works_without_scripts(opened, path, name, options):
+    page = opened(path, **options)
     page.screenshot(path=SCREENSHOTS / f"audit-{name}.png", full_page=True)
     assert page.locator("#gallery > li").count() == 6
     if name == "no-script":
         assert page.locator("#controls").is_hidden()
     else:
-        assert page.evaluate("document.documentElement.scrollWidth") <= options["viewport"]["width"]
-        ink, paper = (page.evaluate(f"getComputedStyle(document.body).{one}") for one in ("color", "backgroundColor"))
-        luminance = [np.mean([int(part) for part in one[4:-1].split(",")]) for one in (ink, paper)]
-        assert abs(luminance[0] - luminance[1]) > 180
-        assert (luminance[0] > luminance[1]) == (name == "dark")
-    context.close()
+        assert_fits_and_reads(page, options["viewport"]["width"], name == "dark")
 
 
 def test_print_leaves_the_controls_out(page):

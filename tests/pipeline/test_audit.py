@@ -484,7 +484,7 @@ def test_suspects_stand_beside_what_is_most_alike_with_another_label(repeated, t
     monkeypatch.setattr("transforms.audit_files.audit_page.render", lambda *words: asked.append(words) or render(*words))
     status, _, err = tracin("audit", f"--features={repeated}", "--min_suspicion=0.02", f"--output={tmp_path / 'audit'}")
     assert status == 0, err
-    ((_, suspects, previews, _, neighbours, _),) = asked
+    ((_, suspects, previews, _, neighbours, *_),) = asked
     whole = read_all(repeated)
     ids, labels, alike = [one.decode() for one in whole.example_ids.tolist()], whole.labels[:, 0], cosines(whole)
     assert len(suspects) > 5
