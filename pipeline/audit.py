@@ -22,7 +22,6 @@ from transforms.drift import Thresholds
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest, Manifest, usable_rates
 from transforms.previews import preview_format, why_no_pictures
-from transforms.scores import FeatureSet
 
 
 def run(argv: Sequence[str]) -> int:
@@ -34,31 +33,38 @@ def _run(argv: Sequence[str]) -> None:
     args, flags = options.parse("audit", argv)
     started = time.monotonic()
     beam_options = runner.beam_options(flags)
-    wanted = None
+    wanted: dict[str, inputs.PreparedFeatures] = {}
     if args.features:
         found = manifest.read(args.features, FeatureManifest, "features")
         audits.check_not_empty(found, args.features)
         rates = usable_rates(found, args.learning_rates)
     else:
         prepared = inputs.prepare_model(args, rates_needed=True)
-        base = args.base and files.join(args.base, "features")
-        directory = files.join(args.output, "features")
-        wanted = inputs.prepare_features(args, args.examples, "examples", "given", directory, base, prepared, args.overwrite)
-        found = wanted.stage.write.draft
+        wanted["features"] = _prepare(args, args.examples, "examples", "features", prepared)
+        found = wanted["features"].stage.write.draft
         rates = usable_rates(found, None)
+        if args.test_examples:
+            # What slices are made by is kept of the test examples, whether or not training examples have it.
+            kept = tuple(dict.fromkeys((*args.keep_keys, *args.slice_keys)))
+            own = argparse.Namespace(**{**vars(args), "keep_keys": kept})
+            wanted["test_features"] = _prepare(own, args.test_examples, "test_examples", "test_features", prepared)
     audits.check_labels(found, args.features or args.examples)
     previous = manifest.read_audit(args.previous, "previous") if args.previous else None
     if previous and posixpath.normpath(args.previous) == posixpath.normpath(args.output):
         raise InputError(f"--previous={args.previous!r} is where the new audit would go: give it a directory of its own")
     class_names = names.read_class_names(args.class_names, found)
-    test = (
-        FeatureSet(args.test_features, manifest.read(args.test_features, FeatureManifest, "test_features")) if args.test_features else None
-    )
+    test = None
+    if args.test_features:
+        test = manifest.read(args.test_features, FeatureManifest, "test_features")
+    elif args.test_examples:
+        test = wanted["test_features"].stage.write.draft
     if test:
-        audits.check_labels(test.manifest, args.test_features)
-        manifest.check_same_model(test.manifest, found, args.test_features, args.features or args.examples)
-        if not test.manifest.examples:
+        name = args.test_features or args.test_examples
+        audits.check_labels(test, name)
+        manifest.check_same_model(test, found, name, args.features or args.examples)
+        if args.test_features and not test.examples:
             raise InputError(f"--test_features={args.test_features!r} holds no example: there is nothing to influence")
+        _check_kept(args.slice_keys, test, name)
     thresholds = Thresholds(args.max_suspect_fraction, args.max_appeared_suspects, args.max_shift)
     settings: dict[str, Any] = {
         "features": found.fingerprint,
@@ -68,7 +74,8 @@ def _run(argv: Sequence[str]) -> None:
         "min_similarity": args.min_similarity,
         "previous": previous and previous.fingerprint,
         "class_names": class_names,
-        "test_features": test and test.manifest.fingerprint,
+        "test_features": test and test.fingerprint,
+        **({"slice_keys": list(args.slice_keys)} if args.slice_keys else {}),
         "thresholds": dataclasses.asdict(thresholds),
     }
     draft = Manifest("audit", manifest.fingerprint(settings), settings, (), {})
@@ -79,22 +86,19 @@ def _run(argv: Sequence[str]) -> None:
     files.check_writable(args.output)
     if wanted:
         print(report.checkpoints(prepared))
-        if wanted.complete:
-            print("features: already complete, used as they are")
+        for name, one in wanted.items():
+            if one.complete:
+                print(f"{name}: already complete, used as they are")
     suspects = SuspectsWanted(args.min_suspicion, args.max_suspects_per_class)
 
     def build(pipeline: beam.Pipeline) -> None:
-        if wanted:
-            sets = feature_set(pipeline, "Train", wanted)  # FeatureSet
-        else:
-            sets = (
-                pipeline
-                | "NameTrainSet" >> beam.Create([args.features])  # directory
-                | "ReadTrainManifest" >> beam.Map(read_set, "features", found.fingerprint)  # FeatureSet
-            )
+        sets = {"sets": _set(pipeline, "Train", wanted.get("features"), "features", args.features, found)}
+        if test:
+            sets["tests"] = _set(pipeline, "Test", wanted.get("test_features"), "test_features", args.test_features, test)
+        audit = AuditLabels(rates, args.min_similarity, args.slice_keys)
         (
             sets
-            | "AuditLabels" >> AuditLabels(rates, args.min_similarity, test)  # judged examples, duplicates, and what they come from
+            | "AuditLabels" >> audit  # judged examples, duplicates, and what they come from
             | "WriteAudit"
             >> WriteAudit(
                 args.output,
@@ -112,8 +116,9 @@ def _run(argv: Sequence[str]) -> None:
             )  # Manifest
         )
 
+    missing = [one for one in wanted.values() if not one.complete]
     stages = [
-        *(extraction([wanted]) if wanted and not wanted.complete else []),
+        *(extraction(missing) if missing else []),
         progress.Stage("Sum activations", "examples-summed", "examples-planned", "examples-summed", "examples"),
         progress.Stage("Judge labels", "examples-audited", "examples-planned", "examples-audited", "examples"),
     ]
@@ -129,12 +134,41 @@ def _run(argv: Sequence[str]) -> None:
         print("the graph is built; nothing has run")
         return
     read = 0
-    if wanted:
-        written = runner.read_back(wanted.directory, FeatureManifest)
-        print(report.features(wanted.directory, written))
-        read = 0 if wanted.complete else written.counts["examples"] + written.counts["rejected"]
+    for name, one in wanted.items():
+        written = runner.read_back(one.directory, FeatureManifest)
+        print(report.features(one.directory, written, name))
+        read += 0 if one.complete else written.counts["examples"] + written.counts["rejected"]
     print(report.audit(args.output, read_summary(args.output, runner.read_back(args.output, Manifest))))
     print(report.done(started, read, counts))
+
+
+def _prepare(args: argparse.Namespace, examples: str, flag: str, name: str, prepared: inputs.PreparedModel) -> inputs.PreparedFeatures:
+    """The feature set that goes to `name` below the output."""
+    base = args.base and files.join(args.base, name)
+    return inputs.prepare_features(args, examples, flag, "given", files.join(args.output, name), base, prepared, args.overwrite)
+
+
+def _set(
+    pipeline: beam.Pipeline, name: str, wanted: inputs.PreparedFeatures | None, flag: str, directory: str, found: FeatureManifest
+) -> beam.PCollection:
+    """A feature set that is extracted, or was named: FeatureSet (one)."""
+    if wanted:
+        return feature_set(pipeline, name, wanted)
+    return (
+        pipeline
+        | f"Name{name}Set" >> beam.Create([directory])  # directory
+        | f"Read{name}Manifest" >> beam.Map(read_set, flag, found.fingerprint)  # FeatureSet
+    )
+
+
+def _check_kept(keys: Sequence[str], test: FeatureManifest, name: str) -> None:
+    kept = test.settings["keep_keys"]
+    missing = [key for key in keys if key not in kept]
+    if missing:
+        raise InputError(
+            f"--slice_keys names {missing[0]!r}, which the records of {name} do not keep (they keep {', '.join(kept) or 'nothing'}): "
+            f"extract them with --keep_keys={','.join([*kept, *missing])}"
+        )
 
 
 def _fail_if_crossed(args: argparse.Namespace) -> None:

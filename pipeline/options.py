@@ -149,6 +149,17 @@ def parser(command: str) -> argparse.ArgumentParser:
             metavar="DIR",
             help="feature set of a test set, with the same model: which training examples help or hurt it, and its labels, most",
         )
+        sets.add_argument(
+            "--test_examples", metavar="GLOBS", help="or files of the test examples, to extract it from; with --examples and --checkpoints"
+        )
+        sets.add_argument(
+            "--slice_keys",
+            type=_names,
+            default=(),
+            metavar="KEYS",
+            help="keys that the test set keeps (--keep_keys), whose values are slices of it besides its labels: which training examples "
+            "help or hurt each",
+        )
         sets.add_argument("--features", metavar="DIR", help="feature set of the training examples, as `tracin features` wrote it")
         sets.add_argument(
             "--examples", metavar="GLOBS", help="or files of the training examples, to extract it from: TFRecord, Parquet or .npz"
@@ -417,6 +428,10 @@ def _check_audited(own: argparse.ArgumentParser, args: argparse.Namespace) -> No
         own.error(f"--{compared[0]} needs an audit to compare with: name it with --previous")
     if args.fail_on_drift and not compared and args.max_suspect_fraction is None:
         own.error("--fail_on_drift needs a threshold: --max_suspect_fraction, --max_appeared_suspects or --max_shift")
+    if args.test_features and args.test_examples:
+        own.error("--test_features and --test_examples exclude each other: name a feature set, or examples to extract one from")
+    if args.slice_keys and not (args.test_features or args.test_examples):
+        own.error("--slice_keys needs a test set: name it with --test_features or --test_examples")
     if args.features and args.examples:
         own.error("--features and --examples exclude each other: name a feature set, or examples and checkpoints to extract one from")
     if not args.features and not (args.examples and args.checkpoints):
@@ -428,6 +443,7 @@ def _check_audited(own: argparse.ArgumentParser, args: argparse.Namespace) -> No
             "help",
             "features",
             "test_features",
+            "slice_keys",
             "previous",
             "output",
             "overwrite",

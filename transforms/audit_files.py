@@ -13,6 +13,7 @@
 | `suggested_label`, `suggested_probability` | the likeliest class, and how likely it is |
 | `test_influence` | with a test set: the mean influence on its examples; above 0 the example helps |
 | `test_influence_by_label` | likewise, on those of each label, null where there is none; unless that would be too large |
+| `test_influence_by_slice` | likewise, on those of each slice that the summary lists |
 
 `suspects.parquet` and `suspects.jsonl`: the rows with enough suspicion, the most suspicious first, and `relative_self_influence`, the
 self-influence over the mean of the label's examples. `summary.json`: counts, and a table of the classes.
@@ -47,6 +48,7 @@ from transforms.neighbours import Asked, FindNeighbours
 from transforms.previews import Preview, read_previews
 from transforms.records import Origin
 from transforms.sinks import to_jsonl
+from transforms.slices import Slices
 from transforms.suspicion import Judgement
 
 # Feature files whose examples are rows of one file: at most 131,072 rows.
@@ -59,6 +61,9 @@ _SUSPICION_BINS = 20
 _EXTREMES = 50
 # Neighbours of each suspect in the report.
 _NEIGHBOURS = 3
+# Slices by keys of which is told who helps and hurts them most, and how many of each.
+_SHOWN_SLICES = 50
+_SLICE_EXTREMES = 5
 # Duplicates that are listed, and groups of them in the report, with so many members.
 _LISTED_DUPLICATES = 100_000
 _SHOWN_GROUPS = 50
@@ -98,16 +103,23 @@ def to_table(block: AuditedExamples, judged: Judgement) -> pa.Table:
             "place": pa.array((block.file << 32) + np.arange(len(block.labels))),
         }
     )
-    if block.test_influence is None or block.test_counts is None:
+    if block.test_influence is None or block.test_slices is None:
         return columns
-    by_slice = block.test_influence
-    mean = np.nansum(by_slice * block.test_counts, axis=1) / block.test_counts.sum()
+    labels, counts = block.test_slices.labels, block.test_slices.counts
+    by_label, by_value = block.test_influence[:, :labels], block.test_influence[:, labels:]
+    mean = np.nansum(by_label * counts[:labels], axis=1) / counts[:labels].sum()
     columns = columns.append_column("test_influence", pa.array(mean))
-    if len(block.test_counts) > 1:
-        values = pa.array(by_slice.reshape(-1), mask=np.isnan(by_slice.reshape(-1)))
-        offsets = np.arange(0, by_slice.size + 1, by_slice.shape[1], dtype=np.int32)
-        columns = columns.append_column("test_influence_by_label", pa.ListArray.from_arrays(offsets, values))
+    for name, numbers, wanted in (("label", by_label, labels > 1), ("slice", by_value, by_value.shape[1] > 0)):
+        if wanted:
+            columns = columns.append_column(f"test_influence_by_{name}", _lists(numbers))
     return columns
+
+
+def _lists(numbers: np.ndarray) -> pa.Array:
+    """Rows [n, m] as lists, with null for NaN."""
+    flat = numbers.reshape(-1)
+    offsets = np.arange(0, flat.size + 1, numbers.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.array(flat, mask=np.isnan(flat)))
 
 
 def extremes(table: pa.Table) -> pa.Table:
@@ -118,6 +130,62 @@ def extremes(table: pa.Table) -> pa.Table:
     if ordered.num_rows <= 2 * _EXTREMES:
         return ordered
     return pa.concat_tables([ordered.slice(0, _EXTREMES), ordered.slice(ordered.num_rows - _EXTREMES)])
+
+
+def slice_extremes(table: pa.Table, found: Slices | None) -> pa.Table:
+    """The rows with the lowest and the highest influence on each of the largest slices: `slice`, `influence`, `example_id`, `label`."""
+    parts = []
+    if found and "test_influence_by_slice" in table.column_names:
+        values = _values_by_slice(table)
+        for one in _largest(found).tolist():
+            named = {name: table[name] for name in ("example_id", "label")}
+            own = pa.table({"slice": np.full(len(values), one), "influence": values[:, one], **named})
+            parts.append(_ends(own))
+    return pa.concat_tables([_NO_SLICES, *parts])
+
+
+_NO_SLICES = pa.schema(
+    [("slice", pa.int64()), ("influence", pa.float64()), ("example_id", pa.string()), ("label", pa.int64())]
+).empty_table()
+
+
+def _values_by_slice(table: pa.Table) -> np.ndarray:
+    """[n, S] float64."""
+    flat = table["test_influence_by_slice"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(table.num_rows, -1)
+
+
+def _largest(found: Slices) -> np.ndarray:
+    """The numbers of the slices with the most test examples, labels apart."""
+    counts = found.counts[found.labels :]
+    return np.sort(np.argsort(-counts, kind="stable")[:_SHOWN_SLICES])
+
+
+def _ends(own: pa.Table) -> pa.Table:
+    """The first and the last rows of one slice, by influence."""
+    ordered = own.sort_by([("influence", "ascending"), ("example_id", "ascending")])
+    if ordered.num_rows <= 2 * _SLICE_EXTREMES:
+        return ordered
+    return pa.concat_tables([ordered.slice(0, _SLICE_EXTREMES), ordered.slice(ordered.num_rows - _SLICE_EXTREMES)])
+
+
+def summarize_slices(found: Slices, means: np.ndarray, most: pa.Table) -> list[dict[str, Any]]:
+    """What `summary.json` tells of the slices by keys, in the order of the rows; of the largest, who helps and hurts most."""
+    told = []
+    largest = set(_largest(found).tolist())
+    for i, (key, value) in enumerate(found.named):
+        row: dict[str, Any] = {
+            "key": key,
+            "value": value,
+            "examples": int(found.counts[found.labels + i]),
+            "mean_influence": float(means[i]),
+        }
+        if i in largest:
+            ends = _ends(most.filter(pa.array(most["slice"].to_numpy() == i))).drop_columns(["slice"]).to_pylist()
+            row["helpful"] = [one for one in ends[::-1][:_SLICE_EXTREMES] if one["influence"] > 0]
+            row["harmful"] = [one for one in ends[:_SLICE_EXTREMES] if one["influence"] < 0]
+        told.append(row)
+    return told
 
 
 def summarize_test(table: pa.Table, sums: ClassSums) -> dict[str, Any]:
@@ -322,6 +390,9 @@ class WrittenExamples:
     sums: ClassSums
     suspects: pa.Table
     extremes: pa.Table
+    slices: Slices | None
+    slice_sums: np.ndarray
+    slice_extremes: pa.Table
 
 
 def summarize(sums: ClassSums, listed: int, wanted: SuspectsWanted, settings: dict[str, Any]) -> dict[str, Any]:
@@ -406,12 +477,16 @@ class WriteAudit(beam.PTransform):
         ordered = sorted(blocks, key=lambda pair: pair[0].file)
         table = pa.concat_tables([to_table(*pair) for pair in ordered]).combine_chunks()
         counting.add("rows-written", table.num_rows)
+        found = ordered[0][0].test_slices
         return WrittenExamples(
             shard,
             _write_parquet(self.directory, f"examples-{shard:05d}.parquet", table.drop_columns(["place"])),
             ClassSums.of(table, self.classes, self.wanted),
             suspects(table, self.wanted),
             extremes(table),
+            found,
+            _values_by_slice(table).sum(axis=0) if "test_influence_by_slice" in table.column_names else np.zeros(0),
+            slice_extremes(table, found),
         )
 
     def _write_changes(self, changes: Changes, _: list[None]) -> tuple[Changes, StoredFile]:
@@ -467,6 +542,12 @@ class WriteAudit(beam.PTransform):
         most = pa.concat_tables([part.extremes for part in ordered])
         if most.num_rows:
             summary["test"] = summarize_test(most, sums)
+            slices = ordered[0].slices
+            if slices and (slices.named or slices.left_out):
+                means = np.sum([part.slice_sums for part in ordered], axis=0) / sums.examples.sum()
+                ends = pa.concat_tables([part.slice_extremes for part in ordered])
+                summary["test"]["slices"] = summarize_slices(slices, means, ends)
+                summary["test"]["slice_keys_left_out"] = list(slices.left_out)
         summary["duplicates"] = summarize_duplicates(duplicates, copies.num_rows, self.min_similarity)
         summary["crossed"] = self.thresholds.crossed(summary)
         page = audit_page.render(

@@ -22,7 +22,7 @@ from transforms.records import Origin
 from transforms.scores import FeatureSet
 from transforms.scoring import self_influence
 from transforms.similarity import Directions, Signatures
-from transforms.slices import GradientSums, SumGradients
+from transforms.slices import GradientSums, Slices, SumGradients
 from transforms.suspicion import Evidence, Judgement, LabelCounts, LeaveOneOut, Moments, Noise
 from transforms.tiles import Span
 
@@ -46,7 +46,7 @@ class AuditedExamples:
         self_influence: [n] float64.
         evidence: for the classes that they may be of.
         test_influence: [n, S] float64, the mean influence on the test examples of each slice, or None without a test set.
-        test_counts: [S] int64, test examples of each slice, or None.
+        test_slices: what the slices are, or None.
     """
 
     file: int
@@ -59,7 +59,7 @@ class AuditedExamples:
     self_influence: np.ndarray
     evidence: Evidence
     test_influence: np.ndarray | None = None
-    test_counts: np.ndarray | None = None
+    test_slices: Slices | None = None
 
 
 def classes(found: FeatureManifest) -> int:
@@ -164,7 +164,7 @@ def weigh(
         self_influence(features, rates),
         suspicion.all_evidence(ordered, activations, labels),
         test.influence(features, rates) if test else None,
-        test.counts if test else None,
+        test.slices if test else None,
     )
 
 
@@ -178,20 +178,21 @@ def _noise(counts: LabelCounts, found: FeatureSet) -> Noise:
 
 @dataclasses.dataclass
 class AuditLabels(beam.PTransform):
-    """Judges the labels of a feature set: FeatureSet (one) → judged: (AuditedExamples, Judgement) of each feature file, duplicates:
-    Duplicates (one), directions: Directions (one), and sets, as given.
+    """Judges the labels of a feature set: sets: FeatureSet (one), and tests: FeatureSet (one), where influence on a test set is measured
+    → judged: (AuditedExamples, Judgement) of each feature file, duplicates: Duplicates (one), directions: Directions (one), and sets.
 
     Attributes:
         learning_rates: η of each checkpoint.
         min_similarity: the similarity from which on examples with different labels are duplicates.
-        test: the test set on which influence is measured, or None.
+        slice_keys: kept keys of the test set whose values are slices of it, besides its labels.
     """
 
     learning_rates: Sequence[float]
     min_similarity: float
-    test: FeatureSet | None = None
+    slice_keys: Sequence[str] = ()
 
-    def expand(self, sets: beam.PCollection) -> Mapping[str, beam.PCollection]:
+    def expand(self, collections: Mapping[str, beam.PCollection]) -> Mapping[str, beam.PCollection]:
+        sets = collections["sets"]
         found = beam.pvalue.AsSingleton(sets)
         fitted = (
             sets
@@ -201,8 +202,8 @@ class AuditLabels(beam.PTransform):
             | "GroupMoments" >> beam.GroupByKey()  # (checkpoint, [(group, Moments)])
             | "FitClassifiers" >> beam.Map(fit)  # (checkpoint, LeaveOneOut)
         )
-        if self.test:
-            tests = sets.pipeline | "NameTestSet" >> beam.Create([self.test]) | "SumGradients" >> SumGradients()  # GradientSums
+        if "tests" in collections:
+            tests = collections["tests"] | "SumGradients" >> SumGradients(self.slice_keys)  # GradientSums
         else:
             tests = sets.pipeline | "TestNothing" >> beam.Create([])
         outputs = (

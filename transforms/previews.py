@@ -13,7 +13,7 @@ from transforms import files
 from transforms.errors import InputError
 from transforms.examples import ExampleFormat, InputSpec, digest, parse_example, records_at
 from transforms.manifest import FeatureManifest
-from transforms.records import Origin
+from transforms.records import Origin, text
 from transforms.rejects import Reject
 
 # Pixels of a picture's longer side, and up to which size it is kept without loss.
@@ -91,10 +91,8 @@ def _preview(serialized: bytes, source: str, offset: int, form: ExampleFormat) -
 
 
 def _text(feature: Any) -> str:
-    kind = feature.WhichOneof("kind")
-    values = getattr(feature, kind).value if kind else []
-    text = ", ".join(value.decode(errors="replace") if isinstance(value, bytes) else f"{value:g}" for value in values)
-    return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "…"
+    told = text(feature)
+    return told if len(told) <= _LONGEST_TEXT else told[:_LONGEST_TEXT] + "…"
 
 
 def to_pixels(array: np.ndarray) -> np.ndarray:

@@ -307,6 +307,23 @@ def example_ids(serialized: Sequence[bytes]) -> list[bytes]:
     return ids
 
 
+def kept_texts(serialized: Sequence[bytes], keys: Sequence[str]) -> dict[str, list[str]]:
+    """What n feature records keep under these keys, as text: [n] for each."""
+    features = [tf.train.Example.FromString(one).features.feature for one in serialized] if keys else []
+    return {key: [text(one[key]) for one in features] for key in keys}
+
+
+def text(feature: tf.train.Feature) -> str:
+    """The values of a kept key as text."""
+    kind = feature.WhichOneof("kind")
+    values = getattr(feature, kind).value if kind else []
+    return ", ".join(value.decode(errors="replace") if isinstance(value, bytes) else _number_text(value) for value in values)
+
+
+def _number_text(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
 def origins(serialized: Sequence[bytes]) -> list[Origin]:
     """Where n feature records came from, without kept keys; those of one file share its name."""
     text = tf.io.FixedLenFeature([], tf.string)

@@ -256,6 +256,9 @@ def test_from_examples_to_suspects_in_one_graph(audit, features, tiny, tracin, t
         (("--features=a", "--examples=b"), "exclude each other"),
         (("--features=a", "--max_shift=0.1"), "--max_shift needs an audit to compare with"),
         (("--features=a", "--fail_on_drift"), "--fail_on_drift needs a threshold"),
+        (("--features=a", "--slice_keys=b"), "--slice_keys needs a test set"),
+        (("--features=a", "--test_examples=b"), "--test_examples says how features are extracted"),
+        (("--examples=a", "--checkpoints=c", "--test_examples=b", "--test_features=d"), "exclude each other"),
         (("--features=a", "--batch_size=3"), "--batch_size says how features are extracted"),
     ],
 )
@@ -497,3 +500,72 @@ def test_suspects_stand_beside_what_is_most_alike_with_another_label(repeated, t
         assert [one["label"] for one in found] == [labels[ids.index(one["example_id"])] for one in found]
         assert all(previews[one["source"], one["offset"]].picture for one in found)
     assert len({one["example_id"] for one in neighbours}) > 5
+
+
+def test_a_test_set_is_extracted_in_the_same_graph_and_sliced_by_its_keys(features, tiny, tracin, tmp_path):
+    places = ["north" if i % 3 else "<south>" for i in range(40)]
+    payloads = [
+        example(image=tiny.images[i], label=int(tiny.labels[i]), id=f"test-{i:02d}", place=places[i], hour=i % 2, serial=f"{i}")
+        for i in range(40)
+    ]
+    for i in range(3):
+        write_records(tmp_path / "examples" / f"{i}.tfrecord", payloads[i::3])
+    words = [f"--checkpoints={tiny.glob}", "--id_key=id"]
+    train = [f"--examples={features.parent / 'examples'}/*", f"--test_examples={tmp_path / 'examples'}/*", *words]
+    status, out, err = tracin("audit", *train, "--slice_keys=place,hour", f"--output={tmp_path / 'audit'}")
+    assert status == 0, err
+    assert "test_features: 40 examples" in out and "read 80 examples" in out
+    whole, test = read_all(features), read_all(tmp_path / "audit" / "test_features")
+    scores = sum(
+        rate
+        * np.einsum("ic,jc->ij", *(one.loss_grads[:, t].astype(float) for one in (whole, test)))
+        * np.einsum("id,jd->ij", *(one.activations[:, t].astype(float) for one in (whole, test)))
+        for t, rate in enumerate(RATES)
+    )
+    number = [int(one.decode().removeprefix("test-")) for one in test.example_ids.tolist()]
+    told = json.loads((tmp_path / "audit" / "summary.json").read_text())["test"]
+    assert [(one["key"], one["value"]) for one in told["slices"]] == [
+        ("place", "<south>"),
+        ("place", "north"),
+        ("hour", "0"),
+        ("hour", "1"),
+    ]
+    found = rows(tmp_path / "audit")
+    for i, one in enumerate(told["slices"]):
+        of_slice = np.array([(places[n] if one["key"] == "place" else str(n % 2)) == one["value"] for n in number])
+        expected = scores[:, of_slice].mean(axis=1)
+        np.testing.assert_allclose([row["test_influence_by_slice"][i] for row in found], expected, rtol=1e-7, atol=1e-12)
+        assert one["examples"] == of_slice.sum() and one["mean_influence"] == pytest.approx(expected.mean(), rel=1e-6, abs=1e-12)
+        order = np.argsort(expected)
+        assert [row["example_id"] for row in one["harmful"]] == [found[j]["example_id"] for j in order[:5]]
+        assert [row["example_id"] for row in one["helpful"]] == [found[j]["example_id"] for j in order[::-1][:5]]
+    page = (tmp_path / "audit" / "report.html").read_text()
+    assert "Influence on slices" in page and "&lt;south&gt;" in page
+    # The same from feature sets, by two workers.
+    kept = "--keep_keys=place,hour,serial"
+    assert main(extraction(tiny, tmp_path / "test", tmp_path / "examples", kept)) == 0
+    sets = [f"--features={features}", f"--test_features={tmp_path / 'test'}"]
+    status, _, err = tracin("audit", *sets, "--slice_keys=place,hour", f"--output={tmp_path / 'sets'}", *TWO_WORKERS)
+    assert status == 0, err
+    assert rows(tmp_path / "sets") == rows(tmp_path / "audit")
+    status, _, err = tracin("audit", *sets, "--slice_keys=colour", f"--output={tmp_path / 'no'}")
+    assert status == 2 and "--slice_keys names 'colour'" in err and "--keep_keys=place,hour,serial,colour" in err
+
+
+def test_slices_beyond_the_budget_are_left_out_and_told(features, tiny, tracin, tmp_path, monkeypatch):
+    payloads = [example(image=tiny.images[i], label=int(tiny.labels[i]), id=f"t-{i}", serial=f"{i}", half=i % 2) for i in range(40)]
+    write_records(tmp_path / "examples" / "0.tfrecord", payloads)
+    assert main(extraction(tiny, tmp_path / "test", tmp_path / "examples", "--keep_keys=serial,half")) == 0
+    monkeypatch.setattr("transforms.slices._MOST_VALUES", 30)
+    words = [f"--features={features}", f"--test_features={tmp_path / 'test'}", "--slice_keys=serial,half"]
+    status, _, err = tracin("audit", *words, f"--output={tmp_path / 'audit'}")
+    assert status == 0, err
+    told = json.loads((tmp_path / "audit" / "summary.json").read_text())["test"]
+    assert told["slice_keys_left_out"] == ["serial"] and [one["value"] for one in told["slices"]] == ["0", "1"]
+
+
+def test_an_empty_test_set_ends_the_run_in_one_line(features, tiny, tracin, tmp_path):
+    write_records(tmp_path / "examples" / "0.tfrecord", [])
+    words = [f"--examples={features.parent / 'examples'}/*", f"--test_examples={tmp_path / 'examples'}/*", f"--checkpoints={tiny.glob}"]
+    status, _, err = tracin("audit", *words, "--id_key=id", f"--output={tmp_path / 'audit'}")
+    assert status == 1 and "holds no test example" in err.splitlines()[-1]
