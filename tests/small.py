@@ -172,6 +172,17 @@ def hostile_page() -> bytes:
         "test": {
             "helpful": [{"example_id": "<s>h</s>", "label": 0, "suspicion": 0.1, "test_influence": 0.5}],
             "harmful": [{"example_id": "</td><script>window.hacked=1</script>", "label": 1, "suspicion": 0.9, "test_influence": -0.5}],
+            "slices": [
+                {
+                    "key": "<i>key</i>",
+                    "value": "</td><script>window.hacked=1</script>",
+                    "examples": 5,
+                    "mean_influence": 0.25,
+                    "helpful": [{"example_id": "<s>h</s>", "label": 0, "influence": 0.5}],
+                    "harmful": [],
+                }
+            ],
+            "slice_keys_left_out": ["<u>serial</u>"],
             "between_labels": [{"label": k, "on": [0.25, None, -0.125]} for k in range(3)],
         },
         "duplicates": {

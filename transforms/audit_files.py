@@ -17,6 +17,7 @@
 
 `suspects.parquet` and `suspects.jsonl`: the rows with enough suspicion, the most suspicious first, and `relative_self_influence`, the
 self-influence over the mean of the label's examples. `summary.json`: counts, and a table of the classes.
+`suspects.csv`: what to do about each of them, for a spreadsheet.
 `duplicates.parquet` and `duplicates.jsonl`: the members of groups of duplicates: `group`, `conflicting`, `similarity`, and of the row
 above `example_id`, `label`, `suggested_label`, `suspicion`, `source`, `offset`, `content_digest`.
 `report.html`: the same for a person, with what there is to see of the suspects.
@@ -47,6 +48,7 @@ from transforms.manifest import Manifest
 from transforms.neighbours import Asked, FindNeighbours
 from transforms.previews import Preview, read_previews
 from transforms.records import Origin
+from transforms.sheets import to_csv
 from transforms.sinks import to_jsonl
 from transforms.slices import Slices
 from transforms.suspicion import Judgement
@@ -61,6 +63,9 @@ _SUSPICION_BINS = 20
 _EXTREMES = 50
 # Neighbours of each suspect in the report.
 _NEIGHBOURS = 3
+_ACTION_COLUMNS = ("example_id", "action", "suggested_label", "label", "suspicion", "suggested_probability", "source", "offset")
+# A suggested label that is likelier than this is worth taking.
+_SURE = 0.5
 # Slices by keys of which is told who helps and hurts them most, and how many of each.
 _SHOWN_SLICES = 50
 _SLICE_EXTREMES = 5
@@ -214,6 +219,13 @@ def suspects(table: pa.Table, wanted: SuspectsWanted) -> pa.Table:
     """The suspects among rows, the worst first, and of each label no more than wanted."""
     ordered = worst_first(table.filter(pa.array(table["suspicion"].to_numpy() >= wanted.min_suspicion)))
     return ordered.filter(pa.array(_places(ordered["label"].to_numpy()) < wanted.max_per_class))
+
+
+def actions(listed: pa.Table) -> Iterator[dict[str, Any]]:
+    """Suspects with what to do about each: `relabel` where one other class is likelier than all the rest, else `drop`."""
+    for row in listed.to_pylist():
+        sure = row["suggested_label"] != row["label"] and row["suggested_probability"] > _SURE
+        yield {**row, "action": "relabel" if sure else "drop", "suggested_label": row["suggested_label"] if sure else None}
 
 
 def _places(labels: np.ndarray) -> np.ndarray:
@@ -564,6 +576,7 @@ class WriteAudit(beam.PTransform):
             *(file for _, file in compared),
             _write_parquet(self.directory, "suspects.parquet", listed),
             files.write(self.directory, "suspects.jsonl", to_jsonl(listed), listed.num_rows),
+            files.write(self.directory, "suspects.csv", to_csv(_ACTION_COLUMNS, actions(listed)), listed.num_rows),
             _write_parquet(self.directory, "duplicates.parquet", copies),
             files.write(self.directory, "duplicates.jsonl", to_jsonl(copies), copies.num_rows),
             files.write(self.directory, "report.html", page, 1),

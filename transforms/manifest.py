@@ -26,6 +26,7 @@ _PATTERNS = {
         "changes-*.parquet",
         "suspects.parquet",
         "suspects.jsonl",
+        "suspects.csv",
         "duplicates.parquet",
         "duplicates.jsonl",
         "summary.json",

@@ -43,6 +43,8 @@ def test_hostile_ids_and_names_are_text_and_do_nothing(page):
     text = page.inner_text("main")
     for name in NAMES:
         assert name in text
+    slices = page.get_by_role("region", name="Influence on slices")
+    assert "<i>key</i> = </td><script>window.hacked=1</script>" in slices.inner_text() and "<u>serial</u>" in text
     assert page.title() == "6 suspects in 40 examples – training set audit"
     assert page.eval_on_selector_all("script", "all => all.length") == 1
     assert page.evaluate("window.hacked") is None
@@ -85,7 +87,7 @@ def test_sorting_and_filtering(page):
     assert influence == sorted(influence, reverse=True) and len(influence) == 6
     page.select_option("#sort", "id")
     assert shown(page) == sorted(shown(page))
-    button = page.get_by_role("button", name="examples")
+    button = page.locator("section[aria-labelledby=classes]").get_by_role("button", name="examples")
     for order in ("descending", "ascending"):
         # By keyboard alone.
         button.focus()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import pathlib
 import shutil
@@ -112,6 +113,13 @@ def test_suspects_and_summary_follow_from_the_rows(features, tracin, tmp_path):
     assert told == listed
     lines = [json.loads(line) for line in (output / "suspects.jsonl").read_text().splitlines()]
     assert [line["example_id"] for line in lines] == [row["example_id"] for row in listed]
+    sheet = list(csv.DictReader((output / "suspects.csv").open(newline="")))
+    assert [row["example_id"] for row in sheet] == [row["example_id"] for row in listed]
+    for one, row in zip(sheet, listed, strict=True):
+        sure = row["suggested_label"] != row["label"] and row["suggested_probability"] > 0.5
+        assert (one["action"], one["suggested_label"]) == (("relabel", str(row["suggested_label"])) if sure else ("drop", ""))
+        assert (float(one["suspicion"]), int(one["label"]), int(one["offset"])) == (row["suspicion"], row["label"], row["offset"])
+    assert {one["action"] for one in sheet} == {"relabel", "drop"}
     summary = json.loads((output / "summary.json").read_text())
     assert summary["examples"] == 40 and summary["suspects"] == len(suspected) and summary["listed_suspects"] == len(listed)
     assert summary["expected_wrong_labels"] == pytest.approx(sum(row["suspicion"] for row in found))
