@@ -61,8 +61,9 @@ def audit(directory: str, summary: Mapping[str, Any]) -> str:
         what = f"labelled {row['label']}, "
         what += "may be another" if row["suggested_label"] == row["label"] else f"look like {row['suggested_label']}"
         lines.append(f"  {row['suspects']:,} {what}")
-    duplicates = summary["duplicates"]
-    if duplicates["conflicting_groups"]:
+    # Audits of earlier versions looked for none.
+    duplicates = summary.get("duplicates")
+    if duplicates and duplicates["conflicting_groups"]:
         told = f"{duplicates['conflicting_examples']:,} examples in {_count(duplicates['conflicting_groups'], 'group')}"
         lines.append(f"  {told} of duplicates whose labels conflict")
     lines += [f"  {row['what']} is {row['found']:.4g}, more than --{row['threshold']}={row['limit']:g}" for row in summary["crossed"]]

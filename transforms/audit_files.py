@@ -91,12 +91,13 @@ class SuspectsWanted:
 
 def to_table(block: AuditedExamples, judged: Judgement) -> pa.Table:
     """The rows of a feature file, and the `place` of each as in `similarity.Signatures`, which is not written."""
+    origins = block.origins
     columns = pa.table(
         {
             "example_id": pa.array(block.example_ids.tolist(), pa.binary()).cast(pa.string()),
-            "content_digest": pa.array([origin.content_digest.hex() for origin in block.origins], pa.string()),
-            "source": pa.array([origin.source for origin in block.origins], pa.string()),
-            "offset": pa.array([origin.offset for origin in block.origins], pa.int64()),
+            "content_digest": pa.array([one.tobytes().hex() for one in origins.digests], pa.string()),
+            "source": pa.DictionaryArray.from_arrays(origins.source, pa.array(origins.sources, pa.string())).cast(pa.string()),
+            "offset": pa.array(origins.offsets),
             "label": pa.array(block.labels),
             "prediction": pa.array(block.predictions),
             "probability": pa.array(block.probabilities.astype(np.float64)),
@@ -248,24 +249,23 @@ def shown(listed: pa.Table) -> pa.Table:
 def listed_groups(found: Duplicates) -> pa.Table:
     """Place, group and similarity of the duplicates that are listed: whole groups, those with conflicting labels first."""
     groups = found.groups
-    last = np.searchsorted(groups.numbers, groups.numbers[_LISTED_DUPLICATES]) if len(groups.places) > _LISTED_DUPLICATES else None
+    last = None
+    if len(groups.places) > _LISTED_DUPLICATES:
+        # Of a group that is larger by itself, as many as are listed.
+        last = int(np.searchsorted(groups.numbers, groups.numbers[_LISTED_DUPLICATES])) or _LISTED_DUPLICATES
     columns = {"place": groups.places, "group": groups.numbers, "conflicting": groups.conflicting, "similarity": groups.similarities}
     return pa.table({name: column[:last] for name, column in columns.items()})
 
 
-def members(examples: tuple[AuditedExamples, Judgement], found: Duplicates) -> Iterator[pa.Table]:
-    """The rows of those of a feature file's examples that are listed as duplicates."""
-    block, judged = examples
-    listed = listed_groups(found)
-    listed = listed.filter(pa.array(listed["place"].to_numpy() >> 32 == block.file))
-    if listed.num_rows:
-        rows = to_table(block, judged).select(_MEMBER_COLUMNS).take(pa.array(listed["place"].to_numpy() & 0xFFFFFFFF))
-        yield pa.table(
-            {
-                **{name: listed[name] for name in ("group", "conflicting", "similarity")},
-                **dict(zip(rows.column_names, rows.columns, strict=True)),
-            }
-        )
+def members(table: pa.Table, found: Duplicates) -> pa.Table:
+    """The rows of those examples that are listed as duplicates."""
+    listed = listed_groups(found).sort_by("place")
+    places = table["place"].to_numpy()
+    wanted = np.isin(places, listed["place"].to_numpy())
+    rows = table.select(_MEMBER_COLUMNS).filter(pa.array(wanted))
+    own = listed.take(pa.array(np.searchsorted(listed["place"].to_numpy(), places[wanted])))
+    named = {name: own[name] for name in ("group", "conflicting", "similarity")}
+    return pa.table({**named, **dict(zip(rows.column_names, rows.columns, strict=True))})
 
 
 _NO_MEMBERS = pa.schema(
@@ -405,6 +405,7 @@ class WrittenExamples:
     slices: Slices | None
     slice_sums: np.ndarray
     slice_extremes: pa.Table
+    members: pa.Table
 
 
 def summarize(sums: ClassSums, listed: int, wanted: SuspectsWanted, settings: dict[str, Any]) -> dict[str, Any]:
@@ -484,7 +485,9 @@ class WriteAudit(beam.PTransform):
         if self.overwrite:
             manifest.take_back(self.directory)
 
-    def _write(self, grouped: tuple[int, Iterable[tuple[AuditedExamples, Judgement]]], _: list[None]) -> WrittenExamples:
+    def _write(
+        self, grouped: tuple[int, Iterable[tuple[AuditedExamples, Judgement]]], _: list[None], duplicates: Duplicates
+    ) -> WrittenExamples:
         shard, blocks = grouped
         ordered = sorted(blocks, key=lambda pair: pair[0].file)
         table = pa.concat_tables([to_table(*pair) for pair in ordered]).combine_chunks()
@@ -499,6 +502,7 @@ class WriteAudit(beam.PTransform):
             found,
             _values_by_slice(table).sum(axis=0) if "test_influence_by_slice" in table.column_names else np.zeros(0),
             slice_extremes(table, found),
+            members(table, duplicates),
         )
 
     def _write_changes(self, changes: Changes, _: list[None]) -> tuple[Changes, StoredFile]:
@@ -516,10 +520,10 @@ class WriteAudit(beam.PTransform):
             yield Asked(*(rows[name].to_numpy() for name in ("place", "label", "suggested_label")))
 
     def _choose_shown(
-        self, _: None, parts: Sequence[WrittenExamples], neighbours: Sequence[pa.Table], groups: Sequence[pa.Table]
+        self, _: None, parts: Sequence[WrittenExamples], neighbours: Sequence[pa.Table]
     ) -> Iterator[tuple[str, list[Origin]]]:
         rows = shown(self._listed(parts)).select(["source", "offset", "content_digest"]).to_pylist()
-        rows += [row for one in shown_groups(joined_members(groups)) for row in one]
+        rows += [row for one in shown_groups(joined_members([part.members for part in parts])) for row in one]
         wanted = {(row["source"], row["offset"]): bytes.fromhex(row["content_digest"]) for row in rows}
         wanted |= {(row["source"], row["offset"]): row["content_digest"] for one in neighbours for row in one.to_pylist()}
         by_source: dict[str, list[Origin]] = {}
@@ -534,13 +538,12 @@ class WriteAudit(beam.PTransform):
         changes: Sequence[tuple[Changes, StoredFile]],
         previews: Sequence[tuple[tuple[str, int], Preview]],
         neighbours: Sequence[pa.Table],
-        groups: Sequence[pa.Table],
         duplicates: Duplicates,
     ) -> Manifest:
         ordered = sorted(parts, key=lambda part: part.shard)
         sums = ClassSums.add([part.sums for part in ordered])
         listed = self._listed(parts).drop_columns(["place"])
-        copies = joined_members(groups)
+        copies = joined_members([part.members for part in parts])
         labels = listed["label"].to_numpy()
         means = sums.self_influence / np.maximum(sums.examples, 1)
         relative = np.divide(listed["self_influence"].to_numpy(), means[labels], out=np.ones(len(labels)), where=means[labels] > 0)
@@ -597,7 +600,7 @@ class WriteAudit(beam.PTransform):
             judged
             | "KeyByFile" >> beam.Map(lambda pair: (pair[0].file // _FILES_PER_FILE, pair))  # (shard, (AuditedExamples, Judgement))
             | "GroupByFile" >> beam.GroupByKey()  # (shard, [(AuditedExamples, Judgement)])
-            | "WriteExamples" >> beam.Map(self._write, beam.pvalue.AsList(ready))  # WrittenExamples
+            | "WriteExamples" >> beam.Map(self._write, beam.pvalue.AsList(ready), duplicates)  # WrittenExamples
         )
         if self.previous:
             changes = (
@@ -608,7 +611,6 @@ class WriteAudit(beam.PTransform):
             )
         else:
             changes = judged.pipeline | "CompareNothing" >> beam.Create([])
-        groups = judged | "ListDuplicates" >> beam.FlatMap(members, duplicates)  # pa.Table
         asked = (
             judged.pipeline
             | "StartNeighbours" >> beam.Create([None])
@@ -616,7 +618,7 @@ class WriteAudit(beam.PTransform):
         )  # Asked
         neighbours = (audited["sets"], audited["directions"], asked) | "FindNeighbours" >> FindNeighbours(_NEIGHBOURS)  # pa.Table
         if self.previews:
-            seen = (beam.pvalue.AsList(one) for one in (written, neighbours, groups))
+            seen = (beam.pvalue.AsList(one) for one in (written, neighbours))
             previews = (
                 judged.pipeline
                 | "StartReport" >> beam.Create([None])
@@ -626,7 +628,7 @@ class WriteAudit(beam.PTransform):
             )
         else:
             previews = judged.pipeline | "ShowNothing" >> beam.Create([])
-        gathered = (beam.pvalue.AsList(one) for one in (written, changes, previews, neighbours, groups))
+        gathered = (beam.pvalue.AsList(one) for one in (written, changes, previews, neighbours))
         return (
             judged.pipeline
             | "StartCommit" >> beam.Create([None])

@@ -18,7 +18,7 @@ from transforms import counting, records, suspicion
 from transforms.duplicates import FindDuplicates
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest
-from transforms.records import Origin
+from transforms.records import Origins
 from transforms.scores import FeatureSet
 from transforms.scoring import self_influence
 from transforms.similarity import Directions, Signatures
@@ -29,35 +29,33 @@ from transforms.tiles import Span
 # What all groups' sums of one audit may take.
 _MOMENT_BYTES = 1 << 32
 _GROUPS = 256
-_SIGNATURES = "signatures"
+_SIGNATURES, _COUNTS = "signatures", "counts"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AuditedExamples:
-    """What is known of the examples of a feature file, in order.
+    """What is known of the examples of a feature file, in order, beside the evidence for and against their labels.
 
     Attributes:
         file: its place in the set's manifest.
         example_ids: [n] byte strings.
-        origins: n of them, the examples' places and content digests.
+        origins: the examples' places and content digests.
         labels, predictions: [n] int64, class indices.
         probabilities: [n] float32, of the last checkpoint's prediction.
         label_probabilities: [n] float64, of the label, the mean over the checkpoints.
         self_influence: [n] float64.
-        evidence: for the classes that they may be of.
         test_influence: [n, S] float64, the mean influence on the test examples of each slice, or None without a test set.
         test_slices: what the slices are, or None.
     """
 
     file: int
     example_ids: np.ndarray
-    origins: list[Origin]
+    origins: Origins
     labels: np.ndarray
     predictions: np.ndarray
     probabilities: np.ndarray
     label_probabilities: np.ndarray
     self_influence: np.ndarray
-    evidence: Evidence
     test_influence: np.ndarray | None = None
     test_slices: Slices | None = None
 
@@ -142,7 +140,7 @@ def weigh(
     tests: Sequence[GradientSums],
 ) -> Iterator[Any]:
     """Reads a feature file and finds what there is for and against each example's label, and its influence on the test set, if any:
-    AuditedExamples, and Signatures as an output of their own.
+    (AuditedExamples, Evidence), and Signatures and LabelCounts as outputs of their own.
     """
     (test,) = tests or (None,)
     manifest = found.manifest
@@ -153,19 +151,21 @@ def weigh(
     activations = [suspicion.with_one(features.activations[:, t], _has_one(manifest)) for t in range(len(ordered))]
     counting.add("examples-audited", len(features))
     yield beam.pvalue.TaggedOutput(_SIGNATURES, Signatures.of(file, features.activations, labels, Directions.of(ordered)))
-    yield AuditedExamples(
+    evidence = suspicion.all_evidence(ordered, activations, labels)
+    yield beam.pvalue.TaggedOutput(_COUNTS, LabelCounts.of(evidence, labels, classes(manifest)))
+    known = AuditedExamples(
         file,
         features.example_ids,
-        records.origins(payloads),
+        records.packed_origins(payloads),
         labels,
         features.predictions[:, 0],
         features.probabilities,
         features.label_probabilities.astype(np.float64).mean(axis=1),
         self_influence(features, rates),
-        suspicion.all_evidence(ordered, activations, labels),
         test.influence(features, rates) if test else None,
         test.slices if test else None,
     )
+    yield known, evidence
 
 
 def _directions(_: None, fitted: Sequence[tuple[int, LeaveOneOut]]) -> Directions:
@@ -212,30 +212,28 @@ class AuditLabels(beam.PTransform):
             | "SpreadFiles" >> beam.Reshuffle()  # file
             | "WeighLabels"
             >> beam.FlatMap(weigh, found, self.learning_rates, beam.pvalue.AsList(fitted), beam.pvalue.AsList(tests)).with_outputs(
-                _SIGNATURES, main="weighed"
-            )  # AuditedExamples, Signatures
+                _SIGNATURES, _COUNTS, main="weighed"
+            )  # (AuditedExamples, Evidence), Signatures, LabelCounts
         )
-        # Used twice; without a border the files would be read again for the second use.
-        weighed = outputs["weighed"] | "KeepEvidence" >> beam.Reshuffle()  # AuditedExamples
         directions = (
             sets.pipeline
             | "StartDirections" >> beam.Create([None])
             | "CentreActivations" >> beam.Map(_directions, beam.pvalue.AsList(fitted))
         )  # Directions
         noise = (
-            weighed
-            | "CountLabels"
-            >> beam.Map(lambda block, one: LabelCounts.of(block.evidence, block.labels, classes(one.manifest)), found)  # LabelCounts
+            outputs[_COUNTS]
             | "AddLabelCounts" >> beam.CombineGlobally(LabelCounts.merge)  # LabelCounts
             | "EstimateNoise" >> beam.Map(_noise, found)  # Noise
         )
+        judged = outputs["weighed"] | "JudgeLabels" >> beam.Map(_judge, beam.pvalue.AsSingleton(noise))  # (AuditedExamples, Judgement)
         return {
             "sets": sets,
             "directions": directions,
-            "judged": weighed | "JudgeLabels" >> beam.Map(_judge, beam.pvalue.AsSingleton(noise)),  # (AuditedExamples, Judgement)
+            "judged": judged,
             "duplicates": (sets, outputs[_SIGNATURES], directions) | "FindDuplicates" >> FindDuplicates(self.min_similarity),  # Duplicates
         }
 
 
-def _judge(block: AuditedExamples, noise: Noise) -> tuple[AuditedExamples, Judgement]:
-    return block, suspicion.judge(block.evidence, block.labels, block.label_probabilities, noise)
+def _judge(weighed: tuple[AuditedExamples, Evidence], noise: Noise) -> tuple[AuditedExamples, Judgement]:
+    block, evidence = weighed
+    return block, suspicion.judge(evidence, block.labels, block.label_probabilities, noise)
