@@ -225,6 +225,7 @@ class AuditLabels(beam.PTransform):
             | "AddLabelCounts" >> beam.CombineGlobally(LabelCounts.merge)  # LabelCounts
             | "EstimateNoise" >> beam.Map(_noise, found)  # Noise
         )
+        # The noise is known when all are weighed; until then a runner keeps them.
         judged = outputs["weighed"] | "JudgeLabels" >> beam.Map(_judge, beam.pvalue.AsSingleton(noise))  # (AuditedExamples, Judgement)
         return {
             "sets": sets,
