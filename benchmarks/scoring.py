@@ -286,7 +286,8 @@ def measure_parts(output: pathlib.Path, scratch: pathlib.Path, k: int, runs: int
     scoring = Scoring(rates, k)
     seconds = median_seconds(lambda: searched(test, train, scoring), runs)
     best, _ = searched(test, train, scoring)
-    block = ScoredBlock(test.example_ids, test.labels, test.predictions, test.probabilities, self_influence(test, rates), best)
+    own = (test.example_ids, test.labels, test.predictions, test.probabilities, test.label_probabilities[:, -1])
+    block = ScoredBlock(*own, self_influence(test, rates), best)
     manifest = read_set(str(output / "train_features"), "train_features").manifest
     rows = schema(manifest.task, manifest.outputs)
     writing = median_seconds(lambda: write_rows(str(scratch), 0, [(0, block)], rows), runs)

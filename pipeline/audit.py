@@ -12,7 +12,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipeline import inputs, options, output_table, progress, report, runner
+from pipeline import inputs, names, options, output_table, progress, report, runner
 from pipeline.features import extraction, feature_set
 from pipeline.score import name_set
 from transforms import audits, files, manifest
@@ -22,8 +22,7 @@ from transforms.bigquery import check_credentials
 from transforms.drift import Thresholds
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest, Manifest, usable_rates
-from transforms.previews import preview_format
-from transforms.scores import FeatureSet
+from transforms.previews import preview_format, why_no_pictures
 
 
 def run(argv: Sequence[str]) -> int:
@@ -37,40 +36,49 @@ def _run(argv: Sequence[str]) -> None:
     beam_options = runner.beam_options(flags)
     if args.output_table:
         check_credentials()
-    wanted = None
+    wanted: dict[str, inputs.PreparedFeatures] = {}
     if args.features:
         found = manifest.read(args.features, FeatureManifest, "features")
         audits.check_not_empty(found, args.features)
         rates = usable_rates(found, args.learning_rates)
     else:
         prepared = inputs.prepare_model(args, rates_needed=True)
-        base = args.base and files.join(args.base, "features")
-        directory = files.join(args.output, "features")
-        wanted = inputs.prepare_features(args, args.examples, "examples", "given", directory, base, prepared, args.overwrite)
-        found = wanted.stage.write.draft
+        wanted["features"] = _prepare(args, args.examples, "examples", "features", prepared)
+        found = wanted["features"].stage.write.draft
         rates = usable_rates(found, None)
+        if args.test_examples:
+            # What slices are made by is kept of the test examples, whether or not training examples have it.
+            kept = tuple(dict.fromkeys((*args.keep_keys, *args.slice_keys)))
+            own = argparse.Namespace(**{**vars(args), "keep_keys": kept})
+            wanted["test_features"] = _prepare(own, args.test_examples, "test_examples", "test_features", prepared)
     audits.check_labels(found, args.features or args.examples)
     previous = manifest.read_kind(args.previous, "previous", "audit") if args.previous else None
     if previous and posixpath.normpath(args.previous) == posixpath.normpath(args.output):
         raise InputError(f"--previous={args.previous!r} is where the new audit would go: give it a directory of its own")
-    class_names = read_class_names(args.class_names, audits.classes(found)) if args.class_names else None
-    test = (
-        FeatureSet(args.test_features, manifest.read(args.test_features, FeatureManifest, "test_features")) if args.test_features else None
-    )
+    class_names = names.read_class_names(args.class_names, found)
+    test = None
+    if args.test_features:
+        test = manifest.read(args.test_features, FeatureManifest, "test_features")
+    elif args.test_examples:
+        test = wanted["test_features"].stage.write.draft
     if test:
-        audits.check_labels(test.manifest, args.test_features)
-        manifest.check_same_model(test.manifest, found, args.test_features, args.features or args.examples)
-        if not test.manifest.examples:
+        name = args.test_features or args.test_examples
+        audits.check_labels(test, name)
+        manifest.check_same_model(test, found, name, args.features or args.examples)
+        if args.test_features and not test.examples:
             raise InputError(f"--test_features={args.test_features!r} holds no example: there is nothing to influence")
+        _check_kept(args.slice_keys, test, name)
     thresholds = Thresholds(args.max_suspect_fraction, args.max_appeared_suspects, args.max_shift)
     settings: dict[str, Any] = {
         "features": found.fingerprint,
         "learning_rates": list(rates),
         "min_suspicion": args.min_suspicion,
         "max_suspects_per_class": args.max_suspects_per_class,
+        "min_similarity": args.min_similarity,
         "previous": previous and previous.fingerprint,
         "class_names": class_names,
-        "test_features": test and test.manifest.fingerprint,
+        "test_features": test and test.fingerprint,
+        **({"slice_keys": list(args.slice_keys)} if args.slice_keys else {}),
         "thresholds": dataclasses.asdict(thresholds),
     }
     draft = Manifest("audit", manifest.fingerprint(settings), settings, (), {})
@@ -84,17 +92,18 @@ def _run(argv: Sequence[str]) -> None:
     files.check_writable(args.output)
     if wanted:
         print(report.checkpoints(prepared))
-        if wanted.complete:
-            print("features: already complete, used as they are")
+        for name, one in wanted.items():
+            if one.complete:
+                print(f"{name}: already complete, used as they are")
 
     def build(pipeline: beam.Pipeline) -> None:
-        if wanted:
-            sets = feature_set(pipeline, "Train", wanted)  # FeatureSet
-        else:
-            sets = name_set(pipeline, "Train", args.features, "features", found)  # FeatureSet
+        sets = {"sets": _set(pipeline, "Train", wanted.get("features"), "features", args.features, found)}
+        if test:
+            sets["tests"] = _set(pipeline, "Test", wanted.get("test_features"), "test_features", args.test_features, test)
+        audit = AuditLabels(rates, args.min_similarity, args.slice_keys)
         (
             sets
-            | "AuditLabels" >> AuditLabels(rates, test)  # (AuditedExamples, Judgement)
+            | "AuditLabels" >> audit  # judged examples, duplicates, and what they come from
             | "WriteAudit"
             >> WriteAudit(
                 args.output,
@@ -107,12 +116,15 @@ def _run(argv: Sequence[str]) -> None:
                 (args.previous, previous) if previous else None,
                 thresholds,
                 args.fail_on_drift,
+                args.min_similarity,
+                why_no_pictures(found),
                 table,
             )  # Manifest
         )
 
+    missing = [one for one in wanted.values() if not one.complete]
     stages = [
-        *(extraction([wanted]) if wanted and not wanted.complete else []),
+        *(extraction(missing) if missing else []),
         progress.Stage("Sum activations", "examples-summed", "examples-planned", "examples-summed", "examples"),
         progress.Stage("Judge labels", "examples-audited", "examples-planned", "examples-audited", "examples"),
     ]
@@ -129,34 +141,44 @@ def _run(argv: Sequence[str]) -> None:
         print("the graph is built; nothing has run")
         return
     read = 0
-    if wanted:
-        written = runner.read_back(wanted.directory, FeatureManifest)
-        print(report.features(wanted.directory, written))
-        read = 0 if wanted.complete else written.counts["examples"] + written.counts["rejected"]
+    for name, one in wanted.items():
+        written = runner.read_back(one.directory, FeatureManifest)
+        print(report.features(one.directory, written, name))
+        read += 0 if one.complete else written.counts["examples"] + written.counts["rejected"]
     print(report.audit(args.output, read_summary(args.output, runner.read_back(args.output, Manifest))))
     output_table.tell(table)
     print(report.done(started, read, counts))
+
+
+def _prepare(args: argparse.Namespace, examples: str, flag: str, name: str, prepared: inputs.PreparedModel) -> inputs.PreparedFeatures:
+    """The feature set that goes to `name` below the output."""
+    base = args.base and files.join(args.base, name)
+    return inputs.prepare_features(args, examples, flag, "given", files.join(args.output, name), base, prepared, args.overwrite)
+
+
+def _set(
+    pipeline: beam.Pipeline, name: str, wanted: inputs.PreparedFeatures | None, flag: str, directory: str, found: FeatureManifest
+) -> beam.PCollection:
+    """A feature set that is extracted, or was named: FeatureSet (one)."""
+    if wanted:
+        return feature_set(pipeline, name, wanted)
+    return name_set(pipeline, name, directory, flag, found)
+
+
+def _check_kept(keys: Sequence[str], test: FeatureManifest, name: str) -> None:
+    kept = test.settings["keep_keys"]
+    missing = [key for key in keys if key not in kept]
+    if missing:
+        raise InputError(
+            f"--slice_keys names {missing[0]!r}, which the records of {name} do not keep (they keep {', '.join(kept) or 'nothing'}): "
+            f"extract them with --keep_keys={','.join([*kept, *missing])}"
+        )
 
 
 def _fail_if_crossed(args: argparse.Namespace) -> None:
     summary = read_summary(args.output, runner.read_back(args.output, Manifest))
     if args.fail_on_drift and summary["crossed"]:
         raise runner.Crossed(told_crossed(args.output, summary))
-
-
-def read_class_names(path: str, count: int) -> list[str]:
-    """The names of classes: the lines of a file.
-
-    Raises:
-        InputError: it cannot be read, or there are not `count` of them.
-    """
-    try:
-        names = files.read(path).decode().splitlines()
-    except (*files.STORE_ERRORS, ValueError) as error:
-        raise InputError(f"--class_names={path!r} cannot be read: {files.told(error)}") from error
-    if len(names) != count:
-        raise InputError(f"--class_names={path!r} has {len(names)} lines, the features are of {count} classes: give one line for each")
-    return names
 
 
 if __name__ == "__main__":

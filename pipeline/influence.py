@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 import apache_beam as beam
 
-from pipeline import inputs, options, output_table, progress, report, runner
+from pipeline import inputs, names, options, output_table, progress, report, runner
 from pipeline.features import extraction, feature_set
 from pipeline.score import influence_draft, influence_rows, scoring_plan, write_influence
 from transforms import files, manifest
 from transforms.bigquery import check_credentials
 from transforms.manifest import FeatureManifest, Manifest, usable_rate
+from transforms.sinks import ReportWanted
 from transforms.tiles import Shape
 
 
@@ -49,8 +50,9 @@ def _run(argv: Sequence[str]) -> None:
     )
     # Named, because a feature set that is already there may have been written with other rates in its manifest.
     plan = dataclasses.replace(scoring_plan(args, beam_options), learning_rates=rates)
-    draft = influence_draft(args, rates, wanted["test"].fingerprint, wanted["train"].fingerprint)
-    train = wanted["train"].stage.write.draft
+    test, train = (wanted[name].stage.write.draft for name in ("test", "train"))
+    class_names = names.read_class_names(args.class_names, train)
+    draft = influence_draft(args, rates, test.fingerprint, train.fingerprint, class_names)
     plan.check_memory(Shape(len(train.checkpoints), train.outputs, train.units))
     table = output_table.wanted(args, beam_options, influence_rows(train))
     if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
@@ -65,7 +67,7 @@ def _run(argv: Sequence[str]) -> None:
 
     def build(pipeline: beam.Pipeline) -> None:
         sets = (feature_set(pipeline, "Test", wanted["test"]), feature_set(pipeline, "Train", wanted["train"]))
-        write_influence(sets, args.output, plan, draft, train, args.overwrite, table)
+        write_influence(sets, args.output, plan, draft, train, args.overwrite, ReportWanted.of(test, train, class_names), table)
 
     missing = [one for one in wanted.values() if not one.complete]
     stages = (extraction(missing) if missing else []) + [progress.SCORING]

@@ -177,6 +177,17 @@ def parser(command: str) -> argparse.ArgumentParser:
             metavar="DIR",
             help="feature set of a test set, with the same model: which training examples help or hurt it, and its labels, most",
         )
+        sets.add_argument(
+            "--test_examples", metavar="GLOBS", help="or files of the test examples, to extract it from; with --examples and --checkpoints"
+        )
+        sets.add_argument(
+            "--slice_keys",
+            type=_names,
+            default=(),
+            metavar="KEYS",
+            help="keys that the test set keeps (--keep_keys), whose values are slices of it besides its labels: which training examples "
+            "help or hurt each",
+        )
         sets.add_argument("--features", metavar="DIR", help="feature set of the training examples, as `tracin features` wrote it")
         sets.add_argument(
             "--examples", metavar="GLOBS", help="or files of the training examples, to extract it from: TFRecord, Parquet or .npz"
@@ -198,6 +209,8 @@ def parser(command: str) -> argparse.ArgumentParser:
     _add_overwrite(sets)
     if command != "features":
         _add_table(sets)
+    if command in ("influence", "score", "audit"):
+        _add_class_names(sets)
     if command in ("features", "influence", "audit"):
         _add_examples(sets, command)
         _add_model(built.add_argument_group("model"), required=command != "audit")
@@ -208,6 +221,10 @@ def parser(command: str) -> argparse.ArgumentParser:
     if command in ("score", "plan"):
         _add_rates(built.add_argument_group("model"))
     return built
+
+
+def _add_class_names(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--class_names", metavar="FILE", help="text file with the names of the classes, one a line, for the report")
 
 
 def _add_output(group: argparse._ActionsContainer) -> None:
@@ -235,6 +252,7 @@ def _add_vectors(built: argparse.ArgumentParser, command: str) -> None:
     _add_output(sets)
     _add_overwrite(sets)
     if command == "search":
+        _add_class_names(sets)
         _add_searching(built.add_argument_group("search"))
     else:
         _add_projection(built.add_argument_group("vectors"), command)
@@ -483,6 +501,14 @@ def _add_suspects(group: argparse._ActionsContainer) -> None:
         help="list at most so many suspects of one label, the most suspicious; all are counted (%(default)s)",
     )
     group.add_argument(
+        "--min_similarity",
+        type=_fraction,
+        default=0.99,
+        metavar="X",
+        help="how alike examples with different labels are to be told as duplicates, at least: the mean cosine of their activations about "
+        "the mean (%(default)s)",
+    )
+    group.add_argument(
         "--max_suspect_fraction", type=_fraction, metavar="X", help="threshold: suspects among the examples, as a fraction (none)"
     )
     group.add_argument("--max_appeared_suspects", type=_whole, metavar="N", help="threshold: suspects that --previous did not have (none)")
@@ -493,7 +519,6 @@ def _add_suspects(group: argparse._ActionsContainer) -> None:
         help="threshold: Kolmogorov-Smirnov distance of a class's self-influence from that of --previous (none)",
     )
     _add_switch(group, "--fail_on_drift", "when a threshold is crossed, fail after everything is written, and end with exit status 3")
-    group.add_argument("--class_names", metavar="FILE", help="text file with the names of the classes, one a line, for the report")
 
 
 def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -554,6 +579,10 @@ def _check_audited(own: argparse.ArgumentParser, args: argparse.Namespace) -> No
         own.error(f"--{compared[0]} needs an audit to compare with: name it with --previous")
     if args.fail_on_drift and not compared and args.max_suspect_fraction is None:
         own.error("--fail_on_drift needs a threshold: --max_suspect_fraction, --max_appeared_suspects or --max_shift")
+    if args.test_features and args.test_examples:
+        own.error("--test_features and --test_examples exclude each other: name a feature set, or examples to extract one from")
+    if args.slice_keys and not (args.test_features or args.test_examples):
+        own.error("--slice_keys needs a test set: name it with --test_features or --test_examples")
     if args.features and args.examples:
         own.error("--features and --examples exclude each other: name a feature set, or examples and checkpoints to extract one from")
     if not args.features and not (args.examples and args.checkpoints):
@@ -565,12 +594,14 @@ def _check_audited(own: argparse.ArgumentParser, args: argparse.Namespace) -> No
             "help",
             "features",
             "test_features",
+            "slice_keys",
             "previous",
             "output",
             "output_table",
             "run_date",
             "overwrite",
             "learning_rates",
+            "class_names",
             *(one.dest for one in group._group_actions),
         )
         for action in own._actions:

@@ -42,6 +42,7 @@ def scoring_graph(pipeline: beam.Pipeline, args: argparse.Namespace, beam_option
     """The graph of the planned `tracin score`, as far as its shape goes: what it carries of sets that are not there yet is empty."""
     from pipeline import output_table
     from pipeline.score import influence_draft, influence_rows, read_set, scoring_plan, write_influence
+    from transforms.sinks import ReportWanted
 
     sets = [
         pipeline
@@ -52,7 +53,8 @@ def scoring_graph(pipeline: beam.Pipeline, args: argparse.Namespace, beam_option
     train = FeatureManifest("features", "", {}, (), {}, "", "class", args.outputs or 1, args.units or 1, (), (), (), {})
     draft = influence_draft(args, (), "", "")
     table = output_table.wanted(args, beam_options, influence_rows(train))
-    write_influence((sets[0], sets[1]), args.output or "output", scoring_plan(args, beam_options), draft, train, False, table)
+    plan = scoring_plan(args, beam_options)
+    write_influence((sets[0], sets[1]), args.output or "output", plan, draft, train, overwrite=False, wanted=ReportWanted(), table=table)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,8 +44,12 @@ def features(directory: str, manifest: FeatureManifest, name: str = "") -> str:
 
 def influence(directory: str, manifest: Manifest) -> str:
     """What scoring wrote."""
-    stored = sum(file.size for file in manifest.files)
-    return f"influence: {_count(manifest.counts['rows'], 'row')} as JSON lines and as Parquet, {size(stored)} at {directory}"
+    stored = sum(file.size for file in manifest.files if file.name.startswith("influence-"))
+    lines = [f"influence: {_count(manifest.counts['rows'], 'row')} as JSON lines and as Parquet, {size(stored)} at {directory}"]
+    # Results of earlier versions have none.
+    if any(file.name == "report.html" for file in manifest.files):
+        lines.append(f"  open {posixpath.join(directory, 'report.html')} in a browser")
+    return "\n".join(lines)
 
 
 def table(name: str, rows: int, run_id: str) -> str:
@@ -64,6 +68,11 @@ def audit(directory: str, summary: Mapping[str, Any]) -> str:
         what = f"labelled {row['label']}, "
         what += "may be another" if row["suggested_label"] == row["label"] else f"look like {row['suggested_label']}"
         lines.append(f"  {row['suspects']:,} {what}")
+    # Audits of earlier versions looked for none.
+    duplicates = summary.get("duplicates")
+    if duplicates and duplicates["conflicting_groups"]:
+        told = f"{duplicates['conflicting_examples']:,} examples in {_count(duplicates['conflicting_groups'], 'group')}"
+        lines.append(f"  {told} of duplicates whose labels conflict")
     lines += [f"  {row['what']} is {row['found']:.4g}, more than --{row['threshold']}={row['limit']:g}" for row in summary["crossed"]]
     lines.append(f"  open {posixpath.join(directory, 'report.html')} in a browser")
     if "drift" in summary:

@@ -11,13 +11,13 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline import options, output_table, progress, report, runner
+from pipeline import names, options, output_table, progress, report, runner
 from transforms import files, manifest
 from transforms.bigquery import TableRows, WriteTable, check_credentials
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest, Manifest
 from transforms.scores import FeatureSet, ScoreInfluence, ScoringPlan
-from transforms.sinks import WriteInfluence, schema
+from transforms.sinks import ReportWanted, WriteInfluence, schema
 from transforms.tiles import rows_per_file
 
 
@@ -38,7 +38,8 @@ def _run(argv: Sequence[str]) -> None:
     if not train.examples:
         raise InputError(f"--train_features={args.train_features!r} holds no example: there is nothing to score against")
     plan = scoring_plan(args, beam_options)
-    draft = influence_draft(args, plan.scoring(train).learning_rates, test.fingerprint, train.fingerprint)
+    class_names = names.read_class_names(args.class_names, train)
+    draft = influence_draft(args, plan.scoring(train).learning_rates, test.fingerprint, train.fingerprint, class_names)
     plan.check_memory(FeatureSet(args.train_features, train).shape)
     table = output_table.wanted(args, beam_options, influence_rows(train))
     if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
@@ -52,7 +53,7 @@ def _run(argv: Sequence[str]) -> None:
             name_set(pipeline, "Test", args.test_features, "test_features", test),
             name_set(pipeline, "Train", args.train_features, "train_features", train),
         )  # FeatureSet, FeatureSet
-        write_influence(sets, args.output, plan, draft, train, args.overwrite, table)
+        write_influence(sets, args.output, plan, draft, train, args.overwrite, ReportWanted.of(test, train, class_names), table)
 
     counts = runner.run_graph(build, beam_options, [progress.SCORING])
     if counts is None:
@@ -98,7 +99,13 @@ def scoring_plan(args: argparse.Namespace, beam_options: PipelineOptions) -> Sco
     )
 
 
-def influence_draft(args: argparse.Namespace, learning_rates: Sequence[float], test_fingerprint: str, train_fingerprint: str) -> Manifest:
+def influence_draft(
+    args: argparse.Namespace,
+    learning_rates: Sequence[float],
+    test_fingerprint: str,
+    train_fingerprint: str,
+    class_names: Sequence[str] | None = None,
+) -> Manifest:
     """The manifest of the result, its files and counts still missing.
 
     Memory and tiles are no part of its settings: the rows do not depend on them.
@@ -110,6 +117,8 @@ def influence_draft(args: argparse.Namespace, learning_rates: Sequence[float], t
         "k": args.k,
         "normalize": args.normalize,
     }
+    if class_names:
+        settings["class_names"] = list(class_names)
     return Manifest("influence", manifest.fingerprint(settings), settings, (), {})
 
 
@@ -125,14 +134,13 @@ def write_influence(
     draft: Manifest,
     train: FeatureManifest,
     overwrite: bool,
+    wanted: ReportWanted,
     table: WriteTable | None = None,
 ) -> beam.PCollection:
     """Stage 2, whole: (test, train) FeatureSet → Manifest of the result. `train` tells the type of labels."""
-    committed = (
-        sets
-        | "ScoreInfluence" >> ScoreInfluence(plan)  # (test_start, ScoredBlock)
-        | "WriteInfluence" >> WriteInfluence(output, draft, train.task, train.outputs, rows_per_file(plan.k), overwrite)  # Manifest
-    )
+    blocks = sets | "ScoreInfluence" >> ScoreInfluence(plan)  # (test_start, ScoredBlock)
+    write = WriteInfluence(output, draft, train.task, train.outputs, rows_per_file(plan.k), overwrite, wanted)
+    committed = (blocks, *sets) | "WriteInfluence" >> write  # Manifest
     return committed | "WriteTable" >> table if table else committed  # Manifest
 
 

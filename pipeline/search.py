@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 import apache_beam as beam
 
-from pipeline import options, progress, report, runner
+from pipeline import names, options, progress, report, runner
 from pipeline.score import name_set
 from transforms import faiss_index, files, manifest
 from transforms.errors import InputError
 from transforms.indexes import RECALL_FILE, MeasureRecall, SearchIndex, SearchPlan
 from transforms.manifest import FeatureManifest, Manifest
 from transforms.scoring import Scoring
-from transforms.sinks import WriteInfluence
+from transforms.sinks import ReportWanted, WriteInfluence
 from transforms.tiles import rows_per_file
 
 _SEARCHING = progress.Stage("Search", "tests-searched", "tests-planned", "tests-searched", "test examples")
@@ -43,6 +43,7 @@ def _run(argv: Sequence[str]) -> None:
     scoring = Scoring(tuple(found.settings["learning_rates"]), args.k, found.settings["normalize"])
     sample = min(args.recall_sample, len(args.test_ids) or test.examples)
     plan = SearchPlan(args.index, found, scoring, args.oversampling, args.nprobe, args.ef_search, args.test_ids, sample)
+    class_names = names.read_class_names(args.class_names, train)
     settings = {
         "index": found.fingerprint,
         "test_features": test.fingerprint,
@@ -53,6 +54,7 @@ def _run(argv: Sequence[str]) -> None:
         "ef_search": args.ef_search,
         "test_ids": list(args.test_ids),
         "recall_sample": args.recall_sample,
+        "class_names": class_names,
     }
     draft = Manifest("influence", manifest.fingerprint(settings), settings, (), {})
     if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
@@ -67,9 +69,9 @@ def _run(argv: Sequence[str]) -> None:
         )  # FeatureSet, FeatureSet
         rows = sets | "SearchIndex" >> SearchIndex(plan)  # (row, ScoredBlock)
         beside = (sets, rows) | "MeasureRecall" >> MeasureRecall(plan) if sample else None  # (name, content)
-        rows | "WriteInfluence" >> WriteInfluence(
-            args.output, draft, train.task, train.outputs, rows_per_file(args.k), args.overwrite, beside
-        )  # Manifest
+        report_wanted = ReportWanted.of(test, train, class_names)
+        write = WriteInfluence(args.output, draft, train.task, train.outputs, rows_per_file(args.k), args.overwrite, report_wanted, beside)
+        (rows, *sets) | "WriteInfluence" >> write  # Manifest
 
     counts = runner.run_graph(build, beam_options, [_SEARCHING])
     if counts is None:

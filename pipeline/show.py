@@ -21,6 +21,7 @@ from transforms.errors import InputError
 from transforms.manifest import Manifest
 
 _SUSPECT = ("example_id", "label", "suggested_label", "suspicion", "self_influence", "source", "offset")
+_DUPLICATE = ("group", "example_id", "label", "suggested_label", "similarity", "suspicion", "source", "offset")
 _INFLUENCE = ("test_id", "test_label", "test_prediction", "test_probability", "self_influence")
 _CANDIDATE = ("train_id", "train_label", "score")
 
@@ -42,10 +43,15 @@ def _run(argv: Sequence[str]) -> None:
     audited = found.kind == "audit"
     if args.id is not None:
         console.print(_one(_find(args.directory, found, args.id)))
+        if audited and (duplicates := _duplicates_of(args.directory, found, args.id)):
+            console.print("\nduplicates of it:", _table(_DUPLICATE, duplicates))
     elif audited:
         (summary,) = _lines(args.directory, found, "summary.json")
         print(report.audit(args.directory, summary))
         console.print(_table(_SUSPECT, itertools.islice(_lines(args.directory, found, "suspects.jsonl"), args.rows)))
+        conflicting = (row for row in _lines(args.directory, found, "duplicates.jsonl") if row["conflicting"])
+        if duplicates := list(itertools.islice(conflicting, args.rows)):
+            console.print("\nduplicates whose labels conflict:", _table(_DUPLICATE, duplicates))
     else:
         print(report.influence(args.directory, found))
         rows = itertools.islice(_lines(args.directory, found, ".jsonl"), args.rows)
@@ -58,6 +64,13 @@ def _lines(directory: str, found: Manifest, ending: str) -> Iterator[dict[str, A
         if file.name.endswith(ending):
             data = files.read_verified(directory, file)
             yield from map(orjson.loads, data.splitlines() if file.name.endswith("l") else [data])
+
+
+def _duplicates_of(directory: str, found: Manifest, wanted: str) -> list[dict[str, Any]]:
+    """The others of an example's group of duplicates."""
+    rows = list(_lines(directory, found, "duplicates.jsonl"))
+    groups = {row["group"] for row in rows if row["example_id"] == wanted}
+    return [row for row in rows if row["group"] in groups and row["example_id"] != wanted]
 
 
 def _find(directory: str, found: Manifest, wanted: str) -> dict[str, Any]:

@@ -172,8 +172,60 @@ def hostile_page() -> bytes:
         "test": {
             "helpful": [{"example_id": "<s>h</s>", "label": 0, "suspicion": 0.1, "test_influence": 0.5}],
             "harmful": [{"example_id": "</td><script>window.hacked=1</script>", "label": 1, "suspicion": 0.9, "test_influence": -0.5}],
+            "slices": [
+                {
+                    "key": "<i>key</i>",
+                    "value": "</td><script>window.hacked=1</script>",
+                    "examples": 5,
+                    "mean_influence": 0.25,
+                    "helpful": [{"example_id": "<s>h</s>", "label": 0, "influence": 0.5}],
+                    "harmful": [],
+                }
+            ],
+            "slice_keys_left_out": ["<u>serial</u>"],
             "between_labels": [{"label": k, "on": [0.25, None, -0.125]} for k in range(3)],
+        },
+        "duplicates": {
+            "min_similarity": 0.99,
+            "groups": 3,
+            "examples": 7,
+            "conflicting_groups": 2,
+            "conflicting_examples": 5,
+            "listed_examples": 7,
+            "pairs_left_out": 0,
         },
         "settings": {"features": "<u>fingerprint</u>"},
     }
-    return audit_page.render(summary, shown, previews, NAMES)
+    near = [{**shown[j], "example": i, "similarity": 0.9} for i in range(len(ids)) for j in range(len(ids)) if j != i and j < 3]
+    groups = [[{**shown[i], "similarity": 1.0} for i in (0, 1)], [{**shown[i], "similarity": 0.995} for i in (2, 3, 4)]]
+    return audit_page.render(summary, shown, previews, NAMES, near, groups)
+
+
+def hostile_influence_page() -> bytes:
+    """The report of influence whose ids, names and texts try to be more than text."""
+    from transforms import influence_page
+    from transforms.previews import Preview, encode_picture
+    from transforms.traces import Trace
+
+    ids = ["<script>window.hacked=1</script>", '"><img src=x onerror="window.hacked=1">', "\u202eturned", "a" * 300, "plain-0", "plain-1"]
+    rng = np.random.default_rng(0)
+    seen = {one: Preview(encode_picture(rng.random((8, 8), np.float32)), {"text</p>": "<script>window.hacked=1</script>"}) for one in ids}
+    traces = [
+        Trace(
+            {
+                "test_id": one,
+                "test_label": i % 3,
+                "test_prediction": (i + i // 3) % 3,
+                "test_probability": 0.9,
+                "self_influence": float((5 * i) % 7),
+                "proponents": [{"train_id": other, "train_label": i % 3, "score": 3.5 - j} for j, other in enumerate(ids[:3])],
+                "opponents": [{"train_id": other, "train_label": (i + 1) % 3, "score": j - 1234.5} for j, other in enumerate(ids[3:])][
+                    : i % 4
+                ],
+            },
+            i / 10,
+        )
+        for i, one in enumerate(ids)
+    ]
+    settings = {"k": 3, "normalize": "none", "learning_rates": [0.1]}
+    return influence_page.render(traces, 1000, settings, (seen, seen), NAMES, ["Test set: <u>note</u>."])

@@ -13,9 +13,13 @@
 | `suggested_label`, `suggested_probability` | the likeliest class, and how likely it is |
 | `test_influence` | with a test set: the mean influence on its examples; above 0 the example helps |
 | `test_influence_by_label` | likewise, on those of each label, null where there is none; unless that would be too large |
+| `test_influence_by_slice` | likewise, on those of each slice that the summary lists |
 
 `suspects.parquet` and `suspects.jsonl`: the rows with enough suspicion, the most suspicious first, and `relative_self_influence`, the
 self-influence over the mean of the label's examples. `summary.json`: counts, and a table of the classes.
+`suspects.csv`: what to do about each of them, for a spreadsheet.
+`duplicates.parquet` and `duplicates.jsonl`: the members of groups of duplicates: `group`, `conflicting`, `similarity`, and of the row
+above `example_id`, `label`, `suggested_label`, `suspicion`, `source`, `offset`, `content_digest`.
 `report.html`: the same for a person, with what there is to see of the suspects.
 `changes-*.parquet`: with a previous audit, the examples and suspects that changed since.
 """
@@ -37,14 +41,18 @@ from transforms import audit_page, counting, drift, files, manifest
 from transforms.audits import AuditedExamples
 from transforms.bigquery import Computed, TableRows, WriteTable
 from transforms.drift import Changes, CompareAudits, Distributions, Thresholds
+from transforms.duplicates import Duplicates
 from transforms.errors import InputError
 from transforms.examples import ExampleFormat
 from transforms.files import StoredFile
 from transforms.manifest import Manifest
+from transforms.neighbours import Asked, FindNeighbours
 from transforms.previews import Preview, read_previews
-from transforms.records import Origin
+from transforms.records import Origin, Origins
+from transforms.sheets import to_csv
 from transforms.sinks import to_jsonl
-from transforms.suspicion import Evidence, Judgement
+from transforms.slices import Slices
+from transforms.suspicion import Judgement
 
 # Feature files whose examples are rows of one file: at most 131,072 rows.
 _FILES_PER_FILE = 16
@@ -54,6 +62,19 @@ _SHOWN = 200
 _SHOWN_WORST = 100
 _SUSPICION_BINS = 20
 _EXTREMES = 50
+# Neighbours of each suspect in the report.
+_NEIGHBOURS = 3
+_ACTION_COLUMNS = ("example_id", "action", "suggested_label", "label", "suspicion", "suggested_probability", "source", "offset")
+# A suggested label that is likelier than this is worth taking.
+_SURE = 0.5
+# Slices by keys of which is told who helps and hurts them most, and how many of each.
+_SHOWN_SLICES = 50
+_SLICE_EXTREMES = 5
+# Duplicates that are listed, and groups of them in the report, with so many members.
+_LISTED_DUPLICATES = 100_000
+_SHOWN_GROUPS = 50
+_SHOWN_MEMBERS = 6
+_MEMBER_COLUMNS = ("place", "example_id", "label", "suggested_label", "suspicion", "source", "offset", "content_digest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +91,14 @@ class SuspectsWanted:
 
 
 def to_table(block: AuditedExamples, judged: Judgement) -> pa.Table:
-    """The rows of a feature file."""
+    """The rows of a feature file, and the `place` of each as in `similarity.Signatures`, which is not written."""
+    origins = block.origins
     columns = pa.table(
         {
             "example_id": pa.array(block.example_ids.tolist(), pa.binary()).cast(pa.string()),
-            "content_digest": pa.array([origin.content_digest.hex() for origin in block.origins], pa.string()),
-            "source": pa.array([origin.source for origin in block.origins], pa.string()),
-            "offset": pa.array([origin.offset for origin in block.origins], pa.int64()),
+            "content_digest": pa.array([one.tobytes().hex() for one in origins.digests], pa.string()),
+            "source": pa.DictionaryArray.from_arrays(origins.source, pa.array(origins.sources, pa.string())).cast(pa.string()),
+            "offset": pa.array(origins.offsets),
             "label": pa.array(block.labels),
             "prediction": pa.array(block.predictions),
             "probability": pa.array(block.probabilities.astype(np.float64)),
@@ -85,29 +107,38 @@ def to_table(block: AuditedExamples, judged: Judgement) -> pa.Table:
             "suspicion": pa.array(judged.suspicion),
             "suggested_label": pa.array(judged.suggested_labels),
             "suggested_probability": pa.array(judged.suggested_probabilities),
+            "place": pa.array((block.file << 32) + np.arange(len(block.labels))),
         }
     )
-    if block.test_influence is None or block.test_counts is None:
+    if block.test_influence is None or block.test_slices is None:
         return columns
-    by_slice = block.test_influence
-    mean = np.nansum(by_slice * block.test_counts, axis=1) / block.test_counts.sum()
+    labels, counts = block.test_slices.labels, block.test_slices.counts
+    by_label, by_value = block.test_influence[:, :labels], block.test_influence[:, labels:]
+    mean = np.nansum(by_label * counts[:labels], axis=1) / counts[:labels].sum()
     columns = columns.append_column("test_influence", pa.array(mean))
-    if len(block.test_counts) > 1:
-        values = pa.array(by_slice.reshape(-1), mask=np.isnan(by_slice.reshape(-1)))
-        offsets = np.arange(0, by_slice.size + 1, by_slice.shape[1], dtype=np.int32)
-        columns = columns.append_column("test_influence_by_label", pa.ListArray.from_arrays(offsets, values))
+    for name, numbers, wanted in (("label", by_label, labels > 1), ("slice", by_value, by_value.shape[1] > 0)):
+        if wanted:
+            columns = columns.append_column(f"test_influence_by_{name}", _lists(numbers))
     return columns
 
 
 def table_rows(wanted: SuspectsWanted, test: bool) -> TableRows:
     """What of an audit is rows of a table: each example, and whether it is a suspect; `test` says whether there is a test set."""
     none, numbers = np.empty(0), np.empty(0, np.int64)
-    evidence = Evidence(np.empty((0, 0), np.int32), np.empty((0, 0), np.float32), np.empty((0, 0), np.float32), np.empty(0, np.float32))
-    influence = (np.empty((0, 1)), np.ones(1, np.int64)) if test else (None, None)
-    examples = AuditedExamples(0, np.empty(0, "S1"), [], numbers, numbers, none, none, none, evidence, *influence)
+    origins = Origins((), np.empty(0, np.int32), numbers, np.empty((0, 16), np.uint8))
+    influence = (np.empty((0, 1)), Slices(1, (), np.ones(1, np.int64))) if test else (None, None)
+    examples = AuditedExamples(0, np.empty(0, "S1"), origins, numbers, numbers, none, none, none, *influence)
     suspect = Computed("suspect", pa.bool_(), f"`suspicion` >= {wanted.min_suspicion!r}")
-    # Influence by label is left out: it is null where there is no such test example, and a list of BigQuery's holds no null.
-    return TableRows("examples-", to_table(examples, Judgement(none, numbers, none)).schema, (suspect,))
+    # Influence by label and by slice is left out: it is null where there is no such test example, and a list of BigQuery's holds no null.
+    written = to_table(examples, Judgement(none, numbers, none)).drop_columns("place")
+    return TableRows("examples-", written.schema, (suspect,))
+
+
+def _lists(numbers: np.ndarray) -> pa.Array:
+    """Rows [n, m] as lists, with null for NaN."""
+    flat = numbers.reshape(-1)
+    offsets = np.arange(0, flat.size + 1, numbers.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.array(flat, mask=np.isnan(flat)))
 
 
 def extremes(table: pa.Table) -> pa.Table:
@@ -118,6 +149,62 @@ def extremes(table: pa.Table) -> pa.Table:
     if ordered.num_rows <= 2 * _EXTREMES:
         return ordered
     return pa.concat_tables([ordered.slice(0, _EXTREMES), ordered.slice(ordered.num_rows - _EXTREMES)])
+
+
+def slice_extremes(table: pa.Table, found: Slices | None) -> pa.Table:
+    """The rows with the lowest and the highest influence on each of the largest slices: `slice`, `influence`, `example_id`, `label`."""
+    parts = []
+    if found and "test_influence_by_slice" in table.column_names:
+        values = _values_by_slice(table)
+        for one in _largest(found).tolist():
+            named = {name: table[name] for name in ("example_id", "label")}
+            own = pa.table({"slice": np.full(len(values), one), "influence": values[:, one], **named})
+            parts.append(_ends(own))
+    return pa.concat_tables([_NO_SLICES, *parts])
+
+
+_NO_SLICES = pa.schema(
+    [("slice", pa.int64()), ("influence", pa.float64()), ("example_id", pa.string()), ("label", pa.int64())]
+).empty_table()
+
+
+def _values_by_slice(table: pa.Table) -> np.ndarray:
+    """[n, S] float64."""
+    flat = table["test_influence_by_slice"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(table.num_rows, -1)
+
+
+def _largest(found: Slices) -> np.ndarray:
+    """The numbers of the slices with the most test examples, labels apart."""
+    counts = found.counts[found.labels :]
+    return np.sort(np.argsort(-counts, kind="stable")[:_SHOWN_SLICES])
+
+
+def _ends(own: pa.Table) -> pa.Table:
+    """The first and the last rows of one slice, by influence."""
+    ordered = own.sort_by([("influence", "ascending"), ("example_id", "ascending")])
+    if ordered.num_rows <= 2 * _SLICE_EXTREMES:
+        return ordered
+    return pa.concat_tables([ordered.slice(0, _SLICE_EXTREMES), ordered.slice(ordered.num_rows - _SLICE_EXTREMES)])
+
+
+def summarize_slices(found: Slices, means: np.ndarray, most: pa.Table) -> list[dict[str, Any]]:
+    """What `summary.json` tells of the slices by keys, in the order of the rows; of the largest, who helps and hurts most."""
+    told = []
+    largest = set(_largest(found).tolist())
+    for i, (key, value) in enumerate(found.named):
+        row: dict[str, Any] = {
+            "key": key,
+            "value": value,
+            "examples": int(found.counts[found.labels + i]),
+            "mean_influence": float(means[i]),
+        }
+        if i in largest:
+            ends = _ends(most.filter(pa.array(most["slice"].to_numpy() == i))).drop_columns(["slice"]).to_pylist()
+            row["helpful"] = [one for one in ends[::-1][:_SLICE_EXTREMES] if one["influence"] > 0]
+            row["harmful"] = [one for one in ends[:_SLICE_EXTREMES] if one["influence"] < 0]
+        told.append(row)
+    return told
 
 
 def summarize_test(table: pa.Table, sums: ClassSums) -> dict[str, Any]:
@@ -148,6 +235,13 @@ def suspects(table: pa.Table, wanted: SuspectsWanted) -> pa.Table:
     return ordered.filter(pa.array(_places(ordered["label"].to_numpy()) < wanted.max_per_class))
 
 
+def actions(listed: pa.Table) -> Iterator[dict[str, Any]]:
+    """Suspects with what to do about each: `relabel` where one other class is likelier than all the rest, else `drop`."""
+    for row in listed.to_pylist():
+        sure = row["suggested_label"] != row["label"] and row["suggested_probability"] > _SURE
+        yield {**row, "action": "relabel" if sure else "drop", "suggested_label": row["suggested_label"] if sure else None}
+
+
 def _places(labels: np.ndarray) -> np.ndarray:
     """The place of each row among those of its label."""
     by_label = np.argsort(labels, kind="stable")
@@ -163,6 +257,77 @@ def shown(listed: pa.Table) -> pa.Table:
     places[:_SHOWN_WORST] = -1
     chosen = np.lexsort((np.arange(len(places)), places))[:_SHOWN]
     return listed.take(pa.array(np.sort(chosen)))
+
+
+def listed_groups(found: Duplicates) -> pa.Table:
+    """Place, group and similarity of the duplicates that are listed: whole groups, those with conflicting labels first."""
+    groups = found.groups
+    last = None
+    if len(groups.places) > _LISTED_DUPLICATES:
+        # Of a group that is larger by itself, as many as are listed.
+        last = int(np.searchsorted(groups.numbers, groups.numbers[_LISTED_DUPLICATES])) or _LISTED_DUPLICATES
+    columns = {"place": groups.places, "group": groups.numbers, "conflicting": groups.conflicting, "similarity": groups.similarities}
+    return pa.table({name: column[:last] for name, column in columns.items()})
+
+
+def members(table: pa.Table, found: Duplicates) -> pa.Table:
+    """The rows of those examples that are listed as duplicates."""
+    listed = listed_groups(found).sort_by("place")
+    places = table["place"].to_numpy()
+    wanted = np.isin(places, listed["place"].to_numpy())
+    rows = table.select(_MEMBER_COLUMNS).filter(pa.array(wanted))
+    own = listed.take(pa.array(np.searchsorted(listed["place"].to_numpy(), places[wanted])))
+    named = {name: own[name] for name in ("group", "conflicting", "similarity")}
+    return pa.table({**named, **dict(zip(rows.column_names, rows.columns, strict=True))})
+
+
+_NO_MEMBERS = pa.schema(
+    [
+        ("group", pa.int64()),
+        ("conflicting", pa.bool_()),
+        ("similarity", pa.float64()),
+        ("place", pa.int64()),
+        ("example_id", pa.string()),
+        ("label", pa.int64()),
+        ("suggested_label", pa.int64()),
+        ("suspicion", pa.float64()),
+        ("source", pa.string()),
+        ("offset", pa.int64()),
+        ("content_digest", pa.string()),
+    ]
+).empty_table()
+
+
+def joined_members(parts: Sequence[pa.Table]) -> pa.Table:
+    """The rows of all listed duplicates, group by group."""
+    return pa.concat_tables([_NO_MEMBERS, *parts]).sort_by([("group", "ascending"), ("place", "ascending")]).drop_columns(["place"])
+
+
+def shown_groups(listed: pa.Table) -> list[list[dict[str, Any]]]:
+    """The members of the groups that a person is shown: of the first with conflicting labels, as many labels as there is room for."""
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for row in listed.filter(listed["conflicting"]).to_pylist():
+        if row["group"] in groups or len(groups) < _SHOWN_GROUPS:
+            groups.setdefault(row["group"], []).append(row)
+    told = []
+    for rows in groups.values():
+        places = _places(np.array([row["label"] for row in rows]))
+        told.append([rows[i] for i in sorted(np.lexsort((np.arange(len(rows)), places))[:_SHOWN_MEMBERS].tolist())])
+    return told
+
+
+def summarize_duplicates(found: Duplicates, listed: int, least: float) -> dict[str, Any]:
+    """What `summary.json` tells of duplicates."""
+    groups = found.groups
+    return {
+        "min_similarity": least,
+        "groups": len(np.unique(groups.numbers)),
+        "examples": len(groups.places),
+        "conflicting_groups": len(np.unique(groups.numbers[groups.conflicting])),
+        "conflicting_examples": int(groups.conflicting.sum()),
+        "listed_examples": listed,
+        "pairs_left_out": found.left_out,
+    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -250,6 +415,10 @@ class WrittenExamples:
     sums: ClassSums
     suspects: pa.Table
     extremes: pa.Table
+    slices: Slices | None
+    slice_sums: np.ndarray
+    slice_extremes: pa.Table
+    members: pa.Table
 
 
 def summarize(sums: ClassSums, listed: int, wanted: SuspectsWanted, settings: dict[str, Any]) -> dict[str, Any]:
@@ -293,7 +462,7 @@ def summarize(sums: ClassSums, listed: int, wanted: SuspectsWanted, settings: di
 
 @dataclasses.dataclass
 class WriteAudit(beam.PTransform):
-    """Writes judged examples, suspects, summary and changes, and commits them: (AuditedExamples, Judgement) → Manifest (one).
+    """Writes judged examples, suspects, duplicates, summary and changes, and commits them: what `AuditLabels` gives → Manifest (one).
 
     Attributes:
         directory: where to.
@@ -305,7 +474,9 @@ class WriteAudit(beam.PTransform):
         class_names: of all classes, or None.
         previous: the audit to compare with, its directory and its manifest, or None.
         thresholds: what is told in the summary when it is crossed.
-        fail_when_crossed: whether the graph then fails, after everything is written.
+        fail_when_crossed: whether the graph then fails, after everything is committed.
+        min_similarity: by which duplicates were found.
+        no_pictures: why the report has none, or None.
         table: writes the rows to a table as well, or None.
     """
 
@@ -319,19 +490,28 @@ class WriteAudit(beam.PTransform):
     previous: tuple[str, Manifest] | None = None
     thresholds: Thresholds = dataclasses.field(default_factory=Thresholds)
     fail_when_crossed: bool = False
+    min_similarity: float = 1.0
+    no_pictures: str | None = None
     table: WriteTable | None = None
 
-    def _write(self, grouped: tuple[int, Iterable[tuple[AuditedExamples, Judgement]]], _: list[None]) -> WrittenExamples:
+    def _write(
+        self, grouped: tuple[int, Iterable[tuple[AuditedExamples, Judgement]]], _: list[None], duplicates: Duplicates
+    ) -> WrittenExamples:
         shard, blocks = grouped
         ordered = sorted(blocks, key=lambda pair: pair[0].file)
         table = pa.concat_tables([to_table(*pair) for pair in ordered]).combine_chunks()
         counting.add("rows-written", table.num_rows)
+        found = ordered[0][0].test_slices
         return WrittenExamples(
             shard,
-            _write_parquet(self.directory, f"examples-{shard:05d}.parquet", table),
+            _write_parquet(self.directory, f"examples-{shard:05d}.parquet", table.drop_columns(["place"])),
             ClassSums.of(table, self.classes, self.wanted),
             suspects(table, self.wanted),
             extremes(table),
+            found,
+            _values_by_slice(table).sum(axis=0) if "test_influence_by_slice" in table.column_names else np.zeros(0),
+            slice_extremes(table, found),
+            members(table, duplicates),
         )
 
     def _write_changes(self, changes: Changes, _: list[None]) -> tuple[Changes, StoredFile]:
@@ -343,10 +523,21 @@ class WriteAudit(beam.PTransform):
         ordered = sorted(parts, key=lambda part: part.shard)
         return suspects(pa.concat_tables([part.suspects for part in ordered]), self.wanted).combine_chunks()
 
-    def _choose_shown(self, _: None, parts: Sequence[WrittenExamples]) -> Iterator[tuple[str, list[Origin]]]:
+    def _ask(self, _: None, parts: Sequence[WrittenExamples]) -> Iterator[Asked]:
+        rows = shown(self._listed(parts))
+        if rows.num_rows:
+            yield Asked(*(rows[name].to_numpy() for name in ("place", "label", "suggested_label")))
+
+    def _choose_shown(
+        self, _: None, parts: Sequence[WrittenExamples], neighbours: Sequence[pa.Table]
+    ) -> Iterator[tuple[str, list[Origin]]]:
+        rows = shown(self._listed(parts)).select(["source", "offset", "content_digest"]).to_pylist()
+        rows += [row for one in shown_groups(joined_members([part.members for part in parts])) for row in one]
+        wanted = {(row["source"], row["offset"]): bytes.fromhex(row["content_digest"]) for row in rows}
+        wanted |= {(row["source"], row["offset"]): row["content_digest"] for one in neighbours for row in one.to_pylist()}
         by_source: dict[str, list[Origin]] = {}
-        for row in shown(self._listed(parts)).select(["source", "offset", "content_digest"]).to_pylist():
-            by_source.setdefault(row["source"], []).append(Origin(row["source"], row["offset"], bytes.fromhex(row["content_digest"])))
+        for (source, offset), digest in wanted.items():
+            by_source.setdefault(source, []).append(Origin(source, offset, digest))
         yield from by_source.items()
 
     def _commit(
@@ -355,10 +546,13 @@ class WriteAudit(beam.PTransform):
         parts: Sequence[WrittenExamples],
         changes: Sequence[tuple[Changes, StoredFile]],
         previews: Sequence[tuple[tuple[str, int], Preview]],
+        neighbours: Sequence[pa.Table],
+        duplicates: Duplicates,
     ) -> Manifest:
         ordered = sorted(parts, key=lambda part: part.shard)
         sums = ClassSums.add([part.sums for part in ordered])
-        listed = self._listed(parts)
+        listed = self._listed(parts).drop_columns(["place"])
+        copies = joined_members([part.members for part in parts])
         labels = listed["label"].to_numpy()
         means = sums.self_influence / np.maximum(sums.examples, 1)
         relative = np.divide(listed["self_influence"].to_numpy(), means[labels], out=np.ones(len(labels)), where=means[labels] > 0)
@@ -372,13 +566,31 @@ class WriteAudit(beam.PTransform):
         most = pa.concat_tables([part.extremes for part in ordered])
         if most.num_rows:
             summary["test"] = summarize_test(most, sums)
+            slices = ordered[0].slices
+            if slices and (slices.named or slices.left_out):
+                means = np.sum([part.slice_sums for part in ordered], axis=0) / sums.examples.sum()
+                ends = pa.concat_tables([part.slice_extremes for part in ordered])
+                summary["test"]["slices"] = summarize_slices(slices, means, ends)
+                summary["test"]["slice_keys_left_out"] = list(slices.left_out)
+        summary["duplicates"] = summarize_duplicates(duplicates, copies.num_rows, self.min_similarity)
         summary["crossed"] = self.thresholds.crossed(summary)
-        page = audit_page.render(summary, shown(listed).to_pylist(), dict(previews), self.class_names)
+        page = audit_page.render(
+            summary,
+            shown(listed).to_pylist(),
+            dict(previews),
+            self.class_names,
+            [row for one in neighbours for row in one.to_pylist()],
+            shown_groups(copies),
+            self.no_pictures,
+        )
         written = (
             *(part.file for part in ordered),
             *(file for _, file in compared),
             _write_parquet(self.directory, "suspects.parquet", listed),
             files.write(self.directory, "suspects.jsonl", to_jsonl(listed), listed.num_rows),
+            files.write(self.directory, "suspects.csv", to_csv(_ACTION_COLUMNS, actions(listed)), listed.num_rows),
+            _write_parquet(self.directory, "duplicates.parquet", copies),
+            files.write(self.directory, "duplicates.jsonl", to_jsonl(copies), copies.num_rows),
             files.write(self.directory, "report.html", page, 1),
             files.write(self.directory, "summary.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n", 1),
         )
@@ -390,7 +602,8 @@ class WriteAudit(beam.PTransform):
             raise InputError(told_crossed(self.directory, read_summary(self.directory, committed)))
         return committed
 
-    def expand(self, judged: beam.PCollection) -> beam.PCollection:
+    def expand(self, audited: Mapping[str, beam.PCollection]) -> beam.PCollection:
+        judged, duplicates = audited["judged"], beam.pvalue.AsSingleton(audited["duplicates"])
         ready = (
             judged.pipeline
             | "StartWriting" >> beam.Create([None])
@@ -400,7 +613,7 @@ class WriteAudit(beam.PTransform):
             judged
             | "KeyByFile" >> beam.Map(lambda pair: (pair[0].file // _FILES_PER_FILE, pair))  # (shard, (AuditedExamples, Judgement))
             | "GroupByFile" >> beam.GroupByKey()  # (shard, [(AuditedExamples, Judgement)])
-            | "WriteExamples" >> beam.Map(self._write, beam.pvalue.AsList(ready))  # WrittenExamples
+            | "WriteExamples" >> beam.Map(self._write, beam.pvalue.AsList(ready), duplicates)  # WrittenExamples
         )
         if self.previous:
             changes = (
@@ -411,20 +624,28 @@ class WriteAudit(beam.PTransform):
             )
         else:
             changes = judged.pipeline | "CompareNothing" >> beam.Create([])
+        asked = (
+            judged.pipeline
+            | "StartNeighbours" >> beam.Create([None])
+            | "AskNeighbours" >> beam.FlatMap(self._ask, beam.pvalue.AsList(written))
+        )  # Asked
+        neighbours = (audited["sets"], audited["directions"], asked) | "FindNeighbours" >> FindNeighbours(_NEIGHBOURS)  # pa.Table
         if self.previews:
+            seen = (beam.pvalue.AsList(one) for one in (written, neighbours))
             previews = (
                 judged.pipeline
                 | "StartReport" >> beam.Create([None])
-                | "ChooseShown" >> beam.FlatMap(self._choose_shown, beam.pvalue.AsList(written))  # (source, [Origin])
+                | "ChooseShown" >> beam.FlatMap(self._choose_shown, *seen)  # (source, [Origin])
                 | "SpreadSources" >> beam.Reshuffle()  # (source, [Origin])
                 | "ReadPreviews" >> beam.FlatMap(read_previews, self.previews)  # ((source, offset), Preview)
             )
         else:
             previews = judged.pipeline | "ShowNothing" >> beam.Create([])
+        gathered = (beam.pvalue.AsList(one) for one in (written, changes, previews, neighbours))
         committed = (
             judged.pipeline
             | "StartCommit" >> beam.Create([None])
-            | "CommitAudit" >> beam.Map(self._commit, *(beam.pvalue.AsList(one) for one in (written, changes, previews)))  # Manifest
+            | "CommitAudit" >> beam.Map(self._commit, *gathered, duplicates)  # Manifest
         )
         if self.table:
             committed = committed | "WriteTable" >> self.table  # Manifest

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import importlib.resources
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
+from transforms import pages
 from transforms.previews import Preview
 
 # Classes of which all pairs are shown as a matrix.
 _MATRIX_CLASSES = 30
-_PNG = b"\x89PNG"
 
 
 def render(
@@ -24,37 +18,37 @@ def render(
     shown: Sequence[Mapping[str, Any]],
     previews: Mapping[tuple[str, int], Preview],
     class_names: Sequence[str] | None = None,
+    neighbours: Sequence[Mapping[str, Any]] = (),
+    groups: Sequence[Sequence[Mapping[str, Any]]] = (),
+    note: str | None = None,
 ) -> bytes:
     """The page of an audit, in UTF-8.
-
-    Everything that comes from data is escaped. The page's own policy allows one script, by its digest, and pictures inside the page.
 
     Args:
         summary: as in `summary.json`.
         shown: rows of suspects, as in `suspects.jsonl`, the most suspicious first.
         previews: of their examples, by (source, offset); those that are missing are left out.
         class_names: of all classes, or None for their numbers.
+        neighbours: rows as in `neighbours`, `example` being the number of a row in `shown`.
+        groups: of duplicates with conflicting labels, their members as in `duplicates.jsonl`.
+        note: why there are no pictures, or None.
     """
 
-    def name(label: int) -> str:
-        return class_names[label] if class_names else str(label)
+    def preview(row: Mapping[str, Any]) -> Preview:
+        return previews.get((row["source"], row["offset"]), Preview())
 
-    def is_png(picture: bytes) -> bool:
-        return picture.startswith(_PNG)
-
-    def data_uri(picture: bytes) -> str:
-        kind = "png" if is_png(picture) else "jpeg"
-        return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
-
-    script = _read("audit_page.js")
-    found = [previews.get((row["source"], row["offset"]), Preview()) for row in shown]
-    problems = [preview.problem for preview in found if preview.problem]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(name=name, data_uri=data_uri, is_png=is_png, short=_short)
-    page = environment.from_string(_read("audit_page.html.j2")).render(
+    near: list[list[Mapping[str, Any]]] = [[] for _ in shown]
+    for row in neighbours:
+        near[row["example"]].append(row)
+    return pages.render(
+        "audit_page.html.j2",
+        preview,
+        class_names,
         summary=summary,
-        cards=list(zip(shown, found, strict=True)),
-        problems=problems,
+        cards=list(zip(shown, near, strict=True)),
+        groups=groups,
+        note=note,
+        problems=[problem for row in shown if (problem := preview(row).problem)],
         matrix=_matrix(summary),
         plots=[
             _plot("Examples by suspicion", "suspicion", summary["suspicion_histogram"]),
@@ -62,20 +56,7 @@ def render(
         ],
         labels=sorted({row["label"] for row in shown}),
         suggested=sorted({row["suggested_label"] for row in shown}),
-        style=Markup(_read("audit_page.css")),
-        script=Markup(script),
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    return page.encode()
-
-
-def _read(name: str) -> str:
-    return importlib.resources.files("transforms").joinpath(name).read_text(encoding="utf-8")
-
-
-def _short(value: float) -> str:
-    """A number in few digits."""
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _matrix(summary: Mapping[str, Any]) -> dict[str, Any] | None:

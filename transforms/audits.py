@@ -8,54 +8,56 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
 
 from transforms import counting, records, suspicion
+from transforms.duplicates import FindDuplicates
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest
-from transforms.records import Origin
+from transforms.records import Origins
 from transforms.scores import FeatureSet
 from transforms.scoring import self_influence
-from transforms.slices import GradientSums, SumGradients
+from transforms.similarity import Directions, Signatures
+from transforms.slices import GradientSums, Slices, SumGradients
 from transforms.suspicion import Evidence, Judgement, LabelCounts, LeaveOneOut, Moments, Noise
 from transforms.tiles import Span
 
 # What all groups' sums of one audit may take.
 _MOMENT_BYTES = 1 << 32
 _GROUPS = 256
+_SIGNATURES, _COUNTS = "signatures", "counts"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AuditedExamples:
-    """What is known of the examples of a feature file, in order.
+    """What is known of the examples of a feature file, in order, beside the evidence for and against their labels.
 
     Attributes:
         file: its place in the set's manifest.
         example_ids: [n] byte strings.
-        origins: n of them, the examples' places and content digests.
+        origins: the examples' places and content digests.
         labels, predictions: [n] int64, class indices.
         probabilities: [n] float32, of the last checkpoint's prediction.
         label_probabilities: [n] float64, of the label, the mean over the checkpoints.
         self_influence: [n] float64.
-        evidence: for the classes that they may be of.
         test_influence: [n, S] float64, the mean influence on the test examples of each slice, or None without a test set.
-        test_counts: [S] int64, test examples of each slice, or None.
+        test_slices: what the slices are, or None.
     """
 
     file: int
     example_ids: np.ndarray
-    origins: list[Origin]
+    origins: Origins
     labels: np.ndarray
     predictions: np.ndarray
     probabilities: np.ndarray
     label_probabilities: np.ndarray
     self_influence: np.ndarray
-    evidence: Evidence
     test_influence: np.ndarray | None = None
-    test_counts: np.ndarray | None = None
+    test_slices: Slices | None = None
 
 
 def classes(found: FeatureManifest) -> int:
@@ -136,8 +138,10 @@ def weigh(
     rates: Sequence[float],
     fitted: Sequence[tuple[int, LeaveOneOut]],
     tests: Sequence[GradientSums],
-) -> AuditedExamples:
-    """Reads a feature file and finds what there is for and against each example's label, and its influence on the test set, if any."""
+) -> Iterator[Any]:
+    """Reads a feature file and finds what there is for and against each example's label, and its influence on the test set, if any:
+    (AuditedExamples, Evidence), and Signatures and LabelCounts as outputs of their own.
+    """
     (test,) = tests or (None,)
     manifest = found.manifest
     payloads = found.payloads(Span(file, 0, manifest.files[file].count))
@@ -146,19 +150,26 @@ def weigh(
     ordered = [one for _, one in sorted(fitted, key=lambda pair: pair[0])]
     activations = [suspicion.with_one(features.activations[:, t], _has_one(manifest)) for t in range(len(ordered))]
     counting.add("examples-audited", len(features))
-    return AuditedExamples(
+    yield beam.pvalue.TaggedOutput(_SIGNATURES, Signatures.of(file, features.activations, labels, Directions.of(ordered)))
+    evidence = suspicion.all_evidence(ordered, activations, labels)
+    yield beam.pvalue.TaggedOutput(_COUNTS, LabelCounts.of(evidence, labels, classes(manifest)))
+    known = AuditedExamples(
         file,
         features.example_ids,
-        records.origins(payloads),
+        records.packed_origins(payloads),
         labels,
         features.predictions[:, 0],
         features.probabilities,
         features.label_probabilities.astype(np.float64).mean(axis=1),
         self_influence(features, rates),
-        suspicion.all_evidence(ordered, activations, labels),
         test.influence(features, rates) if test else None,
-        test.counts if test else None,
+        test.slices if test else None,
     )
+    yield known, evidence
+
+
+def _directions(_: None, fitted: Sequence[tuple[int, LeaveOneOut]]) -> Directions:
+    return Directions.of([one for _, one in sorted(fitted, key=lambda pair: pair[0])])
 
 
 def _noise(counts: LabelCounts, found: FeatureSet) -> Noise:
@@ -167,17 +178,21 @@ def _noise(counts: LabelCounts, found: FeatureSet) -> Noise:
 
 @dataclasses.dataclass
 class AuditLabels(beam.PTransform):
-    """Judges the labels of a feature set: FeatureSet (one) → (AuditedExamples, Judgement) of each feature file.
+    """Judges the labels of a feature set: sets: FeatureSet (one), and tests: FeatureSet (one), where influence on a test set is measured
+    → judged: (AuditedExamples, Judgement) of each feature file, duplicates: Duplicates (one), directions: Directions (one), and sets.
 
     Attributes:
         learning_rates: η of each checkpoint.
-        test: the test set on which influence is measured, or None.
+        min_similarity: the similarity from which on examples with different labels are duplicates.
+        slice_keys: kept keys of the test set whose values are slices of it, besides its labels.
     """
 
     learning_rates: Sequence[float]
-    test: FeatureSet | None = None
+    min_similarity: float
+    slice_keys: Sequence[str] = ()
 
-    def expand(self, sets: beam.PCollection) -> beam.PCollection:
+    def expand(self, collections: Mapping[str, beam.PCollection]) -> Mapping[str, beam.PCollection]:
+        sets = collections["sets"]
         found = beam.pvalue.AsSingleton(sets)
         fitted = (
             sets
@@ -187,28 +202,39 @@ class AuditLabels(beam.PTransform):
             | "GroupMoments" >> beam.GroupByKey()  # (checkpoint, [(group, Moments)])
             | "FitClassifiers" >> beam.Map(fit)  # (checkpoint, LeaveOneOut)
         )
-        if self.test:
-            tests = sets.pipeline | "NameTestSet" >> beam.Create([self.test]) | "SumGradients" >> SumGradients()  # GradientSums
+        if "tests" in collections:
+            tests = collections["tests"] | "SumGradients" >> SumGradients(self.slice_keys)  # GradientSums
         else:
             tests = sets.pipeline | "TestNothing" >> beam.Create([])
-        weighed = (
+        outputs = (
             sets
             | "ListFiles" >> beam.FlatMap(lambda one: range(len(one.manifest.files)))  # file
             | "SpreadFiles" >> beam.Reshuffle()  # file
             | "WeighLabels"
-            >> beam.Map(weigh, found, self.learning_rates, beam.pvalue.AsList(fitted), beam.pvalue.AsList(tests))  # AuditedExamples
-            # Used twice; without a border the files would be read again for the second use.
-            | "KeepEvidence" >> beam.Reshuffle()  # AuditedExamples
+            >> beam.FlatMap(weigh, found, self.learning_rates, beam.pvalue.AsList(fitted), beam.pvalue.AsList(tests)).with_outputs(
+                _SIGNATURES, _COUNTS, main="weighed"
+            )  # (AuditedExamples, Evidence), Signatures, LabelCounts
         )
+        directions = (
+            sets.pipeline
+            | "StartDirections" >> beam.Create([None])
+            | "CentreActivations" >> beam.Map(_directions, beam.pvalue.AsList(fitted))
+        )  # Directions
         noise = (
-            weighed
-            | "CountLabels"
-            >> beam.Map(lambda block, one: LabelCounts.of(block.evidence, block.labels, classes(one.manifest)), found)  # LabelCounts
+            outputs[_COUNTS]
             | "AddLabelCounts" >> beam.CombineGlobally(LabelCounts.merge)  # LabelCounts
             | "EstimateNoise" >> beam.Map(_noise, found)  # Noise
         )
-        return weighed | "JudgeLabels" >> beam.Map(_judge, beam.pvalue.AsSingleton(noise))  # (AuditedExamples, Judgement)
+        # The noise is known when all are weighed; until then a runner keeps them.
+        judged = outputs["weighed"] | "JudgeLabels" >> beam.Map(_judge, beam.pvalue.AsSingleton(noise))  # (AuditedExamples, Judgement)
+        return {
+            "sets": sets,
+            "directions": directions,
+            "judged": judged,
+            "duplicates": (sets, outputs[_SIGNATURES], directions) | "FindDuplicates" >> FindDuplicates(self.min_similarity),  # Duplicates
+        }
 
 
-def _judge(block: AuditedExamples, noise: Noise) -> tuple[AuditedExamples, Judgement]:
-    return block, suspicion.judge(block.evidence, block.labels, block.label_probabilities, noise)
+def _judge(weighed: tuple[AuditedExamples, Evidence], noise: Noise) -> tuple[AuditedExamples, Judgement]:
+    block, evidence = weighed
+    return block, suspicion.judge(evidence, block.labels, block.label_probabilities, noise)

@@ -23,7 +23,7 @@ from transforms.manifest import Manifest
 from transforms.projections import Projection
 from transforms.records import Features
 from transforms.scores import FeatureSet, MergeTopK, ScoredBlock
-from transforms.scoring import Scoring, self_influence
+from transforms.scoring import Scoring
 from transforms.search import Search
 from transforms.topk import Ranking, TopK
 from transforms.vector_files import (
@@ -227,12 +227,7 @@ class IndexSearcher:
             candidates = np.where(near < 0, -1, near + start)
             best = score_candidates(tests, candidates, train, plan.scoring)
             counting.add("tests-searched", len(tests))
-            return _scored(tests, best, plan.scoring)
-
-
-def _scored(tests: Features, best: TopK, scoring: Scoring) -> ScoredBlock:
-    own = self_influence(tests, scoring.learning_rates)
-    return ScoredBlock(tests.example_ids, tests.labels, tests.predictions, tests.probabilities, own, best)
+            return ScoredBlock.of(tests, best, plan.scoring)
 
 
 def score_candidates(tests: Features, candidates: np.ndarray, train: FeatureSet, scoring: Scoring) -> TopK:
@@ -291,7 +286,7 @@ def search_exactly(
     for span in shard.spans:
         for _ in found.scan(train.read([span])):
             pass
-    yield None, _scored(tests, found.result(), plan.scoring)
+    yield None, ScoredBlock.of(tests, found.result(), plan.scoring)
 
 
 def ids_by_test(block: ScoredBlock) -> dict[bytes, tuple[set[bytes], set[bytes]]]:

@@ -20,10 +20,20 @@ FILE_NAME = "manifest.json"
 # The names of the files of each kind of directory.
 _PATTERNS = {
     "features": ("features-*.tfrecord", "rejected-*.jsonl", "finished-*.json"),
-    "influence": ("influence-*.jsonl", "influence-*.parquet", "recall.json"),
+    "influence": ("influence-*.jsonl", "influence-*.parquet", "report.html", "recall.json"),
     "vectors": ("vectors-*", "ids-*.npy", "projection.npz"),
     "index": ("index-*.faiss", "projection.npz"),
-    "audit": ("examples-*.parquet", "changes-*.parquet", "suspects.parquet", "suspects.jsonl", "summary.json", "report.html"),
+    "audit": (
+        "examples-*.parquet",
+        "changes-*.parquet",
+        "suspects.parquet",
+        "suspects.jsonl",
+        "suspects.csv",
+        "duplicates.parquet",
+        "duplicates.jsonl",
+        "summary.json",
+        "report.html",
+    ),
 }
 _FORMAT = 1
 # Settings of a feature set that say which examples are in it, and not what its records are.

@@ -13,7 +13,7 @@ from transforms import files
 from transforms.errors import InputError
 from transforms.examples import ExampleFormat, InputSpec, digest, parse_example, records_at
 from transforms.manifest import FeatureManifest
-from transforms.records import Origin
+from transforms.records import Origin, text
 from transforms.rejects import Reject
 
 # Pixels of a picture's longer side, and up to which size it is kept without loss.
@@ -45,10 +45,20 @@ def is_picture(shape: tuple[int, ...]) -> bool:
 def preview_format(found: FeatureManifest) -> ExampleFormat | None:
     """How to read what there is to see of a feature set's examples: their first picture and what was kept. None where that is nothing."""
     pictures = [InputSpec(one["key"], tuple(one["shape"]), one["dtype"]) for one in found.inputs if is_picture(tuple(one["shape"]))]
-    kept = tuple(found.settings["keep_keys"])
+    kept = tuple(found.settings.get("keep_keys", ()))
     if not pictures and not kept:
         return None
-    return ExampleFormat(tuple(pictures[:1]), labelled=False, keep_keys=kept, parse_fn=found.settings["parse_fn"])
+    return ExampleFormat(tuple(pictures[:1]), labelled=False, keep_keys=kept, parse_fn=found.settings.get("parse_fn"))
+
+
+def why_no_pictures(found: FeatureManifest) -> str | None:
+    """Why nothing of a feature set's inputs can be shown, or None where something can."""
+    if not found.inputs:
+        return "There are no pictures: the features were extracted by an earlier version, which does not tell what the inputs are."
+    shapes = [tuple(one["shape"]) for one in found.inputs]
+    if any(map(is_picture, shapes)):
+        return None
+    return f"There are no pictures: the model's inputs have the shapes {', '.join(map(str, shapes))}."
 
 
 def read_previews(grouped: tuple[str, Iterable[Origin]], form: ExampleFormat) -> Iterator[tuple[tuple[str, int], Preview]]:
@@ -81,10 +91,8 @@ def _preview(serialized: bytes, source: str, offset: int, form: ExampleFormat) -
 
 
 def _text(feature: Any) -> str:
-    kind = feature.WhichOneof("kind")
-    values = getattr(feature, kind).value if kind else []
-    text = ", ".join(value.decode(errors="replace") if isinstance(value, bytes) else f"{value:g}" for value in values)
-    return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "…"
+    told = text(feature)
+    return told if len(told) <= _LONGEST_TEXT else told[:_LONGEST_TEXT] + "…"
 
 
 def to_pixels(array: np.ndarray) -> np.ndarray:

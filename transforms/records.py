@@ -127,6 +127,23 @@ class Origin:
     kept: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Origins:
+    """Where n records came from, as arrays: an object for each would be several times as large where they travel.
+
+    Attributes:
+        sources: names of files, each once.
+        source: [n] int32, the file of each, by its place among these.
+        offsets: [n] int64, record indices.
+        digests: [n, 16] uint8, content digests.
+    """
+
+    sources: tuple[str, ...]
+    source: np.ndarray
+    offsets: np.ndarray
+    digests: np.ndarray
+
+
 def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
     """The nearest float32 numbers that the dtype holds; infinity for what is beyond it."""
     with np.errstate(over="ignore"):
@@ -313,6 +330,33 @@ def decode(
     )
 
 
+def example_ids(serialized: Sequence[bytes]) -> list[bytes]:
+    """The ids of n feature records; nothing else of them is parsed."""
+    with tf.device("/CPU:0"):
+        parsed = tf.io.parse_example(
+            tf.constant(serialized, tf.string, shape=[len(serialized)]), {"example_id": tf.io.FixedLenFeature([], tf.string)}
+        )
+    ids: list[bytes] = parsed["example_id"].numpy().tolist()
+    return ids
+
+
+def kept_texts(serialized: Sequence[bytes], keys: Sequence[str]) -> dict[str, list[str]]:
+    """What n feature records keep under these keys, as text: [n] for each."""
+    features = [tf.train.Example.FromString(one).features.feature for one in serialized] if keys else []
+    return {key: [text(one[key]) for one in features] for key in keys}
+
+
+def text(feature: tf.train.Feature) -> str:
+    """The values of a kept key as text."""
+    kind = feature.WhichOneof("kind")
+    values = getattr(feature, kind).value if kind else []
+    return ", ".join(value.decode(errors="replace") if isinstance(value, bytes) else _number_text(value) for value in values)
+
+
+def _number_text(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
 def origins(serialized: Sequence[bytes]) -> list[Origin]:
     """Where n feature records came from, without kept keys; those of one file share its name."""
     text = tf.io.FixedLenFeature([], tf.string)
@@ -322,6 +366,19 @@ def origins(serialized: Sequence[bytes]) -> list[Origin]:
     columns = [parsed[name].numpy().tolist() for name in wanted]
     names = {source: source.decode() for source in columns[0]}
     return [Origin(names[source], offset, digest) for source, offset, digest in zip(*columns, strict=True)]
+
+
+def packed_origins(serialized: Sequence[bytes]) -> Origins:
+    """Where n feature records came from, likewise."""
+    found = origins(serialized)
+    sources = tuple(dict.fromkeys(one.source for one in found))
+    place = {source: i for i, source in enumerate(sources)}
+    return Origins(
+        sources,
+        np.array([place[one.source] for one in found], np.int32),
+        np.array([one.offset for one in found], np.int64),
+        np.frombuffer(b"".join(one.content_digest for one in found), np.uint8).reshape(len(found), -1),
+    )
 
 
 def _padded(ragged: tf.RaggedTensor) -> np.ndarray:

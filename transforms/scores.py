@@ -96,6 +96,7 @@ class ScoredBlock:
 
     Attributes:
         test_ids, labels, predictions, probabilities: [n, …] as in `records.Features`.
+        label_probabilities: [n] float32, of the label at the last checkpoint.
         self_influence: [n] float64.
         best: the k strongest proponents and opponents.
     """
@@ -104,13 +105,27 @@ class ScoredBlock:
     labels: np.ndarray
     predictions: np.ndarray
     probabilities: np.ndarray
+    label_probabilities: np.ndarray
     self_influence: np.ndarray
     best: TopK
+
+    @staticmethod
+    def of(tests: Features, best: TopK, scoring: Scoring) -> ScoredBlock:
+        """Of test examples and what was found for them."""
+        return ScoredBlock(
+            tests.example_ids,
+            tests.labels,
+            tests.predictions,
+            tests.probabilities,
+            tests.label_probabilities[:, -1],
+            self_influence(tests, scoring.learning_rates),
+            best,
+        )
 
     @property
     def nbytes(self) -> int:
         """Size of the arrays, which is nearly all that travels."""
-        own = (self.test_ids, self.labels, self.predictions, self.probabilities, self.self_influence)
+        own = (self.test_ids, self.labels, self.predictions, self.probabilities, self.label_probabilities, self.self_influence)
         rankings = (self.best.proponents, self.best.opponents)
         return sum(array.nbytes for array in own) + sum(
             array.nbytes for one in rankings for array in (one.rows, one.scores, one.ids, one.labels)
@@ -221,14 +236,7 @@ class TileScorer:
             for name, count in search.counts.items():
                 counting.add("pairs-scored-exactly" if name == "scored" else f"pairs-{name}", count)
             self._floors = search.floors
-            block = ScoredBlock(
-                tests.example_ids,
-                tests.labels,
-                tests.predictions,
-                tests.probabilities,
-                self_influence(tests, scoring.learning_rates),
-                search.result(),
-            )
+            block = ScoredBlock.of(tests, search.result(), scoring)
             counting.add("bytes-shuffled", block.nbytes)
             return block
 

@@ -5,13 +5,15 @@
 | `test_id`, `test_label`, `test_prediction`, `test_probability` | the test example; the probability is null for a regression |
 | `self_influence` | the influence of the test example on itself |
 | `proponents`, `opponents` | lists of `{train_id, train_label, score}`, strongest first |
+
+`report.html`: for a person, the worst-predicted test examples beside their candidates.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -20,12 +22,15 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms import counting, files, manifest
+from transforms import counting, files, influence_page, manifest, traces
+from transforms.examples import ExampleFormat
 from transforms.files import StoredFile
-from transforms.manifest import Manifest
+from transforms.manifest import FeatureManifest, Manifest
+from transforms.previews import Preview, preview_format, why_no_pictures
 from transforms.records import NO_LABEL
 from transforms.scores import ScoredBlock
 from transforms.topk import Ranking
+from transforms.traces import SeeExamples, Trace
 
 
 def label_type(task: str, outputs: int) -> pa.DataType:
@@ -103,16 +108,18 @@ def to_jsonl(table: pa.Table) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class WrittenRows:
-    """The two files of the same rows, and their place among the others."""
+    """The two files of the same rows, their place among the others, and the worst-predicted of them."""
 
     shard: int
     jsonl: StoredFile
     parquet: StoredFile
+    worst: list[Trace]
 
 
 def write_rows(directory: str, shard: int, blocks: Iterable[tuple[int, ScoredBlock]], rows: pa.Schema) -> WrittenRows:
     """Writes the rows of one output file, given the blocks that it consists of, each with its first row's number."""
-    table = pa.concat_tables([to_table(block, rows) for _, block in sorted(blocks, key=lambda pair: pair[0])]).combine_chunks()
+    ordered = [block for _, block in sorted(blocks, key=lambda pair: pair[0])]
+    table = pa.concat_tables([to_table(block, rows) for block in ordered]).combine_chunks()
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=table.num_rows)
     counting.add("rows-written", table.num_rows)
@@ -120,12 +127,36 @@ def write_rows(directory: str, shard: int, blocks: Iterable[tuple[int, ScoredBlo
         shard,
         files.write(directory, f"influence-{shard:05d}.jsonl", to_jsonl(table), table.num_rows),
         files.write(directory, f"influence-{shard:05d}.parquet", buffer.getvalue(), table.num_rows),
+        traces.of_rows(table, ordered),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportWanted:
+    """How the report is made.
+
+    Attributes:
+        tests, trains: how what is to see of the examples of each set is read, or None where there is nothing.
+        class_names: of all classes, or None.
+        notes: why there are no pictures.
+    """
+
+    tests: ExampleFormat | None = None
+    trains: ExampleFormat | None = None
+    class_names: Sequence[str] | None = None
+    notes: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(test: FeatureManifest, train: FeatureManifest, class_names: Sequence[str] | None) -> ReportWanted:
+        """For two sets."""
+        notes = (f"{name} set: {note}" for name, one in (("Test", test), ("Training", train)) if (note := why_no_pictures(one)))
+        return ReportWanted(preview_format(test), preview_format(train), class_names, tuple(notes))
 
 
 @dataclasses.dataclass
 class WriteInfluence(beam.PTransform):
-    """Writes scored blocks as rows and commits them with a manifest: (row number, ScoredBlock) → Manifest (one).
+    """Writes scored blocks as rows, and a report, and commits them with a manifest: ((row number, ScoredBlock), test FeatureSet (one),
+    training FeatureSet (one)) → Manifest (one).
 
     Attributes:
         directory: where to.
@@ -133,6 +164,7 @@ class WriteInfluence(beam.PTransform):
         task, outputs: decide the type of labels; see `schema`.
         rows: rows of a file; blocks do not cross its border.
         overwrite: whether a complete result is replaced.
+        report: how the report is made.
         beside: small files to be committed with the rows, (name, content); or None.
     """
 
@@ -142,22 +174,39 @@ class WriteInfluence(beam.PTransform):
     outputs: int
     rows: int
     overwrite: bool
+    report: ReportWanted
     beside: beam.PCollection | None = None
 
     def _write(self, grouped: tuple[int, Iterable[tuple[int, ScoredBlock]]], _: list[None]) -> WrittenRows:
         return write_rows(self.directory, *grouped, schema(self.task, self.outputs))
 
-    def _commit(self, _: None, parts: Sequence[WrittenRows], beside: Sequence[tuple[str, bytes]] = ()) -> Manifest:
-        more = [files.write(self.directory, name, content, 0) for name, content in sorted(beside)]
+    def _choose(self, _: None, parts: Sequence[WrittenRows]) -> Iterator[Trace]:
+        yield from traces.worst(one for part in parts for one in part.worst)
+
+    def _commit(
+        self,
+        _: None,
+        parts: Sequence[WrittenRows],
+        shown: Sequence[Trace],
+        tests: Sequence[tuple[str, Preview]],
+        trains: Sequence[tuple[str, Preview]],
+        beside: Sequence[tuple[str, bytes]] = (),
+    ) -> Manifest:
         ordered = sorted(parts, key=lambda part: part.shard)
+        count = sum(part.jsonl.count for part in ordered)
+        wanted = self.report
+        page = influence_page.render(
+            traces.worst(shown), count, self.draft.settings, (dict(tests), dict(trains)), wanted.class_names, wanted.notes
+        )
+        rows = (file for part in ordered for file in (part.jsonl, part.parquet))
+        more = [files.write(self.directory, name, content, 0) for name, content in sorted(beside)]
         committed = dataclasses.replace(
-            self.draft,
-            files=(*(file for part in ordered for file in (part.jsonl, part.parquet)), *more),
-            counts={"rows": sum(part.jsonl.count for part in ordered)},
+            self.draft, files=(*rows, files.write(self.directory, "report.html", page, 1), *more), counts={"rows": count}
         )
         return manifest.commit(self.directory, committed, overwrite=False)
 
-    def expand(self, blocks: beam.PCollection) -> beam.PCollection:
+    def expand(self, collections: tuple[beam.PCollection, beam.PCollection, beam.PCollection]) -> beam.PCollection:
+        blocks, test, train = collections
         ready = (
             blocks.pipeline
             | "StartWriting" >> beam.Create([None])
@@ -170,11 +219,20 @@ class WriteInfluence(beam.PTransform):
             | "GroupByFile" >> beam.GroupByKey()  # (shard, [(row, ScoredBlock)])
             | "WriteRows" >> beam.Map(self._write, beam.pvalue.AsList(ready))  # WrittenRows
         )
-        sources = [written] if self.beside is None else [written, self.beside]
+        shown = (
+            blocks.pipeline
+            | "StartReport" >> beam.Create([None])
+            | "ChooseShown" >> beam.FlatMap(self._choose, beam.pvalue.AsList(written))  # Trace
+        )
+        seen = [
+            (sets, shown) | f"See{name}Examples" >> SeeExamples(trains, form)  # (id, Preview)
+            for name, sets, trains, form in (("Test", test, False, self.report.tests), ("Train", train, True, self.report.trains))
+        ]
+        gathered = [written, shown, *seen, *([] if self.beside is None else [self.beside])]
         return (
             blocks.pipeline
             | "StartCommit" >> beam.Create([None])
-            | "CommitInfluence" >> beam.Map(self._commit, *map(beam.pvalue.AsList, sources))  # Manifest
+            | "CommitInfluence" >> beam.Map(self._commit, *map(beam.pvalue.AsList, gathered))  # Manifest
         )
 
 

@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 import pathlib
-import shutil
-from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
 import pytest
 
+from tests.browser.conftest import SCREENSHOTS, assert_fits_and_reads
 from tests.small import NAMES, hostile_page
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-SCREENSHOTS = pathlib.Path("build/screenshots")
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +19,8 @@ def path(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture
-def page(browser, path) -> Iterator:
-    context = browser.new_context(viewport={"width": 1200, "height": 900})
-    page = context.new_page()
-    page.heard = []
-    page.on("request", lambda request: page.heard.append(request.url))
-    page.on("console", lambda message: page.heard.append(message.text))
-    page.on("pageerror", lambda error: page.heard.append(str(error)))
-    page.on("dialog", lambda dialog: page.heard.append(dialog.message))
-    page.goto(path.as_uri())
-    yield page
-    # The page itself, and its pictures, which are inside it.
-    assert [told for told in page.heard if not told.startswith(("file:", "data:image/"))] in ([], ["data:,"])
-    assert len([told for told in page.heard if told.startswith("file:")]) == 1
-    context.close()
+def page(opened, path) -> Any:
+    return opened(path)
 
 
 def shown(page) -> list[str]:
@@ -57,7 +29,10 @@ def shown(page) -> list[str]:
 
 def test_it_opens_with_the_answer_and_shows_every_picture_and_plot(page):
     assert page.inner_text("h1") == "6 of 40 labels are suspects"
-    assert page.eval_on_selector_all("#gallery img", "all => all.map(one => one.naturalWidth)") == [8] * 6
+    # The suspect's own, and of its neighbours, none of which is itself.
+    assert page.eval_on_selector_all("#gallery > li > img", "all => all.map(one => one.naturalWidth)") == [8] * 6
+    near = page.eval_on_selector_all("#gallery > li", "all => all.map(one => one.querySelectorAll('.near img').length)")
+    assert near == [2, 2, 2, 3, 3, 3]
     assert [len(one) for one in page.eval_on_selector_all("svg", "all => all.map(one => [...one.querySelectorAll('rect')])")] == [20, 4]
     boxes = page.eval_on_selector_all("svg rect", "all => all.map(one => one.getBoundingClientRect().height)")
     assert max(boxes) > 100
@@ -68,14 +43,26 @@ def test_hostile_ids_and_names_are_text_and_do_nothing(page):
     text = page.inner_text("main")
     for name in NAMES:
         assert name in text
+    slices = page.get_by_role("region", name="Influence on slices")
+    assert "<i>key</i> = </td><script>window.hacked=1</script>" in slices.inner_text() and "<u>serial</u>" in text
     assert page.title() == "6 suspects in 40 examples – training set audit"
     assert page.eval_on_selector_all("script", "all => all.length") == 1
     assert page.evaluate("window.hacked") is None
     assert shown(page)[0] == "<script>window.hacked=1</script>"
     # A mark that turns the writing direction ends with its own text.
-    turned = page.locator("#gallery li", has_text="\u202eturned")
+    turned = page.locator("#gallery > li").filter(has=page.locator(".id", has_text="\u202eturned"))
     assert turned.locator("bdi").first.inner_text() == "\u202eturned"
     assert turned.locator("p").nth(1).inner_text().startswith("labelled")
+
+
+def test_duplicates_stand_side_by_side_with_their_pictures(page):
+    groups = page.locator("section.group")
+    assert groups.count() == 2 and page.locator("h2#duplicates").inner_text() == "Duplicates with conflicting labels"
+    boxes = groups.nth(1).locator("li").evaluate_all("all => all.map(one => one.getBoundingClientRect()).map(one => [one.x, one.y])")
+    assert len({y for _, y in boxes}) == 1 and len({x for x, _ in boxes}) == 3
+    assert groups.nth(0).locator("h3").inner_text() == f"{NAMES[0]} / {NAMES[1]}"
+    assert "equal input" in groups.nth(0).inner_text() and "similarity 0.9950" in groups.nth(1).inner_text()
+    assert groups.locator("img").evaluate_all("all => all.map(one => one.naturalWidth)") == [8] * 5
 
 
 def test_a_script_from_data_would_be_stopped_by_the_policy(page):
@@ -92,15 +79,15 @@ def test_sorting_and_filtering(page):
     page.fill("#find", "PLAIN")
     assert shown(page) == ["plain-0", "plain-1"] and page.inner_text("#shown") == "2 of 6 shown"
     page.fill("#find", "")
-    page.select_option("#label", "1")
+    page.select_option("[data-filter=label]", "1")
     assert set(page.eval_on_selector_all("#gallery > li:not([hidden])", "all => all.map(one => one.dataset.label)")) == {"1"}
-    page.select_option("#label", "")
+    page.select_option("[data-filter=label]", "")
     page.select_option("#sort", "influence")
     influence = [float(one) for one in page.eval_on_selector_all("#gallery > li", "all => all.map(one => one.dataset.influence)")]
     assert influence == sorted(influence, reverse=True) and len(influence) == 6
     page.select_option("#sort", "id")
     assert shown(page) == sorted(shown(page))
-    button = page.get_by_role("button", name="examples")
+    button = page.locator("section[aria-labelledby=classes]").get_by_role("button", name="examples")
     for order in ("descending", "ascending"):
         # By keyboard alone.
         button.focus()
@@ -121,21 +108,14 @@ def test_sorting_and_filtering(page):
         ("no-script", {"viewport": {"width": 1200, "height": 900}, "java_script_enabled": False}),
     ],
 )
-def test_it_fits_a_phone_and_the_dark_and_works_without_scripts(browser, path, name, options):
-    context = browser.new_context(**options)
-    page = context.new_page()
-    page.goto(path.as_uri())
+def test_it_fits_a_phone_and_the_dark_and_works_without_scripts(opened, path, name, options):
+    page = opened(path, **options)
     page.screenshot(path=SCREENSHOTS / f"audit-{name}.png", full_page=True)
     assert page.locator("#gallery > li").count() == 6
     if name == "no-script":
         assert page.locator("#controls").is_hidden()
     else:
-        assert page.evaluate("document.documentElement.scrollWidth") <= options["viewport"]["width"]
-        ink, paper = (page.evaluate(f"getComputedStyle(document.body).{one}") for one in ("color", "backgroundColor"))
-        luminance = [np.mean([int(part) for part in one[4:-1].split(",")]) for one in (ink, paper)]
-        assert abs(luminance[0] - luminance[1]) > 180
-        assert (luminance[0] > luminance[1]) == (name == "dark")
-    context.close()
+        assert_fits_and_reads(page, options["viewport"]["width"], name == "dark")
 
 
 def test_print_leaves_the_controls_out(page):

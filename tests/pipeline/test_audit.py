@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import pathlib
 import shutil
@@ -112,6 +113,13 @@ def test_suspects_and_summary_follow_from_the_rows(features, tracin, tmp_path):
     assert told == listed
     lines = [json.loads(line) for line in (output / "suspects.jsonl").read_text().splitlines()]
     assert [line["example_id"] for line in lines] == [row["example_id"] for row in listed]
+    sheet = list(csv.DictReader((output / "suspects.csv").open(newline="")))
+    assert [row["example_id"] for row in sheet] == [row["example_id"] for row in listed]
+    for one, row in zip(sheet, listed, strict=True):
+        sure = row["suggested_label"] != row["label"] and row["suggested_probability"] > 0.5
+        assert (one["action"], one["suggested_label"]) == (("relabel", str(row["suggested_label"])) if sure else ("drop", ""))
+        assert (float(one["suspicion"]), int(one["label"]), int(one["offset"])) == (row["suspicion"], row["label"], row["offset"])
+    assert {one["action"] for one in sheet} == {"relabel", "drop"}
     summary = json.loads((output / "summary.json").read_text())
     assert summary["examples"] == 40 and summary["suspects"] == len(suspected) and summary["listed_suspects"] == len(listed)
     assert summary["expected_wrong_labels"] == pytest.approx(sum(row["suspicion"] for row in found))
@@ -140,7 +148,8 @@ def test_the_report_shows_the_suspects_with_their_pictures(features, tracin, tmp
     places = [page.index(f'data-id="{row["example_id"]}"') for row in listed]
     assert places == sorted(places) and f"{len(listed)} of 40 labels are suspects" in page
     assert "&lt;class 1&gt;" in page and "<class" not in page
-    assert page.count('src="data:image/png;base64,') == len(listed)
+    assert page.count('src="data:image/png;base64,') == page.count("<img ") > len(listed)
+    assert all(f'alt="the picture of {row["example_id"]}"' in page for row in listed)
     whole = {row["example_id"]: row for row in rows(output)}
     for row in listed:
         source, offset = pathlib.Path(row["source"]), row["offset"]
@@ -255,6 +264,9 @@ def test_from_examples_to_suspects_in_one_graph(audit, features, tiny, tracin, t
         (("--features=a", "--examples=b"), "exclude each other"),
         (("--features=a", "--max_shift=0.1"), "--max_shift needs an audit to compare with"),
         (("--features=a", "--fail_on_drift"), "--fail_on_drift needs a threshold"),
+        (("--features=a", "--slice_keys=b"), "--slice_keys needs a test set"),
+        (("--features=a", "--test_examples=b"), "--test_examples says how features are extracted"),
+        (("--examples=a", "--checkpoints=c", "--test_examples=b", "--test_features=d"), "exclude each other"),
         (("--features=a", "--batch_size=3"), "--batch_size says how features are extracted"),
     ],
 )
@@ -398,3 +410,170 @@ def test_a_test_set_of_another_model_is_refused(features, tiny_softmax, tiny, tr
     assert main(extraction(tiny_softmax, tmp_path / "test", tmp_path / "examples")) == 0
     status, _, err = tracin("audit", f"--features={features}", f"--test_features={tmp_path / 'test'}", f"--output={tmp_path / 'a'}")
     assert status == 2 and "different models" in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def repeated(tiny: Tiny, tmp_path_factory) -> pathlib.Path:
+    """The feature set of the tiny data followed by copies of its first examples: of 4 with another label, of 2 with theirs."""
+    directory = tmp_path_factory.mktemp("repeated")
+    images = np.concatenate([tiny.images, tiny.images[:6]])
+    labels = np.concatenate([tiny.labels, (tiny.labels[:4] + 1) % CLASSES, tiny.labels[4:6]])
+    payloads = [example(image=x, label=int(y), id=f"ex-{i:02d}") for i, (x, y) in enumerate(zip(images, labels, strict=True))]
+    for i in range(5):
+        write_records(directory / "examples" / f"{i:02d}.tfrecord", payloads[i::5])
+    assert main(extraction(tiny, directory / "features", directory / "examples")) == 0
+    return directory / "features"
+
+
+def cosines(features: Features) -> np.ndarray:
+    moved = features.activations[:, :, :-1].astype(np.float64)
+    moved -= moved.mean(axis=0)
+    return np.einsum("itd,jtd->ij", *[moved / np.linalg.norm(moved, axis=2, keepdims=True)] * 2) / len(RATES)
+
+
+def test_duplicates_are_the_equal_ones_and_the_alike_ones_with_other_labels(repeated, tracin, tmp_path, monkeypatch):
+    words = ["audit", f"--features={repeated}", "--min_similarity=0.98"]
+    status, out, err = tracin(*words, f"--output={tmp_path / 'audit'}")
+    assert status == 0, err
+    whole = read_all(repeated)
+    ids, labels, alike = [one.decode() for one in whole.example_ids.tolist()], whole.labels[:, 0], cosines(whole)
+    joined = {i: {i} for i in range(len(whole))}
+    own = np.full(len(whole), -np.inf)
+    for i, j in np.argwhere(np.triu(np.ones_like(alike), 1)).tolist():
+        same = whole.activations[i].tobytes() == whole.activations[j].tobytes()
+        if same or (alike[i, j] >= 0.98 and labels[i] != labels[j]):
+            own[[i, j]] = np.maximum(own[[i, j]], 1 if same else alike[i, j])
+            union = joined[i] | joined[j]
+            joined.update(dict.fromkeys(union, union))
+    expected = {frozenset(ids[i] for i in one) for one in joined.values() if len(one) > 1}
+    assert {frozenset((f"ex-{i:02d}", f"ex-{40 + i}")) for i in (4, 5)} <= expected and len(expected) > 4
+    found = rows(tmp_path / "audit", "duplicates.parquet")
+    groups: dict[int, list[dict]] = {}
+    for row in found:
+        groups.setdefault(row["group"], []).append(row)
+    assert {frozenset(row["example_id"] for row in one) for one in groups.values()} == expected
+    assert list(groups) == list(range(len(groups)))
+    conflicts = [len({row["label"] for row in one}) > 1 for one in groups.values()]
+    assert conflicts == sorted(conflicts, reverse=True) and conflicts.count(False) == 2
+    by_id = {row["example_id"]: row for row in rows(tmp_path / "audit")}
+    for row in found:
+        assert row["similarity"] == pytest.approx(own[ids.index(row["example_id"])], abs=1e-6)
+        assert row["conflicting"] is conflicts[row["group"]]
+        assert {k: row[k] for k in by_id[row["example_id"]] if k in row} == {k: v for k, v in by_id[row["example_id"]].items() if k in row}
+    assert [json.loads(line) for line in (tmp_path / "audit" / "duplicates.jsonl").read_text().splitlines()] == found
+    told = json.loads((tmp_path / "audit" / "summary.json").read_text())["duplicates"]
+    assert told["groups"] == len(groups) and told["conflicting_groups"] == sum(conflicts) and told["pairs_left_out"] == 0
+    assert told["examples"] == told["listed_examples"] == len(found)
+    assert told["conflicting_examples"] == sum(row["conflicting"] for row in found)
+    assert f"{sum(conflicts)} groups of duplicates whose labels conflict" in out
+    page = (tmp_path / "audit" / "report.html").read_text()
+    assert page.count('class="group"') == sum(conflicts) and "Duplicates with conflicting labels" in page
+    status, _, err = tracin(*words, f"--output={tmp_path / 'two'}", *TWO_WORKERS)
+    assert status == 0, err
+    assert content(tmp_path / "two") == content(tmp_path / "audit")
+    # As sets that are too large for one place are looked at.
+    monkeypatch.setattr("transforms.duplicates._ROWS_IN_ONE_PLACE", 0)
+    monkeypatch.setattr("transforms.duplicates._ROWS_PER_PART", 1 << 10)
+    status, _, err = tracin(*words, f"--output={tmp_path / 'spread'}")
+    assert status == 0, err
+    assert content(tmp_path / "spread") == content(tmp_path / "audit")
+
+
+def test_pairs_beyond_the_budget_are_counted(repeated, tracin, tmp_path, monkeypatch):
+    monkeypatch.setattr("transforms.duplicates._VECTOR_BYTES", 0)
+    status, _, err = tracin("audit", f"--features={repeated}", "--min_similarity=0.9", f"--output={tmp_path / 'audit'}")
+    assert status == 0, err
+    told = json.loads((tmp_path / "audit" / "summary.json").read_text())["duplicates"]
+    assert told["pairs_left_out"] > 0 and told["groups"] == 6
+
+
+def test_suspects_stand_beside_what_is_most_alike_with_another_label(repeated, tracin, tmp_path, monkeypatch):
+    from transforms import audit_files
+
+    asked = []
+    render = audit_files.audit_page.render
+    monkeypatch.setattr("transforms.audit_files.audit_page.render", lambda *words: asked.append(words) or render(*words))
+    status, _, err = tracin("audit", f"--features={repeated}", "--min_suspicion=0.02", f"--output={tmp_path / 'audit'}")
+    assert status == 0, err
+    ((_, suspects, previews, _, neighbours, *_),) = asked
+    whole = read_all(repeated)
+    ids, labels, alike = [one.decode() for one in whole.example_ids.tolist()], whole.labels[:, 0], cosines(whole)
+    assert len(suspects) > 5
+    for i, row in enumerate(suspects):
+        own = ids.index(row["example_id"])
+        wanted = labels == row["suggested_label"] if row["suggested_label"] != row["label"] else labels != row["label"]
+        best = sorted(np.flatnonzero(wanted).tolist(), key=lambda j: (-round(alike[own, j], 9), ids[j]))[:3]
+        found = [one for one in neighbours if one["example"] == i]
+        assert [one["similarity"] for one in found] == pytest.approx([alike[own, j] for j in best], abs=1e-6)
+        assert [one["label"] for one in found] == [labels[ids.index(one["example_id"])] for one in found]
+        assert all(previews[one["source"], one["offset"]].picture for one in found)
+    assert len({one["example_id"] for one in neighbours}) > 5
+
+
+def test_a_test_set_is_extracted_in_the_same_graph_and_sliced_by_its_keys(features, tiny, tracin, tmp_path):
+    places = ["north" if i % 3 else "<south>" for i in range(40)]
+    payloads = [
+        example(image=tiny.images[i], label=int(tiny.labels[i]), id=f"test-{i:02d}", place=places[i], hour=i % 2, serial=f"{i}")
+        for i in range(40)
+    ]
+    for i in range(3):
+        write_records(tmp_path / "examples" / f"{i}.tfrecord", payloads[i::3])
+    words = [f"--checkpoints={tiny.glob}", "--id_key=id"]
+    train = [f"--examples={features.parent / 'examples'}/*", f"--test_examples={tmp_path / 'examples'}/*", *words]
+    status, out, err = tracin("audit", *train, "--slice_keys=place,hour", f"--output={tmp_path / 'audit'}")
+    assert status == 0, err
+    assert "test_features: 40 examples" in out and "read 80 examples" in out
+    whole, test = read_all(features), read_all(tmp_path / "audit" / "test_features")
+    scores = sum(
+        rate
+        * np.einsum("ic,jc->ij", *(one.loss_grads[:, t].astype(float) for one in (whole, test)))
+        * np.einsum("id,jd->ij", *(one.activations[:, t].astype(float) for one in (whole, test)))
+        for t, rate in enumerate(RATES)
+    )
+    number = [int(one.decode().removeprefix("test-")) for one in test.example_ids.tolist()]
+    told = json.loads((tmp_path / "audit" / "summary.json").read_text())["test"]
+    assert [(one["key"], one["value"]) for one in told["slices"]] == [
+        ("place", "<south>"),
+        ("place", "north"),
+        ("hour", "0"),
+        ("hour", "1"),
+    ]
+    found = rows(tmp_path / "audit")
+    for i, one in enumerate(told["slices"]):
+        of_slice = np.array([(places[n] if one["key"] == "place" else str(n % 2)) == one["value"] for n in number])
+        expected = scores[:, of_slice].mean(axis=1)
+        np.testing.assert_allclose([row["test_influence_by_slice"][i] for row in found], expected, rtol=1e-7, atol=1e-12)
+        assert one["examples"] == of_slice.sum() and one["mean_influence"] == pytest.approx(expected.mean(), rel=1e-6, abs=1e-12)
+        order = np.argsort(expected)
+        assert [row["example_id"] for row in one["harmful"]] == [found[j]["example_id"] for j in order[:5]]
+        assert [row["example_id"] for row in one["helpful"]] == [found[j]["example_id"] for j in order[::-1][:5]]
+    page = (tmp_path / "audit" / "report.html").read_text()
+    assert "Influence on slices" in page and "&lt;south&gt;" in page
+    # The same from feature sets, by two workers.
+    kept = "--keep_keys=place,hour,serial"
+    assert main(extraction(tiny, tmp_path / "test", tmp_path / "examples", kept)) == 0
+    sets = [f"--features={features}", f"--test_features={tmp_path / 'test'}"]
+    status, _, err = tracin("audit", *sets, "--slice_keys=place,hour", f"--output={tmp_path / 'sets'}", *TWO_WORKERS)
+    assert status == 0, err
+    assert rows(tmp_path / "sets") == rows(tmp_path / "audit")
+    status, _, err = tracin("audit", *sets, "--slice_keys=colour", f"--output={tmp_path / 'no'}")
+    assert status == 2 and "--slice_keys names 'colour'" in err and "--keep_keys=place,hour,serial,colour" in err
+
+
+def test_slices_beyond_the_budget_are_left_out_and_told(features, tiny, tracin, tmp_path, monkeypatch):
+    payloads = [example(image=tiny.images[i], label=int(tiny.labels[i]), id=f"t-{i}", serial=f"{i}", half=i % 2) for i in range(40)]
+    write_records(tmp_path / "examples" / "0.tfrecord", payloads)
+    assert main(extraction(tiny, tmp_path / "test", tmp_path / "examples", "--keep_keys=serial,half")) == 0
+    monkeypatch.setattr("transforms.slices._MOST_VALUES", 30)
+    words = [f"--features={features}", f"--test_features={tmp_path / 'test'}", "--slice_keys=serial,half"]
+    status, _, err = tracin("audit", *words, f"--output={tmp_path / 'audit'}")
+    assert status == 0, err
+    told = json.loads((tmp_path / "audit" / "summary.json").read_text())["test"]
+    assert told["slice_keys_left_out"] == ["serial"] and [one["value"] for one in told["slices"]] == ["0", "1"]
+
+
+def test_an_empty_test_set_ends_the_run_in_one_line(features, tiny, tracin, tmp_path):
+    write_records(tmp_path / "examples" / "0.tfrecord", [])
+    words = [f"--examples={features.parent / 'examples'}/*", f"--test_examples={tmp_path / 'examples'}/*", f"--checkpoints={tiny.glob}"]
+    status, _, err = tracin("audit", *words, "--id_key=id", f"--output={tmp_path / 'audit'}")
+    assert status == 1 and "holds no test example" in err.splitlines()[-1]

@@ -113,8 +113,8 @@ def test_bytes_do_not_depend_on_tiles_memory_batches_or_shards(result, data, tin
     outcome = tracin("influence", *flags(data, tiny, tmp_path / "out", train, **more))
     assert outcome.status == 0, outcome.err
     found, expected = data_files(tmp_path / "out"), data_files(result)
-    assert sorted(found) == ["influence-00000.jsonl", "influence-00000.parquet", "manifest.json"]
-    for name in ("influence-00000.jsonl", "influence-00000.parquet"):
+    assert sorted(found) == ["influence-00000.jsonl", "influence-00000.parquet", "manifest.json", "report.html"]
+    for name in ("influence-00000.jsonl", "influence-00000.parquet", "report.html"):
         assert found[name] == expected[name], name
 
 
@@ -303,6 +303,55 @@ def test_the_result_manifest_lists_its_files_and_settings(result):
     manifest = json.loads((result / "manifest.json").read_text())
     assert manifest["kind"] == "influence"
     assert manifest["counts"] == {"rows": 10}
-    assert [file["name"] for file in manifest["files"]] == ["influence-00000.jsonl", "influence-00000.parquet"]
-    assert all(file["size"] == (result / file["name"]).stat().st_size and file["count"] == 10 for file in manifest["files"])
+    assert [file["name"] for file in manifest["files"]] == ["influence-00000.jsonl", "influence-00000.parquet", "report.html"]
+    assert all(file["size"] == (result / file["name"]).stat().st_size for file in manifest["files"])
+    assert [file["count"] for file in manifest["files"]] == [10, 10, 1]
     assert manifest["settings"]["learning_rates"] == [0.5, 0.125, 0.25]
+
+
+def test_the_report_shows_the_worst_predicted_with_their_candidates(data, tiny, result, tracin, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"class <{k}>\n" for k in range(3)))
+    sets = [f"--{name}_features={result / f'{name}_features'}" for name in ("train", "test")]
+    status, out, err = tracin("score", *sets, f"--k={K}", f"--class_names={names}", f"--output={tmp_path / 'out'}")
+    assert status == 0, err
+    assert f"open {tmp_path / 'out' / 'report.html'} in a browser" in out
+    before, after = data_files(result), data_files(tmp_path / "out")
+    for name in before:
+        if name.startswith("influence-"):
+            assert after[name] == before[name]
+    page = after["report.html"].decode()
+    test = FeatureSet(str(result / "test_features"), manifest.read(str(result / "test_features"), FeatureManifest, "test_features"))
+    features = test.read([Span(i, 0, file.count) for i, file in enumerate(test.manifest.files)])
+    order = np.lexsort((features.example_ids, features.label_probabilities[:, -1]))
+    places = [page.index(f'data-id="{features.example_ids[i].decode()}"') for i in order]
+    assert places == sorted(places) and len(places) == 10 and "class &lt;1&gt;" in page
+    rows = read_rows(str(result))
+    shown = sum(1 + len(row["proponents"]) + len(row["opponents"]) for row in rows)
+    assert page.count('src="data:image/png;base64,') == page.count("<img ") == shown
+    for row in rows:
+        for one in (*row["proponents"], *row["opponents"]):
+            assert f'alt="the picture of {one["train_id"]}"' in page
+    names.write_text("one\n")
+    status, _, err = tracin("score", *sets, f"--class_names={names}", f"--output={tmp_path / 'other'}")
+    assert status == 2 and "has 1 lines" in err
+
+
+def test_a_report_without_pictures_says_why(data, tiny, result, tracin, tmp_path):
+    for name in ("train", "test"):
+        shutil.copytree(result / f"{name}_features", tmp_path / name)
+    # As an earlier version left it.
+    content = json.loads((tmp_path / "test" / "manifest.json").read_text())
+    content.pop("inputs")
+    (tmp_path / "test" / "manifest.json").write_text(json.dumps(content))
+    words = [f"--train_features={tmp_path / 'train'}", f"--test_features={tmp_path / 'test'}", f"--output={tmp_path / 'out'}", f"--k={K}"]
+    status, _, err = tracin("score", *words)
+    assert status == 0, err
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Test set: There are no pictures: the features were extracted by an earlier version" in page
+    assert "the picture of" in page and "Training set" not in page
+    content["inputs"] = [{"key": "x", "shape": [6], "dtype": "float32"}]
+    (tmp_path / "test" / "manifest.json").write_text(json.dumps(content))
+    status, _, err = tracin("score", *words, "--overwrite")
+    assert status == 0, err
+    assert "Test set: There are no pictures: the model&#39;s inputs have the shapes (6,)." in (tmp_path / "out" / "report.html").read_text()

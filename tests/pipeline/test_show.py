@@ -42,7 +42,12 @@ def test_an_audit_is_told_with_its_first_suspects(results, tracin):
     assert status == 0, err
     suspects = lines(results / "audit" / "suspects.jsonl")
     assert f"{len(suspects)} suspects" in out
+    out, _, more = out.partition("duplicates whose labels conflict:")
     told = [line.split() for line in out.splitlines() if "0.tfrecord" in line]
+    conflicting = [row for row in lines(results / "audit" / "duplicates.jsonl") if row["conflicting"]]
+    assert conflicting and [line.split()[1] for line in more.splitlines() if "0.tfrecord" in line] == [
+        row["example_id"] for row in conflicting[:4]
+    ]
     plain = [row for row in suspects[:4] if row["example_id"] != HOSTILE]
     assert len(told) == 4
     for row in plain:
@@ -53,7 +58,16 @@ def test_an_example_of_an_audit_is_told_whole(results, tracin):
     status, out, err = tracin("show", str(results / "audit"), "--id=ex-07")
     assert status == 0, err
     told = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert "duplicates of it" not in out
     assert told["example_id"].strip() == "ex-07" and told["offset"].strip() == "7" and "suspicion" in told
+
+
+def test_the_duplicates_of_an_example_are_told_with_it(results, tracin):
+    first, second = (row["example_id"] for row in lines(results / "audit" / "duplicates.jsonl")[:2])
+    status, out, err = tracin("show", str(results / "audit"), f"--id={first}")
+    assert status == 0, err
+    _, _, more = out.partition("duplicates of it:")
+    assert [line.split()[1] for line in more.splitlines() if "0.tfrecord" in line] == [second]
 
 
 def test_influence_is_told_by_the_row_and_of_one_test_example_whole(results, tracin):

@@ -298,3 +298,25 @@ def test_rejects_survive_a_round_trip_and_are_counted_by_frequency() -> None:
     assert data.count(b"\n") == 3
     assert rejects.from_jsonl(data) == aside
     assert list(rejects.count_reasons(aside).items()) == [(rejects.BAD_LABEL, 2), (rejects.BAD_CHECKSUM, 1)]
+
+
+def test_origins_and_ids_are_read_alone_and_packed():
+    # Digests may end in zeros.
+    known = [Origin(f"gs://b/ü-{i % 2}", i * 7, bytes(15 - i) + bytes([1]) + bytes(i)) for i in range(6)]
+    serialized = encode(make(6), known)
+    assert records.origins(serialized) == known
+    assert records.example_ids(serialized) == [f"bild-ä-{i}".encode() for i in range(6)]
+    packed = records.packed_origins(serialized)
+    assert [
+        Origin(packed.sources[source], offset, digest.tobytes())
+        for source, offset, digest in zip(packed.source.tolist(), packed.offsets.tolist(), packed.digests, strict=True)
+    ] == known
+    assert len(packed.sources) == 2
+
+
+def test_kept_keys_are_text():
+    kept = {"country": feature("Perú"), "tags": feature(["a", "b"]), "hour": feature(12345678), "ratio": feature(0.25), "none": feature([])}
+    serialized = encode(make(2), [Origin("f", i, bytes(16), kept) for i in range(2)])
+    expected = {"country": "Perú", "tags": "a, b", "hour": "12345678", "ratio": "0.25", "none": ""}
+    assert records.kept_texts(serialized, list(kept)) == {key: [text] * 2 for key, text in expected.items()}
+    assert records.kept_texts(serialized, ()) == {}

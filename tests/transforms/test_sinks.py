@@ -21,7 +21,8 @@ def block(labels: np.ndarray, candidate_labels: np.ndarray, probabilities: list[
     )
     nothing = found.take(np.zeros(3, bool))
     ids = np.array([f"{name}{i}".encode() for i in range(n)])
-    return ScoredBlock(ids, labels, labels, np.array(probabilities, np.float32), np.arange(n, dtype=np.float64), TopK(found, nothing))
+    own = np.array(probabilities, np.float32)
+    return ScoredBlock(ids, labels, labels, own, own, np.arange(n, dtype=np.float64), TopK(found, nothing))
 
 
 CLASSES = block(np.array([[3], [4], [5]]), np.array([[7], [8], [9]]), [0.5, 0.25, 1.0])

@@ -4,23 +4,21 @@ const gallery = document.getElementById("gallery");
 if (gallery) {
   const cards = [...gallery.children];
   const field = (id) => document.getElementById(id);
+  const filters = [...document.querySelectorAll("[data-filter]")];
   const update = () => {
     const text = field("find").value.toLowerCase();
-    const label = field("label").value;
-    const suggested = field("suggested").value;
     const key = field("sort").value;
     let shown = 0;
     for (const card of cards) {
       const data = card.dataset;
-      card.hidden =
-        !(data.id.toLowerCase().includes(text) && (!label || data.label === label) && (!suggested || data.suggested === suggested));
+      card.hidden = !(data.id.toLowerCase().includes(text) && filters.every((one) => !one.value || data[one.dataset.filter] === one.value));
       shown += !card.hidden;
     }
     const by = key === "id" ? (a, b) => (a.dataset.id < b.dataset.id ? -1 : 1) : (a, b) => b.dataset[key] - a.dataset[key];
     gallery.append(...[...cards].sort(by));
     field("shown").textContent = `${shown} of ${cards.length} shown`;
   };
-  for (const id of ["find", "label", "suggested", "sort"]) field(id).addEventListener("input", update);
+  for (const one of [field("find"), field("sort"), ...filters]) one.addEventListener("input", update);
   field("controls").hidden = false;
   update();
 }
