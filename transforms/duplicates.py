@@ -7,6 +7,7 @@ pairs first, as many as fit into a budget of memory; how many were left out is t
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import apache_beam as beam
@@ -23,6 +24,8 @@ _ROWS_PER_PART = 1 << 20
 # What the vectors of all pairs that are compared closely may take.
 _VECTOR_BYTES = 256 << 20
 _EVERY_TABLE = -1
+# Pairs are sorted out when so many wait.
+_WAITING_PAIRS = 1 << 20
 
 
 def spread(signatures: Signatures, examples: int) -> Iterator[tuple[tuple[int, int], Signatures]]:
@@ -44,7 +47,7 @@ def pair_limit(found: FeatureSet) -> int:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidates:
-    """Pairs to compare closely, the closest first, and how many more there would be."""
+    """Pairs to compare closely, the closest first, and about how many more there would be."""
 
     pairs: Pairs
     left_out: int
@@ -52,15 +55,34 @@ class Candidates:
     @staticmethod
     def of(parts: Iterable[Pairs], limit: int, left_out: int = 0) -> Candidates:
         """The closest pairs; those of equal inputs need no comparison and are all kept."""
-        pairs = Pairs.merge(parts)
-        kept = min(len(pairs.distances), int((pairs.distances < 0).sum()) + limit)
-        return Candidates(pairs.take(np.arange(kept)), left_out + len(pairs.distances) - kept)
+        kept = Pairs.merge([])
+        waiting: list[Pairs] = []
+        worst = math.inf
+        for part in parts:
+            near = part.distances <= worst
+            left_out += len(near) - int(near.sum())
+            waiting.append(part.take(near))
+            # Where nearly all examples are alike there are many times as many as are wanted.
+            if sum(len(one.distances) for one in waiting) > _WAITING_PAIRS:
+                kept, more = _closest([kept, *waiting], limit)
+                left_out += more
+                waiting = []
+                worst = kept.distances[-1] if (kept.distances >= 0).sum() >= limit > 0 else math.inf
+        kept, more = _closest([kept, *waiting], limit)
+        return Candidates(kept, left_out + more)
+
+
+def _closest(parts: Sequence[Pairs], limit: int) -> tuple[Pairs, int]:
+    """Pairs of equal inputs, the closest others, and how many more there are."""
+    pairs = Pairs.merge(parts)
+    kept = min(len(pairs.distances), int((pairs.distances < 0).sum()) + limit)
+    return pairs.take(np.arange(kept)), len(pairs.distances) - kept
 
 
 def _find(grouped: tuple[tuple[int, int], Iterable[Signatures]], found: FeatureSet, least: float) -> Candidates:
     (table, _), parts = grouped
     tables = range(TABLES) if table == _EVERY_TABLE else (table,)
-    return Candidates.of([similarity.candidates(Signatures.concatenate(parts), tables, least)], pair_limit(found))
+    return Candidates.of(similarity.candidates(Signatures.concatenate(parts), tables, least), pair_limit(found))
 
 
 def _choose(_: None, parts: Sequence[Candidates], found: FeatureSet) -> Candidates:

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -142,11 +142,13 @@ def most_bits(similarity: float) -> int:
     return math.ceil(_BITS * share + _SLACK * math.sqrt(_BITS * share * (1 - share)))
 
 
-def candidates(found: Signatures, tables: Iterable[int], similarity: float) -> Pairs:
-    """Pairs that may be copies of each other: equal inputs with any labels, each with the next, and alike ones whose labels differ."""
+def candidates(found: Signatures, tables: Iterable[int], similarity: float) -> Iterator[Pairs]:
+    """Pairs that may be copies of each other, piece by piece, since there may be many, and some of them several times: first equal inputs
+    with any labels, each with the next, then alike ones whose labels differ.
+    """
     by_input = np.lexsort((found.places, found.labels, found.hashes))
     same = found.hashes[by_input[1:]] == found.hashes[by_input[:-1]]
-    parts = [_pairs(found, by_input[:-1][same], by_input[1:][same], np.full(same.sum(), -1))]
+    yield _pairs(found, by_input[:-1][same], by_input[1:][same], np.full(same.sum(), -1))
     # Of equal inputs with one label one stands for all, or they would fill each other's windows.
     again = np.concatenate([[False], same & (found.labels[by_input[1:]] == found.labels[by_input[:-1]])])
     distinct = found.take(np.sort(by_input[~again[: len(by_input)]]))
@@ -162,8 +164,7 @@ def candidates(found: Signatures, tables: Iterable[int], similarity: float) -> P
             )
             distances = _ones(ordered.bits[first] ^ ordered.bits[first + step]).sum(axis=1)
             near = distances <= limit
-            parts.append(_pairs(ordered, first[near], first[near] + step, distances[near]))
-    return Pairs.merge(parts)
+            yield _pairs(ordered, first[near], first[near] + step, distances[near])
 
 
 def _pairs(found: Signatures, first: np.ndarray, second: np.ndarray, distances: np.ndarray) -> Pairs:

@@ -63,7 +63,7 @@ def test_candidates_are_all_equal_inputs_and_what_is_alike_under_other_labels():
     activations, labels = draw(2000)
     directions = Directions.of(fitted(activations, labels))
     parts = signatures(activations, labels, directions)
-    found = similarity.candidates(Signatures.concatenate(parts), range(similarity.TABLES), 0.97)
+    found = Pairs.merge(similarity.candidates(Signatures.concatenate(parts), range(similarity.TABLES), 0.97))
     expected = cosines(activations)
     pairs = {tuple(pair): d for pair, d in zip(rows_of(found.places, 2000).tolist(), found.distances.tolist(), strict=True)}
     # The first 200 of the second half are equal to the first 200.
@@ -75,7 +75,7 @@ def test_candidates_are_all_equal_inputs_and_what_is_alike_under_other_labels():
     assert all(labels[i] != labels[j] for (i, j), d in pairs.items() if d >= 0)
     assert (np.diff(found.distances) >= 0).all()
     # In whatever order files come.
-    again = similarity.candidates(Signatures.concatenate(parts[::-1]), range(similarity.TABLES), 0.97)
+    again = Pairs.merge(similarity.candidates(Signatures.concatenate(parts[::-1]), range(similarity.TABLES), 0.97))
     assert again.places.tolist() == found.places.tolist()
 
 
@@ -88,7 +88,8 @@ def test_of_many_equal_inputs_one_of_each_label_is_compared():
     )
     labels = np.concatenate([np.zeros(200, int), np.ones(200, int), rng.integers(0, CLASSES, 400)])
     directions = Directions.of(fitted(activations, labels))
-    found = similarity.candidates(Signatures.concatenate(signatures(activations, labels, directions)), range(similarity.TABLES), 0.99)
+    parts = signatures(activations, labels, directions)
+    found = Pairs.merge(similarity.candidates(Signatures.concatenate(parts), range(similarity.TABLES), 0.99))
     equal = found.distances < 0
     assert equal.sum() == 398
     assert rows_of(found.places[~equal], 800).tolist() == [[0, 200]]
@@ -145,6 +146,24 @@ def test_the_closest_pairs_are_compared_and_others_counted():
     assert chosen.pairs.distances.tolist() == [-1, -1, 1, 3, 4] and chosen.left_out == 7
     whole = duplicates.Candidates.of(halves, 100)
     assert whole.left_out == 0 and len(whole.pairs.distances) == 10
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 30))
+def test_the_closest_are_the_same_however_many_wait(seed, limit):
+    rng = np.random.default_rng(seed)
+    every = []
+    for _ in range(6):
+        places = rng.integers(0, 12, (10, 2))
+        # A pair differs by the same number of bits wherever it is met.
+        distances = (places.sum(axis=1) * 7) % 9 - 1
+        every.append(Pairs(np.sort(places, axis=1), np.zeros((10, 2), np.int32), distances))
+    with pytest.MonkeyPatch.context() as patch:
+        expected = duplicates.Candidates.of(every, limit)
+        patch.setattr(duplicates, "_WAITING_PAIRS", 15)
+        found = duplicates.Candidates.of(iter(every), limit)
+    assert found.pairs.places.tolist() == expected.pairs.places.tolist()
+    assert found.pairs.distances.tolist() == expected.pairs.distances.tolist()
+    assert (found.left_out > 0) == (expected.left_out > 0)
 
 
 @pytest.mark.parametrize("examples", [1, 5_000_000])
