@@ -11,7 +11,7 @@ COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --generate-ha
 	--no-emit-index-url --custom-compile-command "make lock" $(UPGRADE)
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-engines integration lint types format lock clean
+.PHONY: help venv demo test test-engines integration lint types format templates lock clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,12 +60,17 @@ format: $(STAMP)  ## Format, and mend what the linter can.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The runtime lock is compiled under the other's versions, so that the images run what was tested.
+templates: $(STAMP)  ## Write the Flex Templates' metadata again from the flags.
+	$(BIN)/python -m templates.metadata
+
+# The locks of what runs are compiled under the other's versions, so that the images run what was tested. All extras but gpu are in that:
+# nobody needs 3 GB of NVIDIA's libraries to develop.
 lock:  ## Write the locks again from pyproject.toml.
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	$(COMPILE) --all-extras --output-file requirements-dev.lock
+	$(COMPILE) --extra dev --extra demo --extra benchmarks --output-file requirements-dev.lock
 	$(COMPILE) --constraint requirements-dev.lock --output-file requirements.lock
+	$(COMPILE) --constraint requirements-dev.lock --extra gpu --output-file requirements-gpu.lock
 
 clean:  ## Remove .venv, caches, builds and the demo's output.
 	rm -rf $(VENV) .engines build dist *.egg-info demo-output .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
