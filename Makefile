@@ -11,7 +11,7 @@ COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --generate-ha
 	--no-emit-index-url --custom-compile-command "make lock" $(UPGRADE)
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-engines integration lint types format templates lock clean
+.PHONY: help venv demo test test-engines integration images lint types format templates lock clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,7 +33,7 @@ demo: $(STAMP)  ## Run the whole story on real digits; the report is in demo-out
 	$(BIN)/tracin demo --output=demo-output --overwrite
 
 test: $(STAMP)  ## Run the tests.
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration" --ignore=tests/engines
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration and not images" --ignore=tests/engines
 
 # Needs Go, which fetches the module of the same version as the installed package.
 PRISM := $(CURDIR)/.engines/prism
@@ -47,6 +47,9 @@ test-engines: $(STAMP) $(PRISM)  ## Run the tests on other runners than the in-p
 
 integration: $(STAMP)  ## Run the tests on Fashion-MNIST, one after another.
 	$(BIN)/python -m pytest -rs -m integration --ignore=tests/engines
+
+images: $(STAMP)  ## Carry out the images' installing steps in a new environment; fetches some gigabytes.
+	$(BIN)/python -m pytest -n 0 -m images tests/templates
 
 lint: $(STAMP)  ## Check style, format and the layers.
 	$(BIN)/ruff check .
