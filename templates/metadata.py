@@ -20,6 +20,9 @@ from pipeline import options
 COMMANDS = ("influence", "features", "score", "audit")
 DIRECTORY = pathlib.Path(__file__).parent / "metadata"
 
+# One process on a machine holds the checkpoints once, and --memory_gb is its own.
+EXPERIMENTS = ("no_use_multiple_sdk_containers",)
+
 _NUMBER = r"[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?"
 _PATH = r"gs://[^,\r\n]+"
 _FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
@@ -138,8 +141,7 @@ def spec(command: str, image: str, worker_image: str | None = None) -> dict[str,
         "metadata": metadata(command),
         "defaultEnvironment": {
             "sdkContainerImage": worker_image or image,
-            # One process on a machine holds the checkpoints once, and --memory_gb is its own.
-            "additionalExperiments": ["no_use_multiple_sdk_containers"],
+            "additionalExperiments": list(EXPERIMENTS),
         },
     }
 
