@@ -1,8 +1,9 @@
 """A night in Airflow: the features of the training set and of the test set, influence on the test set, and the audit.
 
-For those who have an Airflow; it does what `templates/workflow.yaml` does. Needs the provider `apache-airflow-providers-google`. Copy this
-file to the DAGs, and give the Airflow variable `tracin_nightly` the argument of that workflow, in JSON: `terraform output -raw argument`
-prints it, and `docs/nightly.md` tells of each part.
+For those who have an Airflow; it does what `templates/workflow.yaml` does. Needs the providers `apache-airflow-providers-google` and
+`apache-airflow-providers-apache-beam`, which the first one's Dataflow operators import. Copy this file to the DAGs, and give the Airflow
+variable `tracin_nightly` the argument of that workflow, in JSON: `terraform output -raw argument` prints it, and `docs/nightly.md` tells of
+each part.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class RunTemplate(DataflowStartFlexTemplateOperator):
     template_fields = ()
 
     def __init__(self, *, step: str, **rest: Any) -> None:
-        super().__init__(task_id=step, body={}, location="", append_job_name=False, wait_until_finished=True, **rest)
+        # Not deferred, whatever the configuration says, since what a failed job means is looked up after it.
+        waits = {"append_job_name": False, "wait_until_finished": True, "deferrable": False}
+        super().__init__(task_id=step, body={}, location="", **waits, **rest)
         self.step = step
 
     def execute(self, context: Mapping[str, Any]) -> Any:

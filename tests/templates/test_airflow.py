@@ -147,7 +147,7 @@ def test_a_night_is_one_line_of_tasks(nightly: Any) -> None:
     assert line == {"train_features": {"test_features"}, "test_features": {"influence"}, "influence": {"audit"}, "audit": set()}
     # Without a test set the two before it are skipped.
     assert {task.task_id: str(getattr(task.trigger_rule, "value", task.trigger_rule)) for task in dag.tasks}["audit"] == "none_failed"
-    assert all(task.append_job_name is False and task.wait_until_finished is True for task in dag.tasks)
+    assert all((task.append_job_name, task.wait_until_finished, task.deferrable) == (False, True, False) for task in dag.tasks)
 
 
 @pytest.mark.parametrize("nights", [(), ("2026-11-20", "2026-11-24", "2026-11-26")])
