@@ -77,4 +77,4 @@ lock:  ## Write the locks again from pyproject.toml.
 
 clean:  ## Remove .venv, caches, builds and the demo's output.
 	rm -rf $(VENV) .engines build dist *.egg-info demo-output .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	find pipeline transforms tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find pipeline transforms templates tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
