@@ -115,7 +115,7 @@ resource "google_project_iam_member" "worker_works" {
 # Results and temporary files; staged graphs are replaced, so it may also delete.
 resource "google_storage_bucket_iam_member" "worker_writes" {
   bucket = google_storage_bucket.results.name
-  role   = "roles/storage.objectAdmin"
+  role   = "roles/storage.objectUser"
   member = google_service_account.worker.member
 }
 

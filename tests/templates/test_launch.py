@@ -144,6 +144,7 @@ def launch(command: str, store: Store, template: pathlib.Path, site: pathlib.Pat
     assert set(parameters) >= {name for name, one in told.items() if not one["isOptional"]}
     program = dict(read("Dockerfile", COMMAND=command).environment())["FLEX_TEMPLATE_PYTHON_PY_FILE"]
     assert program.startswith("/template/")
+    store.requests.clear()
     done = subprocess.run(
         [sys.executable, program.replace("/template", str(template)), *(f"--{k}={v}" for k, v in parameters.items()), *SERVICE],
         cwd=template,
@@ -157,6 +158,22 @@ def launch(command: str, store: Store, template: pathlib.Path, site: pathlib.Pat
     url = job["environment"]["sdkPipelineOptions"]["options"]["pipelineUrl"]
     staged = store.objects(url.removeprefix(f"{HERE}/"))[""]
     return Launch(done, job, beam_runner_api_pb2.Pipeline.FromString(staged), written(store, command))
+
+
+def permission(request: str) -> tuple[str, str]:
+    """What whoever makes a request of Cloud Storage must be allowed, and the object, if it is one."""
+    method, url = request.split(" ", 1)
+    path = url.split("?")[0].rstrip("/")
+    if path == "/batch/storage/v1":
+        # Beam deletes so, what no attempt has left behind included.
+        return "objects.delete", ""
+    found = re.fullmatch(r"(?:/upload|/download)?/storage/v1/b/[^/]+(?:/o(?:/(.+))?)?", path)
+    assert found, request
+    if method == "GET":
+        what = "objects.get" if found[1] else "objects.list" if path.endswith("/o") else "buckets.get"
+    else:
+        what = {"DELETE": "objects.delete", "POST": "objects.create", "PUT": "objects.create"}[method]
+    return what, found[1] or "".join(re.findall(r"[?&](?:name|prefix)=([^&]+)", url))
 
 
 def written(store: Store, command: str) -> dict[str, bytes]:
@@ -200,3 +217,9 @@ def test_the_graph_alone_leaves_a_complete_result(command: str, launch: Launch, 
         assert file.name in written(store, command)
     extra = {"influence": {"train_features/manifest.json", "test_features/manifest.json"}, "audit": {"report.html", "summary.json"}}
     assert set(written(store, command)) >= extra.get(command, set())
+    # What templates/terraform grants the workers: roles/storage.objectUser and legacyBucketReader on the bucket of results, and
+    # roles/storage.objectViewer on those of the data.
+    asked = {permission(request) for request in store.requests}
+    assert {what for what, _ in asked} <= {"objects.get", "objects.list", "objects.create", "objects.delete", "buckets.get"}
+    read_only = {what for what, name in asked if name.startswith(("examples/", "checkpoints/", "train_features/", "test_features/"))}
+    assert read_only and read_only <= {"objects.get", "objects.list"}

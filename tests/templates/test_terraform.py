@@ -101,7 +101,7 @@ def test_accounts_may_do_what_they_have_to_and_nothing_else(resources: dict[str,
     assert granted == {
         "worker": {
             ("project", "roles/dataflow.worker"),
-            ("storage_bucket", "roles/storage.objectAdmin"),
+            ("storage_bucket", "roles/storage.objectUser"),
             ("storage_bucket", "roles/storage.legacyBucketReader"),
             ("storage_bucket", "roles/storage.objectViewer"),
             ("artifact_registry_repository", "roles/artifactregistry.reader"),
