@@ -43,7 +43,10 @@ SERVICE = (
     f"--sdk_container_image={IMAGE}",
     "--experiments=no_use_multiple_sdk_containers",
     "--service_account_email=worker@some-project.iam.gserviceaccount.com",
-    '--labels={"team": "vision"}',
+    # Of fields of a job's environment that Beam does not know of.
+    f"--save_heap_dumps_to_gcs_path={HERE}/dumps",
+    # As launchers' logs show it.
+    '--labels={\n   "goog-dataflow-provided-template-type" : "flex",\n   "team" : "vision"\n}\n',
 )
 
 
@@ -191,7 +194,10 @@ def test_the_graph_is_written_and_nothing_else(command: str, launch: Launch) -> 
 
 
 def test_the_job_is_as_the_parameters_say(command: str, launch: Launch) -> None:
-    assert (launch.job["name"], launch.job["labels"]) == ("nightly-2026-11-25", {"team": "vision"})
+    assert (launch.job["name"], launch.job["labels"]) == (
+        "nightly-2026-11-25",
+        {"goog-dataflow-provided-template-type": "flex", "team": "vision"},
+    )
     (pool,) = launch.job["environment"]["workerPools"]
     assert {one["containerImage"] for one in pool["sdkHarnessContainerImages"]} == {IMAGE}
     # The image holds the programs.

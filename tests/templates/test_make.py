@@ -154,6 +154,14 @@ def test_nothing_is_asked_where_a_parameter_is_wrong(tools: pathlib.Path) -> Non
     assert all(stdin == "" for _, stdin in noted(tools, "curl"))
 
 
+@pytest.mark.parametrize("words", [["metadata", "--spec", "audit", "--image", "i"], ["request", "--help"]])
+def test_templates_are_made_where_nothing_is_installed(words: list[str]) -> None:
+    # Without site-packages: a plain Python is enough to stage and to launch.
+    module, *rest = words
+    done = subprocess.run([sys.executable, "-S", "-m", f"templates.{module}", *rest], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 # Requests
 
 
