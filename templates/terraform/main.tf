@@ -30,7 +30,7 @@ locals {
         sdkContainerImage     = var.worker_image
         maxWorkers            = var.max_workers
         additionalExperiments = ["no_use_multiple_sdk_containers"]
-      })
+      }, { for name, value in { diskSizeGb = var.disk_gb } : name => value if value != null })
       model    = var.model
       train    = var.train
       score    = var.score

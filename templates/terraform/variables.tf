@@ -164,6 +164,17 @@ variable "max_workers" {
   }
 }
 
+variable "disk_gb" {
+  type        = number
+  default     = null
+  description = "Disk of each machine; the image for accelerators needs 50."
+
+  validation {
+    condition     = coalesce(var.disk_gb, 50) >= 30
+    error_message = "A machine needs 30 GB at least."
+  }
+}
+
 variable "environment" {
   type        = map(string)
   default     = {}

@@ -80,14 +80,18 @@ def test_what_is_named_is_there(resources: dict[str, Any]) -> None:
 
 def test_the_argument_is_what_the_workflow_reads() -> None:
     (block,) = re.findall(r"argument = merge\(\n(.*?)\n  \)\n", TEXT["main.tf"], flags=re.DOTALL)
-    given = set(re.findall(r"^      (\w+) +=", block, flags=re.MULTILINE)) | set(re.findall(r"in \{ (\w+) = ", block))
+    given = set(re.findall(r"^      (\w+) +=", block, flags=re.MULTILINE)) | set(
+        re.findall(r"^    \{ for name, value in \{ (\w+) = ", block, flags=re.MULTILINE)
+    )
     definition = yaml.safe_load((TEMPLATES / "workflow.yaml").read_text())
     used = set()
     for expression in workflows.expressions(definition["main"]):
         used |= set(re.findall(r"\bargs\.(\w+)", expression)) | set(re.findall(r'map\.get\(args, "(\w+)"\)', expression))
     assert given | {"date"} == used
     assert given >= set(ARGUMENT)
-    (environment,) = re.findall(r"environment = merge\(var.environment, \{\n(.*?)\n      \}\)", block, flags=re.DOTALL)
+    (environment,) = re.findall(
+        r"environment = merge\(var.environment, \{\n(.*?)\n      \}, \{ for name, value in \{ diskSizeGb = ", block, flags=re.DOTALL
+    )
     assert set(re.findall(r"^ +(\w+) +=", environment, flags=re.MULTILINE)) <= ENVIRONMENT
 
 
