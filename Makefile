@@ -11,7 +11,7 @@ COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --generate-ha
 	--no-emit-index-url --custom-compile-command "make lock" $(UPGRADE)
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-engines integration lint types format lock clean
+.PHONY: help venv demo test test-engines integration images lint types format templates lock clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,7 +33,7 @@ demo: $(STAMP)  ## Run the whole story on real digits; the report is in demo-out
 	$(BIN)/tracin demo --output=demo-output --overwrite
 
 test: $(STAMP)  ## Run the tests.
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration" --ignore=tests/engines
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration and not images" --ignore=tests/engines
 
 # Needs Go, which fetches the module of the same version as the installed package.
 PRISM := $(CURDIR)/.engines/prism
@@ -48,6 +48,9 @@ test-engines: $(STAMP) $(PRISM)  ## Run the tests on other runners than the in-p
 integration: $(STAMP)  ## Run the tests on Fashion-MNIST, one after another.
 	$(BIN)/python -m pytest -rs -m integration --ignore=tests/engines
 
+images: $(STAMP)  ## Carry out the images' installing steps in a new environment; fetches some gigabytes.
+	$(BIN)/python -m pytest -n 0 -m images tests/templates
+
 lint: $(STAMP)  ## Check style, format and the layers.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,13 +63,18 @@ format: $(STAMP)  ## Format, and mend what the linter can.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The runtime lock is compiled under the other's versions, so that the images run what was tested.
+templates: $(STAMP)  ## Write the Flex Templates' metadata again from the flags.
+	$(BIN)/python -m templates.metadata
+
+# The locks of what runs are compiled under the other's versions, so that the images run what was tested. All extras but gpu are in that:
+# nobody needs 3 GB of NVIDIA's libraries to develop.
 lock:  ## Write the locks again from pyproject.toml.
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	$(COMPILE) --all-extras --output-file requirements-dev.lock
+	$(COMPILE) --extra dev --extra demo --extra benchmarks --output-file requirements-dev.lock
 	$(COMPILE) --constraint requirements-dev.lock --output-file requirements.lock
+	$(COMPILE) --constraint requirements-dev.lock --extra gpu --output-file requirements-gpu.lock
 
 clean:  ## Remove .venv, caches, builds and the demo's output.
 	rm -rf $(VENV) .engines build dist *.egg-info demo-output .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	find pipeline transforms tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find pipeline transforms templates tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

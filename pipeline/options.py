@@ -527,13 +527,13 @@ def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[s
     A left-over that looks like one of our flags misspelt, or that cannot be a Dataflow job's, ends the program with status 2.
     """
     own = parser(command)
-    args, left = own.parse_known_args(argv)
+    args, left = own.parse_known_args([_beams_labels(word) for word in argv] if command == "features" else argv)
     names = [option for action in own._actions for option in action.option_strings]
     for word, before in zip(left, ["", *left], strict=False):
         # Beam's flags may have their values as words of their own.
         if not word.startswith("-") and (not before.startswith("--") or "=" in before):
             own.error(f"unexpected word {word!r}: flags are --name=value, and globs are quoted so that the shell leaves them alone")
-    for flag in (word.split("=")[0] for word in left if word.startswith("--")):
+    for flag in (word.split("=")[0] for word in left if word.startswith("--") and not word.startswith("--label=")):
         close = difflib.get_close_matches(flag, names, n=1, cutoff=0.85)
         if close:
             own.error(f"unknown flag {flag}; did you mean {close[0]}?")
@@ -553,6 +553,12 @@ def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[s
     if wrong:
         own.error(wrong)
     return args, left
+
+
+def _beams_labels(word: str) -> str:
+    """Calls Beam's `--labels`, a job's labels, by its other name, since `features` has one of its own; a template's launcher passes it."""
+    name, _, value = word.partition("=")
+    return f"--label={value}" if name == "--labels" and ("=" in value or value.startswith("{")) else word
 
 
 def _check_planned(own: argparse.ArgumentParser, args: argparse.Namespace) -> None:

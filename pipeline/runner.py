@@ -48,7 +48,7 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
     """Beam's options from the flags that are not ours; the in-process runner unless another is named.
 
     Raises:
-        InputError: Beam does not know a flag, and the runner is not one that takes flags of its own.
+        InputError: Beam does not know a flag, the runner is not one that takes flags of its own, and no template's launcher gave it.
     """
     options = PipelineOptions(list(flags))
     standard = options.view_as(StandardOptions)
@@ -62,7 +62,8 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
         for kind in PipelineOptions.__subclasses__():
             kind._add_argparse_args(known)
         _, unknown = known.parse_known_args(list(flags))
-        if unknown:
+        # A template's launcher passes parameters that were checked before, and what its service adds; nobody there could mend it.
+        if unknown and not options.view_as(GoogleCloudOptions).template_location:
             raise InputError(f"unknown flag {unknown[0]}: neither tracin nor Apache Beam has it")
     # The programs are installed packages: nothing of __main__ is needed on workers.
     options.view_as(SetupOptions).save_main_session = False

@@ -162,6 +162,26 @@ def test_what_is_not_ours_is_left_for_beam() -> None:
     assert args.input_keys == ("a", "b") and args.learning_rates is None
 
 
+def test_a_jobs_labels_are_left_for_beam_as_a_templates_launcher_gives_them() -> None:
+    words = ["--labels=team=vision", '--labels={"cost": "42"}', "--labels=predicted", "--label=a=b"]
+    args, left = options.parse("features", [*FEATURES, *words])
+    assert args.labels == "predicted"
+    assert left == ["--label=team=vision", '--label={"cost": "42"}', "--label=a=b"]
+    _, left = options.parse("score", [*SCORE, "--labels=team=vision"])
+    assert left == ["--labels=team=vision"]
+
+
+def test_no_other_flag_is_called_as_one_of_beams() -> None:
+    from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+
+    beams = _BeamArgumentParser(add_help=False, allow_abbrev=False)
+    for kind in PipelineOptions.__subclasses__():
+        kind._add_argparse_args(beams)
+    for command in options.COMMANDS:
+        both = beams._option_string_actions.keys() & options.parser(command)._option_string_actions.keys()
+        assert both == ({"--labels"} if command == "features" else set())
+
+
 def test_rates_keep_their_order() -> None:
     args, _ = options.parse("features", [*FEATURES, "--learning_rates=0.1,1e-3,2"])
     assert args.learning_rates == (0.1, 1e-3, 2.0)

@@ -1,0 +1,1 @@
+"""Flex Templates and scheduled runs; no part of the installed package."""
