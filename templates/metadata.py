@@ -48,6 +48,7 @@ _WRITE = Kind("GCS_WRITE_FOLDER", _READ.regex)
 # By what reads the value.
 _TYPED = {
     "_accelerator": Kind("TEXT", r"type:[\w.-]+;count:[1-9][0-9]*(;install-nvidia-driver(:[\w.-]+)?)?"),
+    "_date": Kind("TEXT", r"[0-9]{4}-[0-9]{2}-[0-9]{2}"),
     "_boolean": Kind("BOOLEAN", r"(true|false)"),
     "_directory": _READ,
     "_fraction": Kind("NUMBER", r"(0?\.[0-9]+|0(\.[0-9]*)?|1(\.0*)?|[0-9](\.[0-9]*)?[eE]-[0-9]+)"),
@@ -55,6 +56,7 @@ _TYPED = {
     "_names": Kind("TEXT", r"[^,\r\n]+(,[^,\r\n]+)*"),
     "_positive": Kind("NUMBER", r"[1-9][0-9]*"),
     "_rates": Kind("TEXT", rf"{_NUMBER}(,{_NUMBER})*"),
+    "_table": Kind("BIGQUERY_TABLE", r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]:[A-Za-z0-9_]{1,1024}\.[A-Za-z0-9_-]{1,1024}"),
     "_whole": Kind("NUMBER", r"[0-9]+"),
 }
 # By what it is called in the help, where it is taken as it is.

@@ -55,7 +55,8 @@ class RunTemplate(DataflowStartFlexTemplateOperator):
         store = GCSHook(gcp_conn_id=self.gcp_conn_id)
         night = f"{settings['prefix']}/{context['ds']}/"
         manifest = f"{night}{self.step}/manifest.json"
-        if store.exists(settings["bucket"], manifest):
+        # Another try of this task is there for what a first one left, a table's rows.
+        if store.exists(settings["bucket"], manifest) and not self._writes_rows(settings, context["ti"].try_number):
             self.log.info("gs://%s/%s is there: nothing to do", settings["bucket"], manifest)
             return None
         previous = last_night(store.list(settings["bucket"], match_glob=f"{settings['prefix']}/*/*/manifest.json"), night, self.step)
@@ -64,10 +65,14 @@ class RunTemplate(DataflowStartFlexTemplateOperator):
         try:
             return super().execute(context)
         except AirflowException:
-            if store.exists(settings["bucket"], manifest):
+            # A job that writes a table, too, may have failed at that, and another try then writes the rows.
+            if store.exists(settings["bucket"], manifest) and "output_table" not in self.body["launchParameter"]["parameters"]:
                 report = f"gs://{settings['bucket']}/{night}audit/report.html"
                 raise AirflowFailException(f"drift; the audit is complete and crosses a threshold, see {report}") from None
             raise
+
+    def _writes_rows(self, settings: Mapping[str, Any], attempt: int) -> bool:
+        return attempt > 1 and "output_table" in settings.get({"influence": "score", "audit": "audit"}.get(self.step, ""), {})
 
 
 def last_night(manifests: list[str], night: str, step: str) -> str | None:

@@ -4,6 +4,7 @@
 locals {
   apis = [
     "artifactregistry.googleapis.com",
+    "bigquery.googleapis.com",
     "cloudbuild.googleapis.com",
     "cloudscheduler.googleapis.com",
     "compute.googleapis.com",
@@ -138,6 +139,23 @@ resource "google_artifact_registry_repository_iam_member" "worker_pulls" {
   repository = google_artifact_registry_repository.images.name
   location   = google_artifact_registry_repository.images.location
   role       = "roles/artifactregistry.reader"
+  member     = google_service_account.worker.member
+}
+
+# Tables, where `output_table` is among the parameters: to run queries, and to write to that dataset.
+resource "google_project_iam_member" "worker_queries" {
+  count = var.dataset == null ? 0 : 1
+
+  project = var.project
+  role    = "roles/bigquery.jobUser"
+  member  = google_service_account.worker.member
+}
+
+resource "google_bigquery_dataset_iam_member" "worker_writes_tables" {
+  count = var.dataset == null ? 0 : 1
+
+  dataset_id = var.dataset
+  role       = "roles/bigquery.dataEditor"
   member     = google_service_account.worker.member
 }
 

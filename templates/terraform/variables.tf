@@ -86,6 +86,17 @@ variable "test" {
   }
 }
 
+variable "dataset" {
+  type        = string
+  default     = null
+  description = "BigQuery dataset of this project that the tables are in which score or audit name as output_table."
+
+  validation {
+    condition     = var.dataset == null || can(regex("^[A-Za-z0-9_]{1,1024}$", var.dataset))
+    error_message = "Names of datasets are letters, digits and underscores."
+  }
+}
+
 variable "score" {
   type        = map(string)
   default     = {}

@@ -204,3 +204,18 @@ def test_drift_is_told_apart_from_failure_and_not_tried_again(nightly: Any, run:
     with pytest.raises(nightly.AirflowException, match="job failed") as caught:
         run("influence", complete("2026-11-24"), ends=fails)
     assert not isinstance(caught.value, nightly.AirflowFailException)
+
+
+def test_rows_that_are_not_in_their_table_are_written_by_another_try(nightly: Any, run: Any) -> None:
+    store, table = complete("2026-11-24"), {"output_table": "some-project:nightly.audit"}
+
+    def fails_at_the_table() -> None:
+        store.names.add("nightly/2026-11-25/audit/manifest.json")
+        raise nightly.AirflowException("job failed")
+
+    with pytest.raises(nightly.AirflowException, match="job failed") as caught:
+        run("audit", store, ends=fails_at_the_table, audit=table)
+    assert not isinstance(caught.value, nightly.AirflowFailException)
+    assert run("audit", store, audit=table) is None
+    _, body = run("audit", store, attempt=2, audit=table)
+    assert body["launchParameter"]["parameters"]["output_table"] == table["output_table"]

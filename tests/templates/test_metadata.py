@@ -37,7 +37,7 @@ TAKES: dict[str, tuple[list[str], list[str]]] = {
     **dict.fromkeys(("output", "base", "train_features", "test_features", "features", "previous"), FOLDER),
     "class_names": (["gs://b/names.txt"], ["", "names.txt", "gs://b/*"]),
     **dict.fromkeys(("overwrite", "allow_truncated_files", "per_token", "include_bias", "fail_on_drift"), SWITCH),
-    **dict.fromkeys(("input_keys", "keep_keys", "import"), LIST),
+    **dict.fromkeys(("input_keys", "keep_keys", "slice_keys", "import"), LIST),
     **dict.fromkeys(("label_key", "id_key", "layer", "output_name"), ONE),
     "loss": (["SparseCategoricalCrossentropy(from_logits=True)"], ["", "a\nb"]),
     "parse_fn": (["module:function", "a.b:c"], ["", "module", "module:", ":f", "a b:c"]),
@@ -46,11 +46,16 @@ TAKES: dict[str, tuple[list[str], list[str]]] = {
     "feature_dtype": (["float32", "bfloat16", "float16"], ["", "float64"]),
     "share_checkpoints": (["process", "machine"], ["", "thread"]),
     "normalize": (["none", "cosine", "relatif"], ["", "l2"]),
-    **dict.fromkeys(("max_rejected_fraction", "min_suspicion", "max_suspect_fraction", "max_shift"), FRACTION),
+    **dict.fromkeys(("max_rejected_fraction", "min_similarity", "min_suspicion", "max_suspect_fraction", "max_shift"), FRACTION),
     **dict.fromkeys(("batch_size", "k", "test_rows_per_tile", "train_rows_per_tile", "max_suspects_per_class"), COUNT),
     "max_appeared_suspects": (["0", "1", "10"], ["", "-1", "0.5"]),
     "memory_gb": (["2", "0.5", "12.25"], ["", "0", "0.0", "-1", "much"]),
     "learning_rates": RATES,
+    "output_table": (
+        ["some-project:nightly.audit", "example.com:some-project:a_b.c-d"],
+        ["", "nightly.audit", "some-project.nightly.audit", "some-project:nightly", "some-project:night ly.audit"],
+    ),
+    "run_date": (["2026-11-25"], ["", "today", "25.11.2026", "2026-11-25T02:00:00Z"]),
     "accelerator": (["type:nvidia-l4;count:1", "type:nvidia-tesla-t4;count:2;install-nvidia-driver"], ["", "nvidia-l4", "type:a;count:0"]),
 }
 
@@ -78,7 +83,7 @@ def test_the_files_are_what_the_flags_make_them(command: str) -> None:
 
 def test_there_is_a_file_for_each_template_and_no_other() -> None:
     assert {path.stem for path in metadata.DIRECTORY.iterdir()} == set(metadata.COMMANDS)
-    assert set(options.COMMANDS) - set(metadata.COMMANDS) == {"show", "plan", "demo"}
+    assert set(options.COMMANDS) - set(metadata.COMMANDS) == {"export", "index", "search", "show", "plan", "demo"}
 
 
 @pytest.mark.parametrize("command", metadata.COMMANDS)

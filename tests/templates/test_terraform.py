@@ -105,6 +105,8 @@ def test_accounts_may_do_what_they_have_to_and_nothing_else(resources: dict[str,
     assert granted == {
         "worker": {
             ("project", "roles/dataflow.worker"),
+            ("project", "roles/bigquery.jobUser"),
+            ("bigquery_dataset", "roles/bigquery.dataEditor"),
             ("storage_bucket", "roles/storage.objectUser"),
             ("storage_bucket", "roles/storage.legacyBucketReader"),
             ("storage_bucket", "roles/storage.objectViewer"),

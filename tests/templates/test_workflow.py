@@ -319,6 +319,20 @@ def test_drift_is_told_apart_from_failure(copies: bool) -> None:
     json.dumps(done.error)
 
 
+def test_rows_that_are_not_in_their_table_are_written_by_another_try() -> None:
+    table = {"output_table": "some-project:nightly.audit"}
+    done = night(Google(audit=["crossed", "done"]), audit=table)
+    assert done.error is None and done.result["audit"] == "done"
+    assert [name for name, _ in done.launched][-2:] == ["tracin-audit-2026-11-25-1", "tracin-audit-2026-11-25-2"]
+    assert all(parameters["output_table"] == table["output_table"] for _, parameters in done.launched[-2:])
+    # Where that does not help, nobody can tell from outside which of the two it is.
+    failed = night(Google(audit=["crossed", "crossed"]), audit=table)
+    assert failed.error["tags"] == ["Failed"]
+    assert failed.error["message"] == (
+        "audit of 2026-11-25 is complete, but crosses a threshold or has no rows in its table, see job tracin-audit-2026-11-25-2 (job-4)"
+    )
+
+
 def test_unsteady_services_are_asked_again() -> None:
     google = Google("2026-11-24")
     google.faults = {
