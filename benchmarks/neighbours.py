@@ -231,11 +231,15 @@ def draw(points: Sequence[Point], path: str, name: str) -> None:
     ]
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), sharey=True, layout="constrained")
     for axis, (title, along, shown) in zip(axes, panels, strict=True):
-        for kind in ("exact", *KINDS):
+        level = 0.0
+        ends = {kind: [p.seconds for p in shown if p.kind == kind][-1] for kind in ("exact", *KINDS)}
+        for kind in sorted(ends, key=ends.__getitem__):
+            # Names one above the other, where their lines end close together.
+            level = max(ends[kind], 1.3 * level)
             mine = [p for p in shown if p.kind == kind]
             axis.plot([getattr(p, along) for p in mine], [p.seconds for p in mine], "o-", color=COLOURS[kind], markersize=4)
             told = kind if kind == "exact" else f"{kind}, finds {100 * mine[-1].recall:.1f} %"
-            place = (getattr(mine[-1], along), mine[-1].seconds)
+            place = (getattr(mine[-1], along), level)
             axis.annotate(told, place, (6, 0), textcoords="offset points", color=COLOURS[kind], va="center", fontsize=8)
         axis.set(xscale="log", yscale="log", xlabel="training examples" if along == "trains" else along, title=title)
         low, high = axis.get_xlim()
