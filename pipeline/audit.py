@@ -100,7 +100,7 @@ def _run(argv: Sequence[str]) -> None:
         sets = {"sets": _set(pipeline, "Train", wanted.get("features"), "features", args.features, found)}
         if test:
             sets["tests"] = _set(pipeline, "Test", wanted.get("test_features"), "test_features", args.test_features, test)
-        audit = AuditLabels(rates, args.min_similarity, args.slice_keys)
+        audit = AuditLabels(rates, args.output, args.min_similarity, args.slice_keys)
         (
             sets
             | "AuditLabels" >> audit  # judged examples, duplicates, and what they come from

@@ -37,8 +37,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms import audit_page, counting, drift, files, manifest
-from transforms.audits import AuditedExamples
+from transforms import audit_page, counting, drift, files, manifest, weighed
 from transforms.bigquery import Computed, TableRows, WriteTable
 from transforms.drift import Changes, CompareAudits, Distributions, Thresholds
 from transforms.duplicates import Duplicates
@@ -52,7 +51,8 @@ from transforms.records import Origin, Origins
 from transforms.sheets import to_csv
 from transforms.sinks import to_jsonl
 from transforms.slices import Slices
-from transforms.suspicion import Judgement
+from transforms.suspicion import Judgement, Noise, judge
+from transforms.weighed import AuditedExamples, Weighed
 
 # Feature files whose examples are rows of one file: at most 131,072 rows.
 _FILES_PER_FILE = 16
@@ -494,14 +494,16 @@ class WriteAudit(beam.PTransform):
     no_pictures: str | None = None
     table: WriteTable | None = None
 
-    def _write(
-        self, grouped: tuple[int, Iterable[tuple[AuditedExamples, Judgement]]], _: list[None], duplicates: Duplicates
-    ) -> WrittenExamples:
+    def _judge(self, one: Weighed, noise: Noise) -> tuple[AuditedExamples, Judgement]:
+        known, evidence = weighed.read(self.directory, one)
+        return known, judge(evidence, known.labels, known.label_probabilities, noise)
+
+    def _write(self, grouped: tuple[int, Iterable[Weighed]], _: list[None], duplicates: Duplicates, noise: Noise) -> WrittenExamples:
         shard, blocks = grouped
-        ordered = sorted(blocks, key=lambda pair: pair[0].file)
-        table = pa.concat_tables([to_table(*pair) for pair in ordered]).combine_chunks()
+        judged = [self._judge(one, noise) for one in sorted(blocks, key=lambda one: one.file)]
+        table = pa.concat_tables([to_table(*pair) for pair in judged]).combine_chunks()
         counting.add("rows-written", table.num_rows)
-        found = ordered[0][0].test_slices
+        found = judged[0][0].test_slices
         return WrittenExamples(
             shard,
             _write_parquet(self.directory, f"examples-{shard:05d}.parquet", table.drop_columns(["place"])),
@@ -603,29 +605,30 @@ class WriteAudit(beam.PTransform):
         return committed
 
     def expand(self, audited: Mapping[str, beam.PCollection]) -> beam.PCollection:
-        judged, duplicates = audited["judged"], beam.pvalue.AsSingleton(audited["duplicates"])
+        examples = audited["weighed"]
+        duplicates, noise = (beam.pvalue.AsSingleton(audited[name]) for name in ("duplicates", "noise"))
         ready = (
-            judged.pipeline
+            examples.pipeline
             | "StartWriting" >> beam.Create([None])
             | "TakeBackOldAudit" >> beam.Map(lambda _: manifest.take_back_old(self.directory, self.draft, self.overwrite))
         )  # None
         written = (
-            judged
-            | "KeyByFile" >> beam.Map(lambda pair: (pair[0].file // _FILES_PER_FILE, pair))  # (shard, (AuditedExamples, Judgement))
-            | "GroupByFile" >> beam.GroupByKey()  # (shard, [(AuditedExamples, Judgement)])
-            | "WriteExamples" >> beam.Map(self._write, beam.pvalue.AsList(ready), duplicates)  # WrittenExamples
+            examples
+            | "KeyByFile" >> beam.Map(lambda one: (one.file // _FILES_PER_FILE, one))  # (shard, Weighed)
+            | "GroupByFile" >> beam.GroupByKey()  # (shard, [Weighed])
+            | "WriteExamples" >> beam.Map(self._write, beam.pvalue.AsList(ready), duplicates, noise)  # WrittenExamples
         )
         if self.previous:
             changes = (
-                judged
-                | "MakeRows" >> beam.MapTuple(to_table)  # pa.Table
+                examples
+                | "MakeRows" >> beam.Map(lambda one, known: to_table(*self._judge(one, known)), noise)  # pa.Table
                 | "CompareAudits" >> CompareAudits(*self.previous, self.wanted.min_suspicion)  # Changes
                 | "WriteChanges" >> beam.Map(self._write_changes, beam.pvalue.AsList(ready))  # (Changes, StoredFile)
             )
         else:
-            changes = judged.pipeline | "CompareNothing" >> beam.Create([])
+            changes = examples.pipeline | "CompareNothing" >> beam.Create([])
         asked = (
-            judged.pipeline
+            examples.pipeline
             | "StartNeighbours" >> beam.Create([None])
             | "AskNeighbours" >> beam.FlatMap(self._ask, beam.pvalue.AsList(written))
         )  # Asked
@@ -633,17 +636,17 @@ class WriteAudit(beam.PTransform):
         if self.previews:
             seen = (beam.pvalue.AsList(one) for one in (written, neighbours))
             previews = (
-                judged.pipeline
+                examples.pipeline
                 | "StartReport" >> beam.Create([None])
                 | "ChooseShown" >> beam.FlatMap(self._choose_shown, *seen)  # (source, [Origin])
                 | "SpreadSources" >> beam.Reshuffle()  # (source, [Origin])
                 | "ReadPreviews" >> beam.FlatMap(read_previews, self.previews)  # ((source, offset), Preview)
             )
         else:
-            previews = judged.pipeline | "ShowNothing" >> beam.Create([])
+            previews = examples.pipeline | "ShowNothing" >> beam.Create([])
         gathered = (beam.pvalue.AsList(one) for one in (written, changes, previews, neighbours))
         committed = (
-            judged.pipeline
+            examples.pipeline
             | "StartCommit" >> beam.Create([None])
             | "CommitAudit" >> beam.Map(self._commit, *gathered, duplicates)  # Manifest
         )

@@ -14,50 +14,22 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
-from transforms import counting, records, suspicion
+from transforms import counting, records, suspicion, weighed
 from transforms.duplicates import FindDuplicates
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest
-from transforms.records import Origins
 from transforms.scores import FeatureSet
 from transforms.scoring import self_influence
 from transforms.similarity import Directions, Signatures
-from transforms.slices import GradientSums, Slices, SumGradients
-from transforms.suspicion import Evidence, Judgement, LabelCounts, LeaveOneOut, Moments, Noise
+from transforms.slices import GradientSums, SumGradients
+from transforms.suspicion import LabelCounts, LeaveOneOut, Moments, Noise
 from transforms.tiles import Span
+from transforms.weighed import AuditedExamples
 
 # What all groups' sums of one audit may take.
 _MOMENT_BYTES = 1 << 32
 _GROUPS = 256
 _SIGNATURES, _COUNTS = "signatures", "counts"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class AuditedExamples:
-    """What is known of the examples of a feature file, in order, beside the evidence for and against their labels.
-
-    Attributes:
-        file: its place in the set's manifest.
-        example_ids: [n] byte strings.
-        origins: the examples' places and content digests.
-        labels, predictions: [n] int64, class indices.
-        probabilities: [n] float32, of the last checkpoint's prediction.
-        label_probabilities: [n] float64, of the label, the mean over the checkpoints.
-        self_influence: [n] float64.
-        test_influence: [n, S] float64, the mean influence on the test examples of each slice, or None without a test set.
-        test_slices: what the slices are, or None.
-    """
-
-    file: int
-    example_ids: np.ndarray
-    origins: Origins
-    labels: np.ndarray
-    predictions: np.ndarray
-    probabilities: np.ndarray
-    label_probabilities: np.ndarray
-    self_influence: np.ndarray
-    test_influence: np.ndarray | None = None
-    test_slices: Slices | None = None
 
 
 def classes(found: FeatureManifest) -> int:
@@ -136,11 +108,12 @@ def weigh(
     file: int,
     found: FeatureSet,
     rates: Sequence[float],
+    directory: str,
     fitted: Sequence[tuple[int, LeaveOneOut]],
     tests: Sequence[GradientSums],
 ) -> Iterator[Any]:
     """Reads a feature file and finds what there is for and against each example's label, and its influence on the test set, if any:
-    (AuditedExamples, Evidence), and Signatures and LabelCounts as outputs of their own.
+    Weighed, a file in `directory`, and Signatures and LabelCounts as outputs of their own.
     """
     (test,) = tests or (None,)
     manifest = found.manifest
@@ -165,7 +138,7 @@ def weigh(
         test.influence(features, rates) if test else None,
         test.slices if test else None,
     )
-    yield known, evidence
+    yield weighed.write(directory, known, evidence)
 
 
 def _directions(_: None, fitted: Sequence[tuple[int, LeaveOneOut]]) -> Directions:
@@ -179,15 +152,18 @@ def _noise(counts: LabelCounts, found: FeatureSet) -> Noise:
 @dataclasses.dataclass
 class AuditLabels(beam.PTransform):
     """Judges the labels of a feature set: sets: FeatureSet (one), and tests: FeatureSet (one), where influence on a test set is measured
-    → judged: (AuditedExamples, Judgement) of each feature file, duplicates: Duplicates (one), directions: Directions (one), and sets.
+    → weighed: Weighed of each feature file, noise: Noise (one), with which they are judged, duplicates: Duplicates (one), directions:
+    Directions (one), and sets.
 
     Attributes:
         learning_rates: η of each checkpoint.
+        directory: where weighed examples wait until all are.
         min_similarity: the similarity from which on examples with different labels are duplicates.
         slice_keys: kept keys of the test set whose values are slices of it, besides its labels.
     """
 
     learning_rates: Sequence[float]
+    directory: str
     min_similarity: float
     slice_keys: Sequence[str] = ()
 
@@ -211,9 +187,9 @@ class AuditLabels(beam.PTransform):
             | "ListFiles" >> beam.FlatMap(lambda one: range(len(one.manifest.files)))  # file
             | "SpreadFiles" >> beam.Reshuffle()  # file
             | "WeighLabels"
-            >> beam.FlatMap(weigh, found, self.learning_rates, beam.pvalue.AsList(fitted), beam.pvalue.AsList(tests)).with_outputs(
-                _SIGNATURES, _COUNTS, main="weighed"
-            )  # (AuditedExamples, Evidence), Signatures, LabelCounts
+            >> beam.FlatMap(
+                weigh, found, self.learning_rates, self.directory, beam.pvalue.AsList(fitted), beam.pvalue.AsList(tests)
+            ).with_outputs(_SIGNATURES, _COUNTS, main="weighed")  # Weighed, Signatures, LabelCounts
         )
         directions = (
             sets.pipeline
@@ -225,16 +201,10 @@ class AuditLabels(beam.PTransform):
             | "AddLabelCounts" >> beam.CombineGlobally(LabelCounts.merge)  # LabelCounts
             | "EstimateNoise" >> beam.Map(_noise, found)  # Noise
         )
-        # The noise is known when all are weighed; until then a runner keeps them.
-        judged = outputs["weighed"] | "JudgeLabels" >> beam.Map(_judge, beam.pvalue.AsSingleton(noise))  # (AuditedExamples, Judgement)
         return {
             "sets": sets,
             "directions": directions,
-            "judged": judged,
+            "weighed": outputs["weighed"],
+            "noise": noise,
             "duplicates": (sets, outputs[_SIGNATURES], directions) | "FindDuplicates" >> FindDuplicates(self.min_similarity),  # Duplicates
         }
-
-
-def _judge(weighed: tuple[AuditedExamples, Evidence], noise: Noise) -> tuple[AuditedExamples, Judgement]:
-    block, evidence = weighed
-    return block, suspicion.judge(evidence, block.labels, block.label_probabilities, noise)

@@ -33,6 +33,7 @@ _PATTERNS = {
         "duplicates.jsonl",
         "summary.json",
         "report.html",
+        "weighed-*.npz",
     ),
 }
 _FORMAT = 1
