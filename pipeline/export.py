@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from transforms.fitting import FitProjection, ProjectionWanted
 from transforms.manifest import FeatureManifest, Manifest, usable_rates
 from transforms.projections import Projection, Scaling
 from transforms.scores import FeatureSet
-from transforms.vector_files import WriteVectors, read_projection
+from transforms.vector_files import WriteVectors, read_projection, rows_per_file, write_vectors
 
 # Of vectors, where nothing else is said; more than that help little (`benchmarks.neighbours`).
 _DIMENSIONS = 1024
@@ -59,6 +60,8 @@ def _run(argv: Sequence[str]) -> None:
         return
     files.check_writable(args.output)
 
+    write = functools.partial(write_vectors, directory=args.output, formats=args.formats)
+
     def build(pipeline: beam.Pipeline) -> None:
         sets = name_set(pipeline, "Feature", args.features, "features", found)  # FeatureSet
         if args.projection_of:
@@ -70,7 +73,7 @@ def _run(argv: Sequence[str]) -> None:
             )
         else:
             projection = sets | "FitProjection" >> FitProjection(wanted)  # Projection
-        (sets, projection) | "WriteVectors" >> WriteVectors(args.output, draft, args.formats, args.overwrite)  # Manifest
+        (sets, projection) | "WriteVectors" >> WriteVectors(args.output, draft, args.overwrite, rows_per_file, write)  # Manifest
 
     fits = not made and args.projection in projections.FITTED
     if runner.run_graph(build, beam_options, PROJECTING if fits else PROJECTING[-1:]) is None:

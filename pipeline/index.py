@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
@@ -14,9 +15,9 @@ from pipeline.export import PROJECTING, check_not_empty, projection_settings, pr
 from pipeline.score import name_set
 from transforms import faiss_index, files, manifest, projections
 from transforms.fitting import FitProjection
-from transforms.indexes import BuildIndex
+from transforms.indexes import build_index, rows_per_index
 from transforms.manifest import FeatureManifest, Manifest
-from transforms.vector_files import read_projection
+from transforms.vector_files import WriteVectors, read_projection
 
 
 def run(argv: Sequence[str]) -> int:
@@ -46,10 +47,13 @@ def _run(argv: Sequence[str]) -> None:
     files.check_writable(args.output)
     memory = args.memory_gb * 1e9 / (runner.processes_per_machine(beam_options) or os.cpu_count() or 1)
 
+    rows = functools.partial(rows_per_index, memory_bytes=memory)
+    build_one = functools.partial(build_index, directory=args.output, kind=args.kind, seed=args.seed)
+
     def build(pipeline: beam.Pipeline) -> None:
         sets = name_set(pipeline, "Train", args.train_features, "train_features", train)  # FeatureSet
         projection = sets | "FitProjection" >> FitProjection(wanted)  # Projection
-        (sets, projection) | "BuildIndex" >> BuildIndex(args.output, draft, args.kind, args.seed, memory, args.overwrite)  # Manifest
+        (sets, projection) | "BuildIndex" >> WriteVectors(args.output, draft, args.overwrite, rows, build_one)  # Manifest
 
     if runner.run_graph(build, beam_options, PROJECTING if args.projection in projections.FITTED else PROJECTING[-1:]) is None:
         print("the graph is built; nothing has run")

@@ -16,7 +16,7 @@ import apache_beam as beam
 import numpy as np
 import orjson
 
-from transforms import counting, faiss_index, files, manifest, search, tiles, topk
+from transforms import counting, faiss_index, files, search, tiles, topk
 from transforms.errors import InputError
 from transforms.files import StoredFile
 from transforms.manifest import Manifest
@@ -28,7 +28,6 @@ from transforms.search import Search
 from transforms.topk import Ranking, TopK
 from transforms.vector_files import (
     PROJECTION_FILE,
-    CommitVectors,
     Shard,
     WrittenVectors,
     count_zero,
@@ -64,52 +63,6 @@ def build_index(shard: Shard, found: FeatureSet, projection: Projection, directo
     name = f"index-{shard.number:05d}.faiss"
     stored = files.write(directory, name, faiss_index.to_bytes(built), len(vectors))
     return WrittenVectors(shard.number, (stored,), len(vectors), count_zero(vectors))
-
-
-@dataclasses.dataclass
-class BuildIndex(beam.PTransform):
-    """Indexes the vectors of a feature set and commits the indexes: (FeatureSet (one), Projection (one)) → Manifest (one).
-
-    Attributes:
-        directory: where to.
-        draft: the manifest, its files and counts still missing.
-        kind: one of `faiss_index.KINDS`.
-        seed: of the clustering.
-        memory_bytes: what a worker process may take.
-        overwrite: whether a complete index is replaced.
-    """
-
-    directory: str
-    draft: Manifest
-    kind: str
-    seed: int
-    memory_bytes: float
-    overwrite: bool
-
-    def expand(self, sources: tuple[beam.PCollection, beam.PCollection]) -> beam.PCollection:
-        sets, projection = sources  # FeatureSet (one), Projection (one)
-        ready = (
-            sets.pipeline
-            | "StartWriting" >> beam.Create([None])
-            | "TakeBackOldIndex" >> beam.Map(lambda _: manifest.take_back_old(self.directory, self.draft, self.overwrite))  # None
-        )
-        written = (
-            sets
-            | "PlanShards"
-            >> beam.FlatMap(
-                lambda found, made: plan_shards(found, rows_per_index(made.dimensions, self.memory_bytes)),
-                beam.pvalue.AsSingleton(projection),
-            )  # Shard
-            | "SpreadShards" >> beam.Reshuffle()  # Shard
-            | "BuildIndex"
-            >> beam.Map(
-                lambda shard, found, made, _: build_index(shard, found, made, self.directory, self.kind, self.seed),
-                beam.pvalue.AsSingleton(sets),
-                beam.pvalue.AsSingleton(projection),
-                beam.pvalue.AsList(ready),
-            )  # WrittenVectors
-        )
-        return (written, projection) | "Commit" >> CommitVectors(self.directory, self.draft)  # Manifest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import apache_beam as beam
 import numpy as np
@@ -188,22 +188,25 @@ class CommitVectors(beam.PTransform):
 
 @dataclasses.dataclass
 class WriteVectors(beam.PTransform):
-    """Writes the vectors of a feature set and commits them: (FeatureSet (one), Projection (one)) → Manifest (one).
+    """Writes the vectors of a feature set, range by range, and commits them: (FeatureSet (one), Projection (one)) → Manifest (one).
 
     Attributes:
         directory: where to.
         draft: the manifest, its files and counts still missing.
-        formats: some of `FORMATS`.
         overwrite: whether a complete set is replaced.
+        rows: how many vectors a range has, by the numbers of each.
+        write: what writes a range: `write_vectors`, or `indexes.build_index`, but for its first three arguments.
     """
 
     directory: str
     draft: Manifest
-    formats: tuple[str, ...]
     overwrite: bool
+    rows: Callable[[int], int]
+    write: Callable[[Shard, FeatureSet, Projection], WrittenVectors]
 
     def expand(self, sources: tuple[beam.PCollection, beam.PCollection]) -> beam.PCollection:
         sets, projection = sources  # FeatureSet (one), Projection (one)
+        found, made = (beam.pvalue.AsSingleton(one) for one in sources)
         ready = (
             sets.pipeline
             | "StartWriting" >> beam.Create([None])
@@ -211,18 +214,10 @@ class WriteVectors(beam.PTransform):
         )
         written = (
             sets
-            | "PlanShards"
-            >> beam.FlatMap(
-                lambda found, made: plan_shards(found, rows_per_file(made.dimensions)), beam.pvalue.AsSingleton(projection)
-            )  # Shard
+            | "PlanShards" >> beam.FlatMap(lambda one, by: plan_shards(one, self.rows(by.dimensions)), made)  # Shard
             | "SpreadShards" >> beam.Reshuffle()  # Shard
             | "WriteShard"
-            >> beam.Map(
-                lambda shard, found, made, _: write_vectors(shard, found, made, self.directory, self.formats),
-                beam.pvalue.AsSingleton(sets),
-                beam.pvalue.AsSingleton(projection),
-                beam.pvalue.AsList(ready),
-            )  # WrittenVectors
+            >> beam.Map(lambda shard, one, by, _: self.write(shard, one, by), found, made, beam.pvalue.AsList(ready))  # WrittenVectors
         )
         return (written, projection) | "Commit" >> CommitVectors(self.directory, self.draft)  # Manifest
 
