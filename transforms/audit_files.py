@@ -144,7 +144,7 @@ def _lists(numbers: np.ndarray) -> pa.Array:
 def extremes(table: pa.Table) -> pa.Table:
     """The rows with the lowest and the highest influence on the test set, from the lowest on; no row without a test set."""
     if "test_influence" not in table.column_names:
-        return table.slice(0, 0)
+        return table.schema.empty_table()
     ordered = table.sort_by([("test_influence", "ascending"), ("example_id", "ascending")])
     if ordered.num_rows <= 2 * _EXTREMES:
         return ordered
@@ -519,7 +519,7 @@ class WriteAudit(beam.PTransform):
     def _write_changes(self, changes: Changes, _: list[None]) -> tuple[Changes, StoredFile]:
         written = _write_parquet(self.directory, f"changes-{changes.bucket:05d}.parquet", changes.rows)
         # The rows are in the file now.
-        return dataclasses.replace(changes, rows=changes.rows.slice(0, 0)), written
+        return dataclasses.replace(changes, rows=changes.rows.schema.empty_table()), written
 
     def _listed(self, parts: Sequence[WrittenExamples]) -> pa.Table:
         ordered = sorted(parts, key=lambda part: part.shard)

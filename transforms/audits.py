@@ -28,7 +28,7 @@ from transforms.weighed import AuditedExamples
 
 # What all groups' sums of one audit may take.
 _MOMENT_BYTES = 1 << 32
-_GROUPS = 256
+_GROUPS = 64
 _SIGNATURES, _COUNTS = "signatures", "counts"
 
 
