@@ -13,7 +13,18 @@ from pipeline import options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status: 0 done, 1 the run failed, 2 nothing was started."""
+    """Runs a command and returns its exit status: 0 done, 1 the run failed, 2 nothing was started, 3 a threshold was crossed."""
+    try:
+        status = _main(argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read has seen enough, as `head` does; nothing more can be told, at the program's end neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+
+
+def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())

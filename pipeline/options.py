@@ -128,6 +128,13 @@ def _formats(text: str) -> tuple[str, ...]:
     return tuple(sorted(set(found)))
 
 
+def _ids(text: str) -> tuple[str, ...]:
+    found = _names(text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected ids separated by commas, found {text!r}")
+    return found
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
@@ -248,7 +255,7 @@ def _add_vectors(built: argparse.ArgumentParser, command: str) -> None:
     if command == "search":
         sets.add_argument("--test_features", required=True, type=_directory, metavar="DIR", help="feature set of the test examples")
         sets.add_argument("--index", required=True, type=_directory, metavar="DIR", help="index of the training set, by `tracin index`")
-        sets.add_argument("--test_ids", type=_names, default=(), metavar="IDS", help="only these test examples, separated by commas (all)")
+        sets.add_argument("--test_ids", type=_ids, default=(), metavar="IDS", help="only these test examples, separated by commas (all)")
     _add_output(sets)
     _add_overwrite(sets)
     if command == "search":

@@ -73,6 +73,8 @@ def audit(directory: str, summary: Mapping[str, Any]) -> str:
     if duplicates and duplicates["conflicting_groups"]:
         told = f"{duplicates['conflicting_examples']:,} examples in {_count(duplicates['conflicting_groups'], 'group')}"
         lines.append(f"  {told} of duplicates whose labels conflict")
+    if left_out := summary.get("test", {}).get("slice_keys_left_out"):
+        lines.append(f"  too many values to be slices, left out: {', '.join(left_out)}")
     lines += [f"  {row['what']} is {row['found']:.4g}, more than --{row['threshold']}={row['limit']:g}" for row in summary["crossed"]]
     lines.append(f"  open {posixpath.join(directory, 'report.html')} in a browser")
     if "drift" in summary:
@@ -107,8 +109,10 @@ def _vectors(manifest: Manifest, projection: Projection) -> str:
     return f"{_count(counts['vectors'], 'vector')}{zero} of {projection.dimensions:,} numbers ({projection.method}: {sketched})"
 
 
-def recall(data: bytes) -> str:
-    """What part of the exact answer a search has found, out of the file that tells."""
+def recall(data: bytes | None) -> str:
+    """What part of the exact answer a search has found, out of the file that tells, if there is one."""
+    if data is None:
+        return "what the index did not find was not measured: see --recall_sample"
     told = json.loads(data)
     parts = [
         f"{100 * told[sign]['recall']:.2f} % of the {told['k']} strongest {sign} (at least {100 * told[sign]['lowest']:.0f} %)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -12,8 +14,9 @@ from pipeline import names, options, progress, report, runner
 from pipeline.score import name_set
 from transforms import faiss_index, files, manifest
 from transforms.errors import InputError
-from transforms.indexes import RECALL_FILE, MeasureRecall, SearchIndex, SearchPlan
+from transforms.indexes import RECALL_FILE, MeasureRecall, SearchIndex, SearchPlan, find_rows
 from transforms.manifest import FeatureManifest, Manifest
+from transforms.scores import FeatureSet
 from transforms.scoring import Scoring
 from transforms.sinks import ReportWanted, WriteInfluence
 from transforms.tiles import rows_per_file
@@ -40,6 +43,9 @@ def _run(argv: Sequence[str]) -> None:
             f"--index={args.index!r} was built from another feature set than --train_features={args.train_features!r}: name the one that "
             "it was built from, or build it anew with `tracin index`"
         )
+    _check_effort(args, found.settings["kind"])
+    if args.test_ids:
+        find_rows(FeatureSet(args.test_features, test), args.test_ids)
     scoring = Scoring(tuple(found.settings["learning_rates"]), args.k, found.settings["normalize"])
     sample = min(args.recall_sample, len(args.test_ids) or test.examples)
     plan = SearchPlan(args.index, found, scoring, args.oversampling, args.nprobe, args.ef_search, args.test_ids, sample)
@@ -48,6 +54,8 @@ def _run(argv: Sequence[str]) -> None:
         "index": found.fingerprint,
         "test_features": test.fingerprint,
         "train_features": train.fingerprint,
+        "learning_rates": found.settings["learning_rates"],
+        "normalize": found.settings["normalize"],
         "k": args.k,
         "oversampling": args.oversampling,
         "nprobe": args.nprobe,
@@ -70,6 +78,9 @@ def _run(argv: Sequence[str]) -> None:
         rows = sets | "SearchIndex" >> SearchIndex(plan)  # (row, ScoredBlock)
         beside = (sets, rows) | "MeasureRecall" >> MeasureRecall(plan) if sample else None  # (name, content)
         report_wanted = ReportWanted.of(test, train, class_names)
+        missed = f"{RECALL_FILE} tells what part of the exact answer was found" if sample else "what was missed has not been measured"
+        note = f"Proponents and opponents were looked for by an index, and those that it did not offer are missing: {missed}."
+        report_wanted = dataclasses.replace(report_wanted, notes=(*report_wanted.notes, note))
         write = WriteInfluence(args.output, draft, train.task, train.outputs, rows_per_file(args.k), args.overwrite, report_wanted, beside)
         (rows, *sets) | "WriteInfluence" >> write  # Manifest
 
@@ -80,9 +91,19 @@ def _run(argv: Sequence[str]) -> None:
     written = runner.read_back(args.output, Manifest)
     print(report.influence(args.output, written))
     told = next((file for file in written.files if file.name == RECALL_FILE), None)
-    if told:
-        print(report.recall(files.read_verified(args.output, told)))
+    print(report.recall(files.read_verified(args.output, told) if told else None))
     print(report.done(started))
+
+
+def _check_effort(args: argparse.Namespace, kind: str) -> None:
+    """Makes sure that a flag says how far an index of its own kind is searched.
+
+    Raises:
+        InputError: the index is of another kind.
+    """
+    for flag, kinds in (("nprobe", ("auto", "ivf")), ("ef_search", ("hnsw",))):
+        if getattr(args, flag) and kind not in kinds:
+            raise InputError(f"--{flag} is for indexes of --kind={kinds[-1]}, and --index={args.index!r} is of {kind}: leave it out")
 
 
 if __name__ == "__main__":

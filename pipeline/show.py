@@ -54,6 +54,9 @@ def _run(argv: Sequence[str]) -> None:
             console.print("\nduplicates whose labels conflict:", _table(_DUPLICATE, duplicates))
     else:
         print(report.influence(args.directory, found))
+        if "index" in found.settings:
+            told = [file for file in found.files if file.name == "recall.json"]
+            print(report.recall(files.read_verified(args.directory, told[0]) if told else None))
         rows = itertools.islice(_lines(args.directory, found, ".jsonl"), args.rows)
         console.print(_table((*_INFLUENCE, "proponent", "opponent"), (_strongest(row) for row in rows)))
 

@@ -32,7 +32,7 @@ def render(
         settings: of the result, for a person to read.
         previews: of test and of training examples, by id; those that are missing are left out.
         class_names: of all classes, or None for their numbers.
-        notes: why there are no pictures.
+        notes: what is to be told of the result, such as why there are no pictures.
     """
 
     def preview(example: tuple[bool, str]) -> Preview:

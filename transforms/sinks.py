@@ -138,7 +138,7 @@ class ReportWanted:
     Attributes:
         tests, trains: how what is to see of the examples of each set is read, or None where there is nothing.
         class_names: of all classes, or None.
-        notes: why there are no pictures.
+        notes: what is to be told of the result, such as why there are no pictures.
     """
 
     tests: ExampleFormat | None = None
@@ -149,7 +149,9 @@ class ReportWanted:
     @staticmethod
     def of(test: FeatureManifest, train: FeatureManifest, class_names: Sequence[str] | None) -> ReportWanted:
         """For two sets."""
-        notes = (f"{name} set: {note}" for name, one in (("Test", test), ("Training", train)) if (note := why_no_pictures(one)))
+        notes = [f"{name} set: {note}" for name, one in (("Test", test), ("Training", train)) if (note := why_no_pictures(one))]
+        if test.settings.get("labels") == "predicted":
+            notes.append("Labels of the test examples are the model's own predictions: the first are those that it is least certain of.")
         return ReportWanted(preview_format(test), preview_format(train), class_names, tuple(notes))
 
 

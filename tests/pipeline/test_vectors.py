@@ -158,7 +158,11 @@ def test_a_search_that_looks_everywhere_gives_the_rows_of_score(
     sets = (f"--train_features={train}", f"--test_features={test_set}")
     done(tracin("index", sets[0], f"--output={tmp_path}/ix", "--projection=exact", f"--kind={kind}", f"--normalize={normalize}"))
     assert len(list((tmp_path / "ix").glob("index-*.faiss"))) == 3
-    everywhere = ("--oversampling=60", "--nprobe=1000", "--ef_search=1000", "--recall_sample=7")
+    effort = {"flat": [], "ivf": ["--nprobe=1000"], "hnsw": ["--ef_search=1000"]}
+    everywhere = ("--oversampling=60", *effort[kind], "--recall_sample=7")
+    for flag in {"--nprobe=4", "--ef_search=9"} - {one.split("=")[0] + ("=4" if "nprobe" in one else "=9") for one in effort[kind]}:
+        other = tracin("search", f"--index={tmp_path}/ix", *sets, f"--output={tmp_path}/found", flag)
+        assert other.status == 2 and f"is of {kind}: leave it out" in other.err
     outcome = done(tracin("search", f"--index={tmp_path}/ix", *sets, f"--output={tmp_path}/found", f"--k={K}", *everywhere))
     done(tracin("score", *sets, f"--output={tmp_path}/exact", f"--k={K}", f"--normalize={normalize}"))
     for name in ("influence-00000.jsonl", "influence-00000.parquet"):
@@ -202,8 +206,10 @@ def test_only_some_test_examples(tracin: Run, tmp_path: pathlib.Path, train: pat
     exact = {row["test_id"]: row for row in read_rows(str(tmp_path / "exact"))}
     assert read_rows(str(tmp_path / "found")) == [exact["test-00003"], exact["test-00040"]]
     unknown = tracin("search", *sets, f"--index={tmp_path}/ix", "--test_ids=test-00003,nobody", f"--output={tmp_path}/unknown")
-    assert unknown.status == 1 and "'nobody' not in" in unknown.err
-    assert not (tmp_path / "unknown" / "manifest.json").exists()
+    assert unknown.status == 2 and "'nobody' not in" in unknown.err
+    assert not (tmp_path / "unknown").exists()
+    nobody = tracin("search", *sets, f"--index={tmp_path}/ix", "--test_ids=", f"--output={tmp_path}/unknown")
+    assert nobody.status == 2 and "expected ids separated by commas, found ''" in nobody.err
 
 
 def test_complete_directories_are_no_work(tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path, test_set: pathlib.Path):
@@ -299,6 +305,18 @@ def test_features_of_another_model_are_refused(tracin: Run, tmp_path: pathlib.Pa
         outcome = tracin(*words, f"--output={tmp_path}/out")
         assert outcome.status == 2 and message in outcome.err, outcome.err
         assert len(outcome.err.strip().splitlines()) == 1
+
+
+def test_what_is_missing_is_told_wherever_the_result_is_shown(
+    tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path, test_set: pathlib.Path
+):
+    sets = (f"--train_features={train}", f"--test_features={test_set}")
+    done(tracin("index", sets[0], f"--output={tmp_path}/ix", "--projection=sketch", "--dimensions=3"))
+    for name, sample, told in (("some", 5, "by the exact answer for 5 test examples"), ("none", 0, "was not measured")):
+        words = ("search", f"--index={tmp_path}/ix", *sets, f"--recall_sample={sample}", f"--output={tmp_path}/{name}")
+        assert told in done(tracin(*words)).out
+        assert told in done(tracin("show", f"{tmp_path}/{name}")).out
+        assert "looked for by an index" in (tmp_path / name / "report.html").read_text()
 
 
 def test_an_empty_test_set_has_no_rows(tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path):
