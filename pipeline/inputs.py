@@ -156,7 +156,7 @@ def prepare_features(
     loaded.loss.check_label_mode(labels)
     form = _example_format(args, labels, loaded)
     input_files = [InputFile(i, file.path, file.name, file.size) for i, file in enumerate(found)]
-    _look_at_first(input_files, form, loaded.loss, flag)
+    _look_at_first(input_files, form, loaded.loss, flag, getattr(args, "slice_keys", ()))
     settings = {
         **prepared.settings,
         "examples": [{"name": file.name, "size": file.size, "modified": file.modified} for file in found],
@@ -253,7 +253,7 @@ def _position_bytes(loaded: Checkpoints) -> int:
     return 4 * (loaded.positions or 0) * loaded.size * (loaded.outputs + loaded.units)
 
 
-def _look_at_first(input_files: Sequence[InputFile], form: ExampleFormat, loss: Loss, flag: str) -> None:
+def _look_at_first(input_files: Sequence[InputFile], form: ExampleFormat, loss: Loss, flag: str, sliced: Sequence[str]) -> None:
     """Reads a few records, so that a wrong flag is told now and not after every record has been rejected."""
     empty = [file.path for file in input_files if not file.size]
     if empty:
@@ -266,7 +266,7 @@ def _look_at_first(input_files: Sequence[InputFile], form: ExampleFormat, loss: 
     else:
         return
     if not form.parse_fn:
-        _check_keys(found[0], form, flag)
+        _check_keys(found[0], form, flag, sliced)
     outcomes = [parse_example(record, file.name, i, file.path, form) for i, record in enumerate(found)]
     # Labels of positions are looked at once it is known which of them are masked.
     check = form.label_width == loss.label_width
@@ -279,7 +279,7 @@ def _label_detail(example: ParsedExample, loss: Loss) -> str | None:
     return None if example.label is None else loss.invalid_labels(example.label[None])[0]
 
 
-def _check_keys(serialized: bytes, form: ExampleFormat, flag: str) -> None:
+def _check_keys(serialized: bytes, form: ExampleFormat, flag: str, sliced: Sequence[str]) -> None:
     try:
         keys = sorted(tf.train.Example.FromString(serialized).features.feature)
     except Exception:
@@ -288,7 +288,7 @@ def _check_keys(serialized: bytes, form: ExampleFormat, flag: str) -> None:
     wanted = [(spec.key, "input_keys") for spec in form.inputs]
     wanted += [(form.label_key, "label_key")] if form.labelled else []
     wanted += [(form.id_key, "id_key")] if form.id_key else []
-    wanted += [(key, "keep_keys") for key in form.keep_keys]
+    wanted += [(key, "slice_keys" if key in sliced else "keep_keys") for key in form.keep_keys]
     for key, option in wanted:
         if key not in keys:
             hint = f"; without labels, use --{flag.replace('examples', 'labels')}=predicted" if option == "label_key" else ""

@@ -70,7 +70,9 @@ def audit(directory: str, summary: Mapping[str, Any]) -> str:
         lines.append(f"  {row['suspects']:,} {what}")
     # Audits of earlier versions looked for none.
     duplicates = summary.get("duplicates")
-    if duplicates and duplicates["conflicting_groups"]:
+    if duplicates and not duplicates["conflicting_groups"]:
+        lines.append("  no duplicates whose labels conflict")
+    elif duplicates:
         told = f"{duplicates['conflicting_examples']:,} examples in {_count(duplicates['conflicting_groups'], 'group')}"
         lines.append(f"  {told} of duplicates whose labels conflict")
     if left_out := summary.get("test", {}).get("slice_keys_left_out"):

@@ -520,8 +520,11 @@ def test_a_test_set_is_extracted_in_the_same_graph_and_sliced_by_its_keys(featur
         write_records(tmp_path / "examples" / f"{i}.tfrecord", payloads[i::3])
     words = [f"--checkpoints={tiny.glob}", "--id_key=id"]
     train = [f"--examples={features.parent / 'examples'}/*", f"--test_examples={tmp_path / 'examples'}/*", *words]
+    status, _, err = tracin("audit", *train, "--slice_keys=country", f"--output={tmp_path / 'audit'}")
+    assert status == 2 and "has no key 'country'" in err and "name the right one with --slice_keys" in err
     status, out, err = tracin("audit", *train, "--slice_keys=place,hour", f"--output={tmp_path / 'audit'}")
     assert status == 0, err
+    assert "no duplicates whose labels conflict" in out or "of duplicates whose labels conflict" in out
     assert "test_features: 40 examples" in out and "read 80 examples" in out
     whole, test = read_all(features), read_all(tmp_path / "audit" / "test_features")
     scores = sum(
