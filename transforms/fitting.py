@@ -67,6 +67,7 @@ def plan_groups(found: FeatureSet) -> Iterator[FileGroup]:
     """
     if not found.manifest.examples:
         raise InputError(f"{found.directory} holds no example: there is nothing to project")
+    counting.add("examples-to-fit", found.manifest.examples)
     shape, files = found.shape, len(found.counts)
     size = 8 * shape.checkpoints * (shape.outputs**2 + shape.units**2)
     count = max(1, min(files, _GROUPS, _GROUPS_BYTES // size))

@@ -155,6 +155,13 @@ def plan_index_files(plan: SearchPlan) -> list[tuple[int, StoredFile]]:
     return listed
 
 
+def pair_with_indexes(block: TestBlock, plan: SearchPlan) -> Iterator[tuple[TestBlock, tuple[int, StoredFile]]]:
+    """A block of test examples with each index file that it is searched in, and the row of the file's first vector."""
+    for one in plan_index_files(plan):
+        counting.add("tests-planned", len(block.rows))
+        yield block, one
+
+
 class IndexSearcher:
     """Searches index files for the neighbours of test blocks, one at a time; keeps the last of each."""
 
@@ -292,7 +299,7 @@ class SearchIndex(beam.PTransform):
         return (
             test
             | "PlanBlocks" >> beam.FlatMap(plan_blocks, self.plan)  # TestBlock
-            | "PairWithIndexes" >> beam.FlatMap(lambda block: [(block, one) for one in plan_index_files(self.plan)])  # (TestBlock, file)
+            | "PairWithIndexes" >> beam.FlatMap(pair_with_indexes, self.plan)  # (TestBlock, (start, StoredFile))
             | "SpreadBlocks" >> beam.Reshuffle()  # (TestBlock, (start, StoredFile))
             | "SearchBlocks"
             >> beam.Map(search_block, beam.pvalue.AsSingleton(test), beam.pvalue.AsSingleton(train), self.plan)  # (row, ScoredBlock)

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import Outcome
 from tests.synthetic import draw, exact_scores, write_set
-from transforms import faiss_index, indexes, manifest, vector_files
+from transforms import counting, faiss_index, indexes, manifest, vector_files
 from transforms.scores import FeatureSet
 from transforms.scoring import Scoring
 from transforms.sinks import read_rows
@@ -317,6 +317,21 @@ def test_what_is_missing_is_told_wherever_the_result_is_shown(
         assert told in done(tracin(*words)).out
         assert told in done(tracin("show", f"{tmp_path}/{name}")).out
         assert "looked for by an index" in (tmp_path / name / "report.html").read_text()
+
+
+def test_progress_ends_where_it_was_to_end(tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path, test_set: pathlib.Path):
+    from pipeline import export, search
+
+    def assert_complete(stages) -> None:
+        counts = counting.snapshot()
+        for stage in stages:
+            assert counts[stage.done] == counts[stage.total] > 0, stage.title
+
+    done(tracin("index", f"--train_features={train}", f"--output={tmp_path}/ix", "--dimensions=8"))
+    assert_complete(export.PROJECTING)
+    sets = (f"--train_features={train}", f"--test_features={test_set}")
+    done(tracin("search", f"--index={tmp_path}/ix", *sets, "--recall_sample=0", f"--output={tmp_path}/found"))
+    assert_complete([search._SEARCHING])
 
 
 def test_an_empty_test_set_has_no_rows(tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path):
