@@ -96,7 +96,7 @@ def make(method: str, scaling: Scaling, known: Measurements, dimensions: int) ->
     from transforms import projections
 
     if method in projections.FITTED:
-        return projections.fit(method, scaling, known.bases, known.measured, known.sample, dimensions, 0)
+        return projections.fit(method, scaling, known, dimensions, 0)
     outputs, units = (len(basis) for basis in known.bases[0])
     return (projections.random if method == "random" else projections.sketch)(scaling, outputs, units, dimensions, 0)
 

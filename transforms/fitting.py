@@ -14,7 +14,7 @@ import numpy as np
 
 from transforms import counting, projections
 from transforms.errors import InputError
-from transforms.projections import Projection, Scaling, SecondMoments, Strongest
+from transforms.projections import Measurements, Projection, Scaling, SecondMoments, Strongest
 from transforms.records import Features
 from transforms.scores import FeatureSet
 from transforms.tiles import Span
@@ -144,7 +144,7 @@ def fit(
     ordered = [measured for _, measured in sorted(parts, key=lambda part: part[0])]
     totals = [np.sum(energies, axis=0) for energies in zip(*(one.energies for one in ordered), strict=True)]
     sample = Features.concatenate([one.sample for one in ordered])
-    return projections.fit(wanted.method, wanted.scaling, _ordered(bases), totals, sample, wanted.dimensions, wanted.seed)
+    return projections.fit(wanted.method, wanted.scaling, Measurements(_ordered(bases), totals, sample), wanted.dimensions, wanted.seed)
 
 
 def without_fitting(wanted: ProjectionWanted, found: FeatureSet) -> Projection:

@@ -390,39 +390,18 @@ def _with_rest(
     return Projection(method, seed, scaling, outputs, units, tuple(loss_grad_bases), tuple(activation_bases), tuple(coordinates), drawn)
 
 
-def fit(
-    method: str,
-    scaling: Scaling,
-    bases: Sequence[tuple[np.ndarray, np.ndarray]],
-    measured: Sequence[np.ndarray],
-    sample: Features,
-    dimensions: int,
-    seed: int,
-) -> Projection:
-    """A projection of `FITTED` onto the coordinates of the most energy.
-
-    `bases` are [C, C] and [D, D] of each checkpoint, and `measured` the energies [C, D] in them. For `auto`, the share of the numbers that
-    is sketched is that by which most of the sample's strongest pairs are found; the smallest of equals.
-    """
-    if method == "principal":
-        return _with_rest(method, scaling, bases, measured, dimensions, 0, seed)
-    best: tuple[float, Projection] | None = None
-    for share in _SHARES:
-        size = round(share * dimensions)
-        made = _with_rest(method, scaling, bases, measured, dimensions - size, size, seed)
-        found = found_in_sample(made, sample)
-        if best is None or found > best[0]:
-            best = found, made
-    assert best
-    return best[1]
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measurements:
-    """What `fit` needs to know of features: `bases`, `measured` and `sample`, as it takes them."""
+    """What `fit` needs to know of features.
+
+    Attributes:
+        bases: of each checkpoint, [C, C] and [D, D] float32.
+        energies: in these, of each checkpoint [C, D] float64.
+        sample: the strongest records; see `Strongest`.
+    """
 
     bases: list[tuple[np.ndarray, np.ndarray]]
-    measured: list[np.ndarray]
+    energies: list[np.ndarray]
     sample: Features
 
     @staticmethod
@@ -432,6 +411,25 @@ class Measurements:
         bases = [SecondMoments.of(scaled[:, t], features.activations[:, t]).bases() for t in range(scaled.shape[1])]
         measured = [energies(scaled[:, t], features.activations[:, t], pair) for t, pair in enumerate(bases)]
         return Measurements(bases, measured, features.take(Strongest.of(features, scaling.learning_rates, 0).rows))
+
+
+def fit(method: str, scaling: Scaling, known: Measurements, dimensions: int, seed: int) -> Projection:
+    """A projection of `FITTED` onto the coordinates of the most energy.
+
+    For `auto`, the share of the numbers that is sketched is that by which most of the sample's strongest pairs are found; the smallest of
+    equals.
+    """
+    if method == "principal":
+        return _with_rest(method, scaling, known.bases, known.energies, dimensions, 0, seed)
+    best: tuple[float, Projection] | None = None
+    for share in _SHARES:
+        size = round(share * dimensions)
+        made = _with_rest(method, scaling, known.bases, known.energies, dimensions - size, size, seed)
+        found = found_in_sample(made, known.sample)
+        if best is None or found > best[0]:
+            best = found, made
+    assert best
+    return best[1]
 
 
 def found_in_sample(projection: Projection, sample: Features) -> float:

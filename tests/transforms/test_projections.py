@@ -27,8 +27,7 @@ def fitted(method: str, train: Features, dimensions: int, seed: int = 0, unit: b
         return projections.exact(made, outputs, units)
     if method not in projections.FITTED:
         return (projections.random if method == "random" else projections.sketch)(made, outputs, units, dimensions, seed)
-    known = Measurements.of(train, made)
-    return projections.fit(method, made, known.bases, known.measured, known.sample, dimensions, seed)
+    return projections.fit(method, made, Measurements.of(train, made), dimensions, seed)
 
 
 def products(projection: Projection, test: Features, train: Features) -> np.ndarray:
@@ -81,7 +80,7 @@ def test_products_are_unbiased_over_seeds(method: str):
 
     def made(seed: int) -> Projection:
         if method == "rest":
-            return projections._with_rest("auto", scaling(), known.bases, known.measured, 6, 12, seed)
+            return projections._with_rest("auto", scaling(), known.bases, known.energies, 6, 12, seed)
         return (projections.sketch if method == "sketch" else projections.random)(scaling(), 5, 9, 24, seed)
 
     drawn = np.stack([products(made(seed), test, train) for seed in range(600)])
@@ -106,7 +105,7 @@ def test_principal_keeps_the_coordinates_of_most_energy():
         errors.append(np.sqrt(np.square(off).mean()))
     assert errors == sorted(errors, reverse=True)
     # No choice of as many coordinates in the same bases keeps more of the sum of squared lengths.
-    energies = np.concatenate([energy.ravel() for energy in Measurements.of(train, scaling()).measured])
+    energies = np.concatenate([energy.ravel() for energy in Measurements.of(train, scaling()).energies])
     kept = np.square(fitted("principal", train, 16).project(train).astype(np.float64)).sum()
     np.testing.assert_allclose(kept, np.sort(energies)[-16:].sum(), rtol=1e-4)
 
