@@ -17,6 +17,7 @@ import numpy as np
 from transforms.scoring import PART
 from transforms.sums import LANES
 from transforms.vectors import (
+    AHEAD,
     BLOCK,
     QUAD,
     SKETCH_ERROR,
@@ -514,13 +515,14 @@ def look_at_activations(
 
 @_compiled()
 def find_terms(
-    loss_grads: np.ndarray, lengths: np.ndarray, norm: np.ndarray, tolerance: float
+    loss_grads: np.ndarray, lengths: np.ndarray, norm: np.ndarray, tolerance: float, first: int, last: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The fields of `Terms` of rows of loss_grads [n, T, C], lengths [n, T] and norm [n].
+    """The fields of `Terms` of rows `first` to `last` of loss_grads [n, T, C], lengths [n, T] and norm [n].
 
     The entries left out have a norm of at most `tolerance` together, or are zero.
     """
-    n, checkpoints, outputs = loss_grads.shape
+    _, checkpoints, outputs = loss_grads.shape
+    n = last - first
     starts = np.empty((n, checkpoints + 1), np.int64)
     rest = np.empty((n, checkpoints), np.float32)
     found = np.empty(max(16, 16 * n), np.int32)
@@ -531,9 +533,9 @@ def find_terms(
     for i in range(n):
         sums[:] = 0
         for t in range(checkpoints):
-            factor = lengths[i, t] / norm[i]
+            factor = lengths[first + i, t] / norm[first + i]
             for c in range(outputs):
-                value = factor * loss_grads[i, t, c]
+                value = factor * loss_grads[first + i, t, c]
                 sums[_magnitude(value)] += value * value
         least, left_out = 0, 0.0
         while least < 255 and (left_out + sums[least]) * (1 + 1e-9) <= tolerance * tolerance:
@@ -541,10 +543,10 @@ def find_terms(
             least += 1
         for t in range(checkpoints):
             starts[i, t] = size
-            factor = lengths[i, t] / norm[i]
+            factor = lengths[first + i, t] / norm[first + i]
             small = 0.0
             for c in range(outputs):
-                value = factor * loss_grads[i, t, c]
+                value = factor * loss_grads[first + i, t, c]
                 if _magnitude(value) < least:
                     small += value * value
                 else:
@@ -561,16 +563,14 @@ def find_terms(
 
 
 @_compiled()
-def strongest_outputs(terms: Terms, outputs: int) -> np.ndarray:
-    """Of each test row, the outputs in which the sum of its terms is largest, the largest last, each as `2 c` or, below zero, `2 c + 1`.
+def strongest_outputs(terms: Terms, outputs: int, first: int, last: int, found: np.ndarray) -> None:
+    """Of test rows `first` to `last`, the outputs in which the sum of its terms is largest, the largest last.
 
-    [n, STRONGEST] int64; −1 where there are fewer.
+    found [n, STRONGEST] int64, each as `2 c` or, below zero, `2 c + 1`; −1 where there are fewer.
     """
-    n = len(terms.starts)
-    found = np.empty((n, STRONGEST), np.int64)
     sums = np.empty(outputs, np.float64)
     sums[:] = 0
-    for i in range(n):
+    for i in range(first, last):
         start, stop = terms.starts[i, 0], terms.starts[i, -1]
         for e in range(start, stop):
             sums[terms.outputs[e]] += terms.values[e]
@@ -586,7 +586,6 @@ def strongest_outputs(terms: Terms, outputs: int) -> np.ndarray:
                 sums[best] = 0
         for e in range(start, stop):
             sums[terms.outputs[e]] = 0
-    return found
 
 
 @_inner(forceinline=True)
@@ -1120,7 +1119,8 @@ def multiply_rows(
             for tile in range(first, last, TILE):
                 _addresses_of(loss_grads, tile, last, t, start, rows)
                 target = products.ctypes.data + np.uintp(4 * BLOCK * (tile - first))
-                add_block(addresses, width, columns, target)
+                ahead = _ahead(columns, width, (tile - first) // TILE)
+                add_block(addresses, width, columns, ahead, target)
         for part in range(_parts(units)):
             start, width = _part(units, part)
             columns = train_activations.ctypes.data + np.uintp(4 * BLOCK * (place * units + start))
@@ -1128,7 +1128,14 @@ def multiply_rows(
                 _addresses_of(activations, tile, last, t, start, rows)
                 offset = np.uintp(4 * BLOCK * (tile - first))
                 factors, target = products.ctypes.data + offset, sums.ctypes.data + offset
-                add_scaled_block(addresses, width, columns, factors, target)
+                ahead = _ahead(columns, width, (tile - first) // TILE)
+                add_scaled_block(addresses, width, columns, ahead, factors, target)
+
+
+@_inner(forceinline=True)
+def _ahead(columns: int, width: int, turn: int) -> int:
+    """The address of what a tile, the turn-th of a part of a block, brings into the cache of the next part, which follows in memory."""
+    return columns + np.uintp(4 * BLOCK * width + AHEAD * width * turn)
 
 
 @_inner(forceinline=True)

@@ -27,7 +27,7 @@ from transforms.sums import lane_sum
 NORMALIZATIONS = ("none", "cosine", "relatif")
 
 # Terms of a float32 sum before it is added to another: fewer make a smaller margin, more make less work.
-PART = 160
+PART = 352
 
 # Numbers of the pairs that are scored at once: half a megabyte of float64, which a processor's cache holds.
 _PAIR_SCRATCH = 1 << 16

@@ -23,7 +23,7 @@ import concurrent.futures
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -62,6 +62,10 @@ _FOLLOWERS = 15
 # the last, one that has a leader gets a pilot of its own.
 _HOPELESS, _WEAK = 3.0, 0.5
 
+# Test examples that are looked at first: where all of them are hopeless, the others are not tried. And how many times as many there have
+# to be for that.
+_TRIED, _TRIED_OF = 64, 16
+
 # What `Search.counts` tells of pairs: those with a zero gradient, skipped in whole blocks, sieved by loss gradients, and multiplied whole,
 # which are all; then how many of them were examined one by one, and scored.
 COUNTS = ("zero", "blocks", "loss_gradients", "products", "examined", "scored")
@@ -81,11 +85,10 @@ class _Threads:
         """The results of some pieces of work, in order."""
         return self._executor.map(work, items)
 
-    def share(self, n: int, work: Callable[[int, int], Any]) -> None:
-        """Does work that is given as ranges of `n` things."""
+    def share(self, n: int, work: Callable[[int, int], _Result]) -> list[_Result]:
+        """Does work that is given as ranges of `n` things; its results in order."""
         step = max(1, -(-n // (4 * self.count)))
-        for _ in self.map(lambda first: work(first, min(first + step, n)), range(0, n, step)):
-            pass
+        return list(self.map(lambda first: work(first, min(first + step, n)), range(0, n, step)))
 
 
 @functools.cache
@@ -248,7 +251,13 @@ def find_terms(factors: Factors, tolerance: float) -> Terms:
     """The terms of test examples; the entries left out have a norm of at most `tolerance` N together."""
     norms = factors.norms * _inverse(factors.norm)[:, None]
     up = [(array * (1 + 1e-6)).astype(np.float32) for array in (norms, factors.negatives, factors.rests)]
-    return Terms(*kernels.find_terms(factors.loss_grads, factors.lengths, factors.norm, tolerance), *up)
+    parts = _threads().share(
+        len(norms), lambda first, last: kernels.find_terms(factors.loss_grads, factors.lengths, factors.norm, tolerance, first, last)
+    )
+    starts, outputs, values, rest = zip(*parts, strict=True)
+    before = np.cumsum([0, *(len(part) for part in outputs[:-1])])
+    places = np.concatenate([part + start for part, start in zip(starts, before, strict=True)])
+    return Terms(places, np.concatenate(outputs), np.concatenate(values), np.concatenate(rest), *up)
 
 
 class _Tests:
@@ -266,7 +275,11 @@ class _Tests:
     @functools.cached_property
     def outputs(self) -> np.ndarray:
         """The outputs that they are strongest in; see `kernels.strongest_outputs`."""
-        return kernels.strongest_outputs(self.terms, self.factors.loss_grads.shape[2])
+        found = np.empty((len(self.factors.norm), kernels.STRONGEST), np.int64)
+        # Looked up here: threads that made them would wait for each other.
+        terms, outputs = self.terms, self.factors.loss_grads.shape[2]
+        _threads().share(len(found), lambda first, last: kernels.strongest_outputs(terms, outputs, first, last, found))
+        return found
 
     @functools.cached_property
     def order(self) -> np.ndarray:
@@ -381,8 +394,8 @@ class Search:
         self.counts["zero"] += len(self._test) * len(train) - int(self._alive.sum()) * len(chunk)
         found: list[list[_Found]] = []
         dense = self._alive.copy()
-        if not self._dense:
-            sieve = _Sieve(chunk, self._scoring.k, pilots=not (self.floors[:, self._alive] > 0).all())
+        sieve = None if self._dense else _Sieve(chunk, self._scoring.k, pilots=not (self.floors[:, self._alive] > 0).all())
+        if sieve and self._pays(chunk, sieve):
             groups = self._groups(self._tests.order, chunk, _GROUP_TESTS, _threads().count)
             for part in _threads().map(lambda rows: self._search_blocks(rows, chunk, sieve, 1.0), groups):
                 found.append(self._account(part))
@@ -402,9 +415,12 @@ class Search:
         self._take(found, chunk)
 
     def _account(self, part: _Part) -> list[_Found]:
-        for name, count in part.counts.items():
-            self.counts[name] += count
+        self._count(part.counts)
         return part.found
+
+    def _count(self, counts: dict[str, int]) -> None:
+        for name, count in counts.items():
+            self.counts[name] += count
 
     def _groups(self, rows: np.ndarray, chunk: _Chunk, most: int, at_once: int) -> list[np.ndarray]:
         size = int(np.clip(_POOL_BYTES // at_once // (8 * (5 * self._scoring.k + 3 * (self._room(chunk) + BLOCK))), 16, most))
@@ -430,6 +446,35 @@ class Search:
             np.zeros((n, 3), np.int64),
         )
 
+    def _pays(self, chunk: _Chunk, sieve: _Sieve) -> bool:
+        """Whether the sieves are worth trying: of some test examples from everywhere, one at least is not hopeless."""
+        assert self._tests is not None
+        alive = np.flatnonzero(self._alive)
+        if len(alive) < _TRIED * _TRIED_OF:
+            return True
+        rows = alive[:: len(alive) // _TRIED]
+        few, everyone = _Tests(self._test.take(rows), self._scoring, self._tests.directions), np.arange(len(rows))
+        pool = self._pool(rows, chunk, sieve.strongest.shape[2] * STRONGEST)
+        unknown = np.any(self.floors[:, rows] <= 0, axis=0)
+        kernels.choose_by_outputs(pool, everyone, unknown, few.outputs, sieve.strongest)
+        kernels.search_pilots(pool, few.factors, everyone, chunk.factors, unknown, self._rates, chunk.ranks)
+        self._count(_tallied(pool))
+        return bool((self._costs(pool, few, everyone, chunk, np.ones(len(rows), bool), 0) <= _HOPELESS).any())
+
+    def _costs(self, pool: Pool, tests: _Tests, rows: np.ndarray, chunk: _Chunk, chosen: np.ndarray, first: int) -> np.ndarray:
+        """The estimated cost of the pool's rows, from page `first` on, over that of their products: [n] float64.
+
+        `rows` [n] are their rows of `tests`; the cost is infinite for those not `chosen` [n].
+        """
+        test, last = tests.factors, len(chunk.blocks.highest)
+        bounded, passing = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+        kernels.count_passing(pool, test, rows, tests.terms, chunk.blocks, chosen, first, last, self._bound_margin, bounded, passing)
+        size = len(chunk) - first * PAGE * BLOCK
+        _, checkpoints, outputs = test.loss_grads.shape
+        whole = checkpoints * (outputs + test.activations.shape[2])
+        terms = tests.terms.starts[rows, -1] - tests.terms.starts[rows, 0] + checkpoints * (3 + test.sketches.shape[2])
+        return np.where(chosen, (bounded * terms * _TERM_COST / whole + passing * _EXACT_COST) / size, np.inf)
+
     def _search_blocks(self, rows: np.ndarray, chunk: _Chunk, sieve: _Sieve, most: float) -> _Part:
         """Searches test rows next to each other in order, but leaves those that would cost more than `most` times their products.
 
@@ -446,14 +491,7 @@ class Search:
         leads[np.flatnonzero(alive & ~known)[:: _FOLLOWERS + 1]] = True
 
         def cost(chosen: np.ndarray, first: int) -> np.ndarray:
-            """The estimated cost of each row over that of its products; infinite for rows not chosen."""
-            bounded, passing = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
-            kernels.count_passing(pool, test, rows, tests.terms, blocks, chosen, first, last, self._bound_margin, bounded, passing)
-            size = len(chunk) - first * PAGE * BLOCK
-            _, checkpoints, outputs = test.loss_grads.shape
-            whole = checkpoints * (outputs + test.activations.shape[2])
-            terms = tests.terms.starts[rows, -1] - tests.terms.starts[rows, 0] + checkpoints * (3 + test.sketches.shape[2])
-            return np.where(chosen, (bounded * terms * _TERM_COST / whole + passing * _EXACT_COST) / size, np.inf)
+            return self._costs(pool, tests, rows, chunk, chosen, first)
 
         def search(chosen: np.ndarray, first: int, last: int) -> None:
             kernels.search_blocks(pool, test, rows, tests.terms, train, blocks, chosen, rates, ranks, first, last, self._bound_margin)

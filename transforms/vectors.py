@@ -25,6 +25,10 @@ BLOCK = 64
 # Vectors that are multiplied with a block, or with each other, at once: so many sums of vectors fit into registers.
 TILE, QUAD = 6, 4
 
+# Bytes of what will be multiplied next that are brought into the cache with each row of a block [n, BLOCK]: an eighth of it, so that
+# eight multiplications of a block bring the next one.
+AHEAD = 4 * BLOCK // 8
+
 # Of a block's columns, those whose sums are in registers at once, beside TILE rows: by the 32 long or the 16 short registers there are.
 _TILE_COLUMNS = BLOCK if llvm.get_host_cpu_features().get("avx512f") else LANES
 
@@ -79,6 +83,14 @@ class _Code:
         suffix = f"v{kind.count}f{64 if kind.element == _f64 else 32}"
         function = cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fmuladd.{suffix}")
         return self.builder.call(function, [one, other, added])
+
+    def fetch(self, address: Any, index: Any, size: int) -> None:
+        """Brings what is at number `index` of an array into the second cache, if there is anything."""
+        pointer = self.place(address, index, ir.IntType(8), size)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _i32, _i32, _i32])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        read, near, data = (ir.Constant(_i32, value) for value in (0, 2, 1))
+        self.builder.call(function, [pointer, read, near, data])
 
     def larger(self, one: Any, other: Any) -> Any:
         return self.builder.select(self.builder.fcmp_ordered(">", one, other), one, other)
@@ -223,15 +235,17 @@ def dots(_context: Any, x: Any, y0: Any, y1: Any, y2: Any, y3: Any, n: Any, prod
     return types.void(types.uintp, types.uintp, types.uintp, types.uintp, types.uintp, types.intp, types.uintp), generate
 
 
-def _multiply(finish: Callable) -> Callable:
+def _multiply(finish: Callable, fetches: bool = False) -> Callable:
     """Code that multiplies `TILE` vectors of length n, given by an array of addresses, with a block [n, BLOCK].
 
-    `finish(code, sum, row, column, *more)` makes code that takes the sums of `LANES` columns.
+    `finish(code, sum, row, column, *more)` makes code that takes the sums of `LANES` columns. Where it `fetches`, an address comes before
+    `more`, from which on `n * AHEAD` bytes are brought into the cache meanwhile.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         code = _Code(builder)
         addresses, n, block, *more = arguments
+        ahead = more.pop(0) if fetches else None
         vectors = [code.at(addresses, _number(place), _i64, 8) for place in range(TILE)]
         count = _TILE_COLUMNS // LANES
         sums = [code.variables(count, _floats) for _ in range(TILE)]
@@ -241,6 +255,8 @@ def _multiply(finish: Callable) -> Callable:
             with cgutils.for_range(builder, n) as loop:
                 start = builder.add(builder.mul(loop.index, _number(BLOCK)), _number(first))
                 columns = [code.at(block, builder.add(start, _number(place * LANES)), _floats) for place in range(count)]
+                if ahead is not None:
+                    code.fetch(ahead, loop.index, AHEAD)
                 for vector, row in zip(vectors, sums, strict=True):
                     factor = code.spread(code.at(vector, loop.index, _f32))
                     for variable, column in zip(row, columns, strict=True):
@@ -264,25 +280,25 @@ def multiply_block(_context: Any, vectors: Any, n: Any, block: Any, products: An
 
 
 @intrinsic
-def add_block(_context: Any, vectors: Any, n: Any, block: Any, sums: Any) -> Any:
+def add_block(_context: Any, vectors: Any, n: Any, block: Any, ahead: Any, sums: Any) -> Any:
     """Adds the products of `multiply_block` to `sums` [TILE, BLOCK] float32."""
 
     def finish(code: _Code, total: Any, row: int, column: Any, sums: Any) -> None:
         place = code.builder.add(column, _number(row * BLOCK))
         code.put(code.builder.fadd(total, code.at(sums, place, _floats)), sums, place)
 
-    return types.void(types.uintp, types.intp, types.uintp, types.uintp), _multiply(finish)
+    return types.void(types.uintp, types.intp, types.uintp, types.uintp, types.uintp), _multiply(finish, fetches=True)
 
 
 @intrinsic
-def add_scaled_block(_context: Any, vectors: Any, n: Any, block: Any, factors: Any, sums: Any) -> Any:
+def add_scaled_block(_context: Any, vectors: Any, n: Any, block: Any, ahead: Any, factors: Any, sums: Any) -> Any:
     """Adds the products of `multiply_block`, each multiplied by its own of `factors`, to `sums`; both [TILE, BLOCK] float32."""
 
     def finish(code: _Code, total: Any, row: int, column: Any, factors: Any, sums: Any) -> None:
         place = code.builder.add(column, _number(row * BLOCK))
         code.put(code.fused(total, code.at(factors, place, _floats), code.at(sums, place, _floats)), sums, place)
 
-    return types.void(types.uintp, types.intp, types.uintp, types.uintp, types.uintp), _multiply(finish)
+    return types.void(types.uintp, types.intp, types.uintp, types.uintp, types.uintp, types.uintp), _multiply(finish, fetches=True)
 
 
 # Addresses of a test row's share of `kernels.Terms`, field by field; and of what is compared with it: loss gradients or their outlines.

@@ -56,6 +56,8 @@ def way(request, monkeypatch) -> str:
     monkeypatch.setattr(search, "_GROUP_TESTS", 20)
     monkeypatch.setattr(search, "_BLOCK_TESTS", 16)
     monkeypatch.setattr(search, "_FOLLOWERS", 3)
+    monkeypatch.setattr(search, "_TRIED", 2)
+    monkeypatch.setattr(search, "_TRIED_OF", 4)
     return request.param
 
 
