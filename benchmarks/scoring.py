@@ -1,7 +1,7 @@
 """Scoring, features decoded in memory → top-k arrays, against the dense path and against what brute force could do at best.
 
     python -m benchmarks.scoring [DIR] [--workload=fashion|imagenet|equal-fashion|equal-imagenet|all] [--trains=N] [--tests=N]
-                                 [--dense_tests=N] [--k=50] [--runs=3] [--plots=FILE]
+                                 [--dense_tests=N] [--k=50] [--runs=3] [--parts=8] [--plots=FILE]
 
 Workloads:
 
@@ -13,8 +13,9 @@ Workloads:
 Both paths run by turns, so that a busy machine is busy for both, and their results must be identical in ids and in the bits of scores.
 The dense path may have fewer test examples (`--dense_tests`; 1,000 for imagenet): compared are pairs/s. The brute-force limit is the
 machine's best float32 matrix multiply, measured before and after, over the `2 T (C + D + 1)` flops of a pair. Machines are noisy: quote
-the ratios. `--plots` draws the cost on Fashion-MNIST against the numbers of examples and k, which takes ten minutes and more. DIR keeps
-its data (a temporary directory otherwise).
+the ratios. `--parts` searches the training set in so many parts too, as tiles on different workers do: each for itself, by thresholds that
+the first lets guess, and by those of the whole set. `--plots` draws the cost on Fashion-MNIST against the numbers of examples and k, which
+takes ten minutes and more. DIR keeps its data (a temporary directory otherwise).
 """
 
 from __future__ import annotations
@@ -154,6 +155,7 @@ def main() -> None:
     parser.add_argument("--dense_tests", type=int, help="test examples of the dense path")
     parser.add_argument("--k", type=int, default=50)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--parts", type=int, help="parts of the training set that are searched apart")
     parser.add_argument("--plots", type=pathlib.Path, nargs="?", const=pathlib.Path("scoring.png"), metavar="FILE")
     args = parser.parse_args()
     names = list(WORKLOADS) if args.workload == "all" else [args.workload]
@@ -174,6 +176,8 @@ def main() -> None:
             workload = dataclasses.replace(usual, trains=trains, tests=tests, dense_tests=dense_tests)
             compared = in_own_process(compare, name, workload, data, args.k, args.runs)
             rows.append(compared.row())
+            if args.parts:
+                in_own_process(report_parts, workload, data, args.k, args.parts)
             if name == "fashion":
                 report_command(data, pathlib.Path(scratch), args.k, args.runs)
                 if args.plots:
@@ -241,6 +245,43 @@ def compare(name: str, workload: Workload, data: pathlib.Path, k: int, runs: int
         print(f"    {what:<32}{count:>18,}{count / pairs:>12.6f}")
     print(flush=True)
     return compared
+
+
+def report_parts(workload: Workload, data: pathlib.Path, k: int, parts: int) -> None:
+    """Prints what it costs to search a training set in parts that know nothing of each other, or what thresholds tell."""
+    from transforms import thresholds, topk
+    from transforms.scoring import Scoring
+    from transforms.search import Search
+
+    test, train, rates = workload.load(data, workload.trains, workload.tests)
+    scoring, n, size = Scoring(rates, k, workload.normalize), len(test), -(-len(train) // parts)
+    ranges = [train.take(slice(start, start + size)) for start in range(0, len(train), size)]
+
+    def search(features: Features, floors: np.ndarray | None = None) -> tuple[float, TopK]:
+        searched = Search(test, scoring, floors=floors)
+        seconds = timed(lambda: list(searched.scan(features)))
+        return seconds, searched.result()
+
+    def told(name: str, found: Sequence[tuple[float, TopK]], more: str = "") -> None:
+        candidates = sum(len(best.proponents) + len(best.opponents) for _, best in found)
+        print(f"  {name:<30}{sum(seconds for seconds, _ in found):8.2f} s {candidates:>12,} candidates{more}", flush=True)
+
+    search(train)  # to warm up
+    whole = search(train)
+    apart = [search(part) for part in ranges]
+    guesses = thresholds.guessed(apart[0][1], n, k, len(ranges[0]) / len(train))
+    guessed = [apart[0], *(search(part, guesses) for part in ranges[1:])]
+    merged = topk.merge([best for _, best in guessed], k)
+    again = len(thresholds.unproven(merged, n, k, guesses))
+    if not again and difference(merged, whole[1], n):
+        raise SystemExit(f"in parts: {difference(merged, whole[1], n)}")
+    true = thresholds.proven(whole[1], n, k)
+    print(f"in {parts} parts, one after the other")
+    told("the whole set", [whole])
+    told("each for itself", apart)
+    told("guessed from the first", guessed, f"; {again:,} of {n:,} tests would be searched again")
+    told("true thresholds", [search(part, true) for part in ranges])
+    print(flush=True)
 
 
 def difference(ours: TopK, dense: TopK, tests: int) -> str | None:

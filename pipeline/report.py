@@ -141,7 +141,8 @@ def skipped(counts: Mapping[str, int], pairs: int) -> str:
         if counts.get(f"pairs-{name}", 0)
     ]
     scored, shuffled = counts.get("pairs-scored-exactly", 0), counts.get("bytes-shuffled", 0)
-    return f"{pairs:,} pairs: {', '.join(told)}; {scored:,} scored exactly; {size(shuffled)} left the tiles"
+    again = f"; {_count(counts['tests-again'], 'test example')} searched again" if counts.get("tests-again") else ""
+    return f"{pairs:,} pairs: {', '.join(told)}; {scored:,} scored exactly; {size(shuffled)} left the tiles{again}"
 
 
 def _percent(part: int, whole: int) -> str:

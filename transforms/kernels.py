@@ -1133,7 +1133,7 @@ def multiply_rows(
 
 
 @_inner(forceinline=True)
-def _ahead(columns: int, width: int, turn: int) -> int:
+def _ahead(columns: int, width: int, turn: int) -> Any:
     """The address of what a tile, the turn-th of a part of a block, brings into the cache of the next part, which follows in memory."""
     return columns + np.uintp(4 * BLOCK * width + AHEAD * width * turn)
 

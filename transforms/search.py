@@ -32,6 +32,7 @@ from transforms.kernels import NO_ROW, PAGE, STRONGEST, Blocks, Factors, Pool, T
 from transforms.records import Features
 from transforms.scoring import Scoring, bound_margin, product_margin, self_influence
 from transforms.sums import LANES
+from transforms.thresholds import nth
 from transforms.topk import Ranking, TopK, concatenate, cut
 from transforms.vectors import BLOCK
 
@@ -364,8 +365,8 @@ class Search:
     def __init__(self, test: Features, scoring: Scoring, dense: bool = False, floors: np.ndarray | None = None) -> None:
         """`dense` makes every product, whatever a sample says.
 
-        `floors` [2, n] are scores, opponents' negated, that k training examples are known to reach, as another search has found them
-        among training examples of the same set; what is below them is not looked for.
+        `floors` [2, n] are scores, opponents' negated, below which nothing is looked for: that k training examples are known to reach, as
+        another search has found them among training examples of the same set, or are thought to (`thresholds`).
         """
         _, checkpoints, outputs = test.loss_grads.shape
         self._test = test
@@ -570,9 +571,7 @@ class Search:
             if before is not None:
                 best = cut(concatenate([before, best]), self._scoring.k)
             self._best[sign] = best
-            starts = best.offsets(len(self._test))
-            full = np.flatnonzero(np.diff(starts) >= self._scoring.k)
-            self.floors[sign, full] = np.maximum(self.floors[sign, full], np.abs(best.scores[starts[full] + self._scoring.k - 1]))
+            self.floors[sign] = np.maximum(self.floors[sign], nth(best, len(self._test), self._scoring.k))
 
     def result(self) -> TopK:
         """The top k of what was scanned; rows are those of the test examples."""

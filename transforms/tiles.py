@@ -50,12 +50,14 @@ class Tile:
 
     Attributes:
         test_start: row of the block's first example in the test set.
+        train_start: row of the range's first example in the training set; at 0, it is the first to be searched.
         tests: where the block's records are.
         trains: where the range's records are.
         chunk_rows: how many training examples are held at once.
     """
 
     test_start: int
+    train_start: int
     tests: tuple[Span, ...]
     trains: tuple[Span, ...]
     chunk_rows: int
@@ -146,7 +148,7 @@ def tiles(grid: Grid, test_counts: Sequence[int], train_counts: Sequence[int], f
             block = spans(test_counts, test_start, min(test_start + grid.test_rows, shard_stop))
             for train_start in range(0, trains, grid.train_rows):
                 rows = spans(train_counts, train_start, min(train_start + grid.train_rows, trains))
-                yield Tile(test_start, block, rows, grid.chunk_rows)
+                yield Tile(test_start, train_start, block, rows, grid.chunk_rows)
 
 
 def spans(counts: Sequence[int], start: int, stop: int) -> tuple[Span, ...]:
@@ -200,7 +202,8 @@ class Cost:
         test_rows, train_rows, chunk_rows: most examples in a block, in a range, and in what is held of a range at once.
         chunks: how many are read, over all tiles.
         train_bytes_read: of whole files: one that is cut is read once for each chunk that holds some of its records.
-        test_bytes_read: likewise of blocks, if neighbouring tiles of a block are scored by one process, which keeps it.
+        test_bytes_read: likewise of blocks, if neighbouring tiles of a block are scored by one process, which keeps it: the first tiles of
+            all blocks come first, and then the others.
         test_bytes_read_at_most: if each tile reads its block.
         memory_bytes: peak of one worker process for scoring; TensorFlow and Beam themselves not counted.
         candidates: that leave the tiles, at most.
@@ -254,7 +257,7 @@ def predict(grid: Grid, shape: Shape, k: int, test_files: Iterable[FeatureFiles]
         chunk_rows=chunk_rows,
         chunks=blocks * _pieces(trains, grid.train_rows, grid.chunk_rows),
         train_bytes_read=blocks * pass_bytes,
-        test_bytes_read=block_bytes if trains else 0,
+        test_bytes_read=block_bytes * (0 if not trains else 1 if blocks == 1 or ranges == 1 else 2),
         test_bytes_read_at_most=ranges * block_bytes,
         memory_bytes=_FIXED_BYTES + test_rows * _test_bytes(shape, k) + chunk_rows * _train_bytes(shape),
         candidates=candidates,

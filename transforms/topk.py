@@ -49,6 +49,15 @@ class TopK:
     proponents: Ranking
     opponents: Ranking
 
+    def of_rows(self, rows: np.ndarray) -> TopK:
+        """The same candidates, of some test examples of more: test row i is row `rows[i]` of them; `rows` ascend."""
+        renamed = (dataclasses.replace(one, rows=rows[one.rows].astype(np.int32)) for one in (self.proponents, self.opponents))
+        return TopK(*renamed)
+
+    def without(self, rows: np.ndarray) -> TopK:
+        """All candidates but those of some test rows."""
+        return TopK(*(one.take(~np.isin(one.rows, rows)) for one in (self.proponents, self.opponents)))
+
 
 def cut(candidates: Ranking, k: int) -> Ranking:
     """The k best candidates of each test row by (|score| descending, id ascending); all scores have the same sign."""

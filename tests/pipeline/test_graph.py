@@ -96,8 +96,7 @@ def test_only_small_things_are_grouped(graph):
         "PublishTrainSet",
         "PublishTestSet",
         # Tiles, their candidates, and the candidates of one output file.
-        "ScoreInfluence/SpreadTiles",
-        "ScoreInfluence/MergeTopK",
+        *(f"ScoreInfluence/{step}" for step in ("SpreadFirstTiles", "SpreadTiles", "MergeTopK", "SpreadAgain", "MergeAgain")),
         "WriteInfluence/GroupByFile",
         # Names of feature files, and where the few examples of the report came from.
         *(f"WriteInfluence/See{name}Examples/{step}" for name in ("Test", "Train") for step in ("SpreadSearched", "GroupBySource")),
@@ -126,8 +125,11 @@ def test_every_step_of_ours_has_a_name(graph):
         "StartWriting/",
         "WriteFiles/",
         "StartCommit/",
+        "SpreadFirstTiles/",
         "SpreadTiles/",
         "MergeTopK/",
+        "SpreadAgain/",
+        "MergeAgain/",
         "StartReport/",
         "StartSearch/",
         "SpreadSearched/",

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import apache_beam as beam
 import numpy as np
 import pytest
+from apache_beam.testing.util import assert_that
 
 from tests.synthetic import assert_same, draw, full_sort
 from transforms import counting, files, records, scores, tfrecords
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest, check_same_model, usable_rate
 from transforms.records import Features, Origin
-from transforms.scores import FeatureSet, MergeTopK, ScoringPlan, TileScorer, plan_tiles
-from transforms.scoring import Scoring
+from transforms.scores import FeatureSet, MergeTopK, ScoreInfluence, ScoringPlan, TileScorer, guess_thresholds, plan_tiles
+from transforms.scoring import Scoring, self_influence
 
 
 def committed(directory, features: Features, rows_per_file: int) -> FeatureSet:
@@ -175,6 +177,53 @@ def test_a_tile_knows_the_thresholds_of_the_tiles_before_it(arrays, sets):
     # Another k, or another set, knows nothing of them.
     again = together.score(tiles[-1], *sets, dataclasses.replace(scoring, k=7))
     assert len(again.best.proponents) > len(in_turn[-1].best.proponents)
+
+
+@pytest.mark.parametrize("order", ["as drawn", "the strongest first", "the strongest last"])
+def test_thresholds_that_are_guessed_change_nothing(tmp_path, order):
+    rng = np.random.default_rng(5)
+    test, train = draw(rng, 30, 2, 3, 6, "test-", spread=0.3), draw(rng, 1200, 2, 3, 6, "train-", spread=0.3)
+    rows = np.argsort(self_influence(train, (0.1, 0.02)))
+    train = train.take({"as drawn": np.arange(1200), "the strongest first": rows[::-1], "the strongest last": rows}[order])
+    sets = committed(tmp_path / "test", test, 9), committed(tmp_path / "train", train, 150)
+    plan = ScoringPlan(None, 20, "none", 2.0, 1, 10, 100)
+    expected = full_sort(test, train, plan.scoring(sets[1].manifest))
+
+    def compare(blocks: list) -> None:
+        assert sorted(start for start, _ in blocks) == [0, 10, 20]
+        for start, block in blocks:
+            for name in ("proponents", "opponents"):
+                own, all_of_them = getattr(block.best, name), getattr(expected, name)
+                theirs = all_of_them.take((all_of_them.rows >= start) & (all_of_them.rows < start + 10))
+                assert (own.rows + start).tolist() == theirs.rows.tolist()
+                assert own.ids.tolist() == theirs.ids.tolist()
+                assert own.scores.tobytes() == theirs.scores.tobytes()
+
+    counting.reset()
+    with beam.Pipeline(runner="DirectRunner") as pipeline:
+        named = [pipeline | f"Name{name}Set" >> beam.Create([one]) for name, one in zip(("Test", "Train"), sets, strict=True)]
+        assert_that(tuple(named) | ScoreInfluence(plan), compare)
+    counts = counting.snapshot()
+    # A part that is stronger than all others lets guess too much, and it is seen.
+    assert (counts.get("tests-again", 0) > 0) == (order == "the strongest first")
+    assert sum(counts[f"pairs-{name}"] for name in ("zero", "blocks", "loss_gradients", "products")) == 30 * 1200
+    assert counts["pairs-scored"] == counts["pairs-planned"] == (30 + counts.get("tests-again", 0)) * 1200
+
+
+def test_what_leaves_the_tiles_shrinks_by_what_the_first_lets_guess(arrays, sets):
+    plan = ScoringPlan(None, 6, "none", 2.0, 1, 23, 20)
+    scoring = plan.scoring(sets[1].manifest)
+    first, *others = plan_tiles(*sets, plan)
+    ((start, guesses),) = guess_thresholds((0, TileScorer().score(first, *sets, scoring)), *sets, plan)
+    assert start == 0
+    for tile in others:
+        told, untold = (TileScorer().score(tile, *sets, scoring, known) for known in (guesses, None))
+        for sign, name in enumerate(("proponents", "opponents")):
+            own, all_of_them = getattr(told.best, name), getattr(untold.best, name)
+            high = np.abs(all_of_them.scores) >= guesses[sign][all_of_them.rows]
+            assert own.scores.tobytes() == all_of_them.scores[high].tobytes()
+            assert own.ids.tolist() == all_of_them.ids[high].tolist()
+        assert told.nbytes < untold.nbytes
 
 
 def test_what_is_counted_adds_up_to_all_pairs(arrays, sets):
