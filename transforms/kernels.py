@@ -15,11 +15,11 @@ import numba
 import numpy as np
 
 from transforms.scoring import PART
-from transforms.sums import LANES
 from transforms.vectors import (
     AHEAD,
     BLOCK,
     QUAD,
+    SKETCH,
     SKETCH_ERROR,
     TILE,
     add_block,
@@ -94,7 +94,7 @@ class Factors(NamedTuple):
         loss_grads, activations: [n, T, C] and [n, T, D] float32, as stored.
         lengths: √η_t ‖ĥ_t‖, [n, T] float64.
         negatives: the norm of ĥ_t's negative entries over ‖ĥ_t‖, rounded up, [n, T] float64. After a ReLU it is 0.
-        sketches: [n, T, LANES] float32, ĥ_t over its length in as many orthonormal directions; or [n, T, 0], where nothing is sketched.
+        sketches: [n, T, SKETCH] float32, ĥ_t over its length in as many orthonormal directions; or [n, T, 0], where nothing is sketched.
         rests: the length of what is outside of these directions, rounded up, [n, T] float64.
         norms: n_t = √η_t ‖δ_t‖ ‖ĥ_t‖, [n, T] float64.
         norm: N = √self-influence, [n] float64.
@@ -121,7 +121,7 @@ class Blocks(NamedTuple):
         norms: [B, T, BLOCK] float32, n_t over the block's unit, rounded up.
         units: [B] float64, what a block is scaled by: the largest N of its columns, or, where normalised, each column by its own.
         negatives: [B, T] float32, the largest of `Factors.negatives` in a block, rounded up.
-        sketches: [B, T, LANES, BLOCK] float32, of `Factors`; or an empty axis for `LANES`.
+        sketches: [B, T, SKETCH, BLOCK] float32, of `Factors`; or an empty axis for `SKETCH`.
         rests: [B, T, BLOCK] float32, of `Factors`, rounded up.
         highest, lowest: [B / PAGE, T, C, PAGE] float32, of each entry of `loss_grads` in a block.
         page_norms, page_negatives: [B / PAGE, T, PAGE] float32, the largest of a block.
@@ -185,22 +185,6 @@ class Pool(NamedTuple):
     counts: np.ndarray
     pilots: np.ndarray
     tally: np.ndarray
-
-
-@_inner(inline="always")
-def _borrow(pool: Pool) -> Pool:
-    """The same pool, whose arrays are not counted as used."""
-    return Pool(
-        borrowed(pool.scores),
-        borrowed(pool.rows),
-        borrowed(pool.filled),
-        borrowed(pool.floors),
-        borrowed(pool.bounds),
-        borrowed(pool.listed),
-        borrowed(pool.counts),
-        borrowed(pool.pilots),
-        borrowed(pool.tally),
-    )
 
 
 class _Addresses(NamedTuple):
@@ -280,6 +264,12 @@ def _work(checkpoints: int) -> _Work:
     )
 
 
+@_inner()
+def _hold(work: _Work) -> None:
+    """Keeps what was borrowed until here; it would be freed after its last use."""
+    work.quad[0] = 0
+
+
 @_inner(forceinline=True)
 def _vector(start: int, record: int, width: int) -> Any:
     """The address of a record's float32 vector in an array of vectors of this width."""
@@ -325,7 +315,7 @@ def _bound_parts(test: _Addresses, train: _Addresses, row: int, work: _Work, n: 
             work.totals[q] = 0
         for t in range(test.checkpoints):
             if test.sketched:
-                _dots(test.sketches, row, train.sketches, work, t, test.checkpoints, LANES, work.dots.ctypes.data)
+                _dots(test.sketches, row, train.sketches, work, t, test.checkpoints, SKETCH, work.dots.ctypes.data)
             i = row * test.checkpoints + t
             for q in range(QUAD):
                 place = work.quad[q]
@@ -365,7 +355,8 @@ def canonical_scores(test: Factors, train: Factors, rates: np.ndarray, tests: np
     """`scoring.canonical_scores` of P pairs, the same bits, compiled: [P] float64."""
     scores = np.empty(len(tests))
     one, other = _addresses(test), _addresses(train)
-    work = _work(one.checkpoints)
+    held = _work(one.checkpoints)
+    work = borrowed(held)
     for p in range(len(tests)):
         work.codes[0] = 2 * trains[p]
         _multiply_loss_grads(one, other, tests[p], work, 1)
@@ -373,6 +364,7 @@ def canonical_scores(test: Factors, train: Factors, rates: np.ndarray, tests: np
         for t in range(one.checkpoints):
             _add_part(one, other, tests[p], work, t, rates[t])
         scores[p] = _normalized(work.totals[0], test.divisors[tests[p]], train.divisors[trains[p]])
+    _hold(held)
     return scores
 
 
@@ -479,11 +471,11 @@ def look_at_activations(
 ) -> None:
     """For rows `first` to `last` of activations [n, T, D] with these lengths [n, T], fills in the fields of `Factors`.
 
-    `directions` [T, R, D] float32 are orthonormal but for rounding, R being `LANES` or 0. Additions may come in any order, since all
+    `directions` [T, R, D] float32 are orthonormal but for rounding, R being `SKETCH` or 0. Additions may come in any order, since all
     is rounded up.
     """
     _, checkpoints, units = activations.shape
-    shares = np.empty(LANES)
+    shares = np.empty(SKETCH)
     for i in range(first, last):
         for t in range(checkpoints):
             vector = activations[i, t]
@@ -499,17 +491,17 @@ def look_at_activations(
                 negatives[i, t] = min(1.0, np.sqrt(total) / lengths[i, t] * (1 + 1e-6))
             if directions.shape[1]:
                 inverse = 1 / lengths[i, t] if lengths[i, t] > 0 else 0.0
-                for r in range(0, LANES, QUAD):
-                    at = directions.ctypes.data + np.uintp(4 * units * (t * LANES + r))
+                for r in range(0, SKETCH, QUAD):
+                    at = directions.ctypes.data + np.uintp(4 * units * (t * SKETCH + r))
                     size = np.uintp(4 * units)
                     target = shares.ctypes.data + np.uintp(8 * r)
                     dots(vector.ctypes.data, at, at + size, at + np.uintp(2) * size, at + np.uintp(3) * size, units, target)
                 total = 0.0
-                for r in range(LANES):
+                for r in range(SKETCH):
                     share = shares[r] * inverse
                     sketches[i, t, r] = np.float32(share)
                     total += share * share
-                # Rounded, 16 directions are off by 4 · 2⁻²⁴ together, and the square of a part of length 1 by twice that.
+                # Rounded, 24 directions are off by 5 · 2⁻²⁴ together, and the square of a part of length 1 by twice that.
                 rests[i, t] = np.sqrt(max(0.0, 1 - total) + 1e-6)
 
 
@@ -686,72 +678,85 @@ def _sink(scores: np.ndarray, rows: np.ndarray, ranks: np.ndarray, n: int) -> No
 def _score(
     pool: Pool, i: int, test: _Addresses, train: _Addresses, row: int, work: _Work, n: int, rates: np.ndarray, ranks: np.ndarray
 ) -> None:
-    """Scores n candidates of the pool's row i (test row `row`) and keeps the best.
+    """Scores n candidates of the pool's row i (test row `row`) and keeps the best."""
+    _multiply_loss_grads(test, train, row, work, n)
+    if test.units >= _MANY_UNITS:
+        _score_by_bounds(pool, i, test, train, row, work, n, rates, ranks)
+        return
+    for first in range(0, n, QUAD):
+        count = min(QUAD, n - first)
+        for q in range(QUAD):
+            work.quad[q] = min(first + q, n - 1)
+            work.totals[q] = 0
+        for t in range(len(rates)):
+            _add_part(test, train, row, work, t, rates[t])
+        _keep_scored(pool, i, test, train, row, work, count, ranks)
 
-    Where scores are dear, candidates come by their bounds, the highest first, and bounds give way to what they bound, checkpoint by
-    checkpoint, until what is left cannot reach the threshold.
+
+@_inner()
+def _score_by_bounds(
+    pool: Pool, i: int, test: _Addresses, train: _Addresses, row: int, work: _Work, n: int, rates: np.ndarray, ranks: np.ndarray
+) -> None:
+    """What `_score` does where scores are dear.
+
+    Candidates come by their bounds, the highest first, and bounds give way to what they bound, checkpoint by checkpoint, until what is
+    left cannot reach the threshold.
     """
     norm, divisor = load_float64(test.norm, row), load_float64(test.divisors, row)
-    dear = test.units >= _MANY_UNITS
-    _multiply_loss_grads(test, train, row, work, n)
-    if dear:
-        _bound_parts(test, train, row, work, n)
-        for place in range(n):
-            work.places[place] = place
-        for place in range(n // 2 - 1, -1, -1):
-            _sift(work.bounds, work.places, place, n)
-    done, waiting = 0, n
-    while done < n:
+    _bound_parts(test, train, row, work, n)
+    for place in range(n):
+        work.places[place] = place
+    for place in range(n // 2 - 1, -1, -1):
+        _sift(work.bounds, work.places, place, n)
+    waiting = n
+    while True:
         limits = (_limit(pool, 0, i, divisor), _limit(pool, 1, i, divisor))
         count = 0
-        if dear:
-            while count < QUAD and waiting > 0 and work.bounds[0] >= min(limits[0], limits[1]):
-                candidate, bound = np.int64(work.places[0]), work.bounds[0]
-                waiting -= 1
-                work.bounds[0], work.places[0] = work.bounds[waiting], work.places[waiting]
-                _sift(work.bounds, work.places, np.int64(0), waiting)
-                if bound >= limits[work.codes[candidate] & 1]:
-                    work.quad[count] = candidate
-                    count += 1
-            if count == 0:
-                return
-        else:
-            count = min(QUAD, n - done)
-            for q in range(count):
-                work.quad[q] = done + q
-            done += count
+        while count < QUAD and waiting > 0 and work.bounds[0] >= min(limits[0], limits[1]):
+            candidate, bound = np.int64(work.places[0]), work.bounds[0]
+            waiting -= 1
+            work.bounds[0], work.places[0] = work.bounds[waiting], work.places[waiting]
+            _sift(work.bounds, work.places, np.int64(0), waiting)
+            if bound >= limits[work.codes[candidate] & 1]:
+                work.quad[count] = candidate
+                count += 1
+        if count == 0:
+            return
         for q in range(count, QUAD):
             work.quad[q] = work.quad[0]
         for q in range(QUAD):
             work.totals[q] = 0
             work.left[q] = 0
-            if dear:
-                for t in range(len(rates)):
-                    work.left[q] += work.uppers[t, work.quad[q]]
+            for t in range(len(rates)):
+                work.left[q] += work.uppers[t, work.quad[q]]
         hopeful = True
         for t in range(len(rates)):
-            if dear:
-                hopeful = False
-                for q in range(count):
-                    code = work.codes[work.quad[q]]
-                    needed = limits[code & 1] * load_float64(train.divisors, code >> 1) - SLACK * norm * load_float64(train.norm, code >> 1)
-                    hopeful |= work.left[q] >= needed
-                if not hopeful:
-                    break
+            hopeful = False
+            for q in range(count):
+                code = work.codes[work.quad[q]]
+                needed = limits[code & 1] * load_float64(train.divisors, code >> 1) - SLACK * norm * load_float64(train.norm, code >> 1)
+                hopeful |= work.left[q] >= needed
+            if not hopeful:
+                break
             _add_part(test, train, row, work, t, rates[t])
-            if dear:
-                for q in range(count):
-                    part = -work.dots[q] if work.codes[work.quad[q]] & 1 else work.dots[q]
-                    work.left[q] += part - work.uppers[t, work.quad[q]]
-        if not hopeful:
-            continue
-        pool.tally[i, 2] += count
-        for q in range(count):
-            code = work.codes[work.quad[q]]
-            sign, j = code & 1, code >> 1
-            score = _normalized(-work.totals[q] if sign else work.totals[q], divisor, load_float64(train.divisors, j))
-            if score > 0 and score >= pool.floors[sign, i]:
-                pool.filled[sign, i] = _keep(pool.scores[sign, i], pool.rows[sign, i], pool.filled[sign, i], score, j, ranks)
+            for q in range(count):
+                part = -work.dots[q] if work.codes[work.quad[q]] & 1 else work.dots[q]
+                work.left[q] += part - work.uppers[t, work.quad[q]]
+        if hopeful:
+            _keep_scored(pool, i, test, train, row, work, count, ranks)
+
+
+@_inner(forceinline=True)
+def _keep_scored(pool: Pool, i: int, test: _Addresses, train: _Addresses, row: int, work: _Work, count: int, ranks: np.ndarray) -> None:
+    """Keeps the best of the first `count` candidates of `quad`, whose `totals` are whole."""
+    divisor = load_float64(test.divisors, row)
+    pool.tally[i, 2] += count
+    for q in range(count):
+        code = work.codes[work.quad[q]]
+        sign, j = code & 1, code >> 1
+        score = _normalized(-work.totals[q] if sign else work.totals[q], divisor, load_float64(train.divisors, j))
+        if score > 0 and score >= pool.floors[sign, i]:
+            pool.filled[sign, i] = _keep(pool.scores[sign, i], pool.rows[sign, i], pool.filled[sign, i], score, j, ranks)
 
 
 @_inner()
@@ -864,8 +869,9 @@ def search_pilots(
 ) -> None:
     """Searches the pilots of the rows `chosen` [n]."""
     one, other = _addresses(test), _addresses(train)
-    work = _work(one.checkpoints)
-    pool, ranks = _borrow(pool), borrowed(ranks)
+    held = _work(one.checkpoints)
+    work = borrowed(held)
+    pool, rates, ranks = borrowed(pool), borrowed(rates), borrowed(ranks)
     for i in range(len(chosen)):
         if not chosen[i]:
             continue
@@ -884,6 +890,7 @@ def search_pilots(
                 work.codes[count] = 2 * j + sign
                 count += 1
         _score(pool, i, one, other, rows[i], work, count, rates, ranks)
+    _hold(held)
 
 
 @_inner(forceinline=True)
@@ -938,7 +945,7 @@ def count_passing(
     """Of the rows `chosen` [n] and pages `first` to `last`, counts columns of blocks that pass, and estimates how many of them do: [n]."""
     bounds = np.empty((2, PAGE), np.float32)
     some = np.empty((last - first) * PAGE, np.int64)
-    pool = _borrow(pool)
+    pool, terms, blocks = borrowed(pool), borrowed(terms), borrowed(blocks)
     for i in range(len(chosen)):
         if not chosen[i]:
             continue
@@ -982,12 +989,13 @@ def search_blocks(
     `margin` is the float32 error of a bound over N and the block's unit.
     """
     one, other = _addresses(test), _addresses(train)
-    work = _work(one.checkpoints)
+    held = _work(one.checkpoints)
+    work = borrowed(held)
     bounds = np.empty((2, BLOCK), np.float32)
     masks = np.zeros(len(chosen), np.uint64)
     waiting = np.empty(TILE, np.int64)
     cosines = np.empty((TILE, one.checkpoints, BLOCK), np.float32)
-    pool, ranks = _borrow(pool), borrowed(ranks)
+    pool, terms, blocks, rates, ranks = borrowed(pool), borrowed(terms), borrowed(blocks), borrowed(rates), borrowed(ranks)
     for page in range(first, last):
         for i in range(len(chosen)):
             if chosen[i]:
@@ -1022,6 +1030,7 @@ def search_blocks(
                     if above | below:
                         _search_columns(pool, at, one, other, row, blocks, block, above, below, work, rates, ranks)
                 count = 0
+    _hold(held)
 
 
 @_inner()
@@ -1033,10 +1042,10 @@ def _multiply_sketches(
     for t in range(test.checkpoints):
         for place in range(TILE):
             row = rows[waiting[min(place, count - 1)]]
-            addresses[place] = _vector(test.sketches, row * test.checkpoints + t, LANES)
-        vectors = blocks.sketches.ctypes.data + np.uintp(4 * LANES * BLOCK * (block * test.checkpoints + t))
+            addresses[place] = _vector(test.sketches, row * test.checkpoints + t, SKETCH)
+        vectors = blocks.sketches.ctypes.data + np.uintp(4 * SKETCH * BLOCK * (block * test.checkpoints + t))
         products, stride = cosines.ctypes.data + np.uintp(4 * BLOCK * t), 4 * BLOCK * test.checkpoints
-        multiply_block(addresses.ctypes.data, LANES, vectors, products, stride)
+        multiply_block(addresses.ctypes.data, SKETCH, vectors, products, stride)
 
 
 @_inner()
@@ -1181,8 +1190,9 @@ def search_products(
     """
     room = pool.bounds.shape[2] - BLOCK
     one, other = _addresses(test), _addresses(train)
-    work = _work(one.checkpoints)
-    pool, ranks = _borrow(pool), borrowed(ranks)
+    held = _work(one.checkpoints)
+    work = borrowed(held)
+    pool, blocks, rates, ranks = borrowed(pool), borrowed(blocks), borrowed(rates), borrowed(ranks)
     sums = np.empty((_TILES * TILE, BLOCK), np.float32)
     for block in range(start, stop):
         columns, unit = _columns(blocks, block), blocks.units[block]
@@ -1212,6 +1222,7 @@ def search_products(
                         _sharpen(pool, sign, i, width * norm, divisor)
                         if pool.counts[sign, i] > room // 2:
                             _settle(pool, sign, i, one, other, rows[i], work, rates, ranks)
+    _hold(held)
 
 
 @_inner()
@@ -1289,18 +1300,21 @@ def settle_rows(
 ) -> None:
     """Scores what is still listed for the pool's rows `first` to `last`; `width` as for `search_products`."""
     one, other = _addresses(test), _addresses(train)
-    work = _work(one.checkpoints)
-    pool, ranks = _borrow(pool), borrowed(ranks)
+    held = _work(one.checkpoints)
+    work = borrowed(held)
+    pool, rates, ranks = borrowed(pool), borrowed(rates), borrowed(ranks)
     for i in range(first, last):
         row = rows[i]
         for sign in range(2):
             _sharpen(pool, sign, i, width * test.norm[row], test.divisors[row])
             _settle(pool, sign, i, one, other, row, work, rates, ranks)
+    _hold(held)
 
 
 @_compiled()
 def take_best(pool: Pool, ranks: np.ndarray, sign: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Takes what the heaps of a sign hold: rows of the pool [P] int32, scores [P] and training rows [P], by row and best first."""
+    pool, ranks = borrowed(pool), borrowed(ranks)
     total = pool.filled[sign].sum()
     found, scores, trains = np.empty(total, np.int32), np.empty(total), np.empty(total, np.int32)
     start = 0

@@ -31,10 +31,9 @@ from transforms import kernels
 from transforms.kernels import NO_ROW, PAGE, STRONGEST, Blocks, Factors, Pool, Terms
 from transforms.records import Features
 from transforms.scoring import Scoring, bound_margin, product_margin, self_influence
-from transforms.sums import LANES
 from transforms.thresholds import nth
 from transforms.topk import Ranking, TopK, concatenate, cut
-from transforms.vectors import BLOCK
+from transforms.vectors import BLOCK, SKETCH
 
 # Test examples that go through the blocks together: enough that blocks are read from memory seldom, few enough that a processor's cache
 # holds their vectors.
@@ -137,17 +136,17 @@ def _directions(train: Features, none: bool) -> np.ndarray:
     """
     _, checkpoints, units = train.activations.shape
     nothing = np.empty((checkpoints, 0, units), np.float32)
-    if none or units <= 2 * LANES:
+    if none or units <= 2 * SKETCH:
         return nothing
     rows = np.linspace(0, len(train) - 1, min(len(train), _SKETCH_SAMPLE)).astype(np.int64)
-    found = np.empty((checkpoints, LANES, units), np.float32)
+    found = np.empty((checkpoints, SKETCH, units), np.float32)
     outside = []
     for t in range(checkpoints):
         lengths = train.activation_norms[rows, t]
         sample = train.activations[rows, t] * _inverse(lengths)[:, None]
         strength = train.loss_grad_norms[rows, t] * lengths
         weighted = sample * (strength / max(strength.max(), 1e-300))[:, None]
-        basis = np.random.default_rng(0).standard_normal((units, LANES))
+        basis = np.random.default_rng(0).standard_normal((units, SKETCH))
         for _ in range(_SKETCH_ITERATIONS):
             basis = np.linalg.qr(weighted.T @ (weighted @ basis))[0]
         found[t] = basis.T

@@ -126,9 +126,9 @@ def _train_bytes(shape: Shape) -> int:
     """Memory of a chunk, by training example.
 
     Its records, their scaled factors, and the next chunk, whose files are joined while it is read; loss gradients in blocks, with outlines
-    of 64 of them, and sketches of 16 numbers a checkpoint, by record and in blocks.
+    of 64 of them, and sketches of 24 numbers a checkpoint, by record and in blocks.
     """
-    return 4 * shape.record_bytes + shape.checkpoints * (4 * shape.outputs + 2 * 64 + 32)
+    return 4 * shape.record_bytes + shape.checkpoints * (4 * shape.outputs + 2 * 96 + 32)
 
 
 def _even(total: int, most: int) -> int:

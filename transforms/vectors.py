@@ -32,7 +32,10 @@ AHEAD = 4 * BLOCK // 8
 # Of a block's columns, those whose sums are in registers at once, beside TILE rows: by the 32 long or the 16 short registers there are.
 _TILE_COLUMNS = BLOCK if llvm.get_host_cpu_features().get("avx512f") else LANES
 
-# Error of a float32 product of two sketches of length 1 at most, whose entries and directions were rounded, γ(LANES + 3) + 5e-7, and that
+# Directions of a sketch: more leave less outside, and take longer.
+SKETCH = 24
+
+# Error of a float32 product of two sketches of length 1 at most, whose entries and directions were rounded, γ(SKETCH + 3) + 8e-7, and that
 # of the product of the rests.
 SKETCH_ERROR = 4e-6
 
@@ -420,14 +423,22 @@ def _against(code: _Code, own: Any, others: Any) -> Any:
 
 
 @intrinsic
-def borrowed(_context: Any, array: Any) -> Any:
-    """The same array, but not counted as used; something else must hold it."""
+def borrowed(_context: Any, arrays: Any) -> Any:
+    """The same array or named tuple of arrays, but not counted as used; something else must hold them.
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = signature.args[0]
-        found = context.make_array(kind)(context, builder, arguments[0])
+    To count takes longer than many a loop, and threads that count the same arrays wait for each other.
+    """
+
+    def borrow(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+        if isinstance(kind, types.BaseTuple):
+            parts = [borrow(context, builder, one, builder.extract_value(value, place)) for place, one in enumerate(kind)]
+            return context.make_tuple(builder, kind, parts)
+        found = context.make_array(kind)(context, builder, value)
         nothing = ir.Constant(ir.IntType(8).as_pointer(), None)
         found.meminfo, found.parent = nothing, nothing
         return found._getvalue()
 
-    return array(array), generate
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return borrow(context, builder, signature.args[0], arguments[0])
+
+    return arrays(arrays), generate
