@@ -9,14 +9,17 @@ A vector holds `√η_t G_t`, one checkpoint after the other, in float64: produc
 order of the positions. The canonical score of two examples is the `lane_sum` of the products of their vectors, normalised, so it is a
 function of their records and nothing else.
 
-The margin of a product in float64. Adding K terms in any order is off by at most `γ(K) Σ |x y| ≤ γ(K) N N'`, `γ(m) = m u / (1 − m u)`,
-`u = 2⁻⁵³`, `N² = Σ x²`, so two orders differ by twice that at most; a few operations more divide by lengths and compare. Nothing
-overflows or underflows: whole multiples of 2⁻²⁹⁸ and at most 2²⁵⁶ times a number of positions, times a √η within 10^±15.
+The margin of a float32 product of vectors over their lengths. With `u = 2⁻²⁴`, a term goes through a rounding of each factor, one of the
+product and the additions of its part and of the parts, in any order, `s` operations in all; the errors add up to at most
+`γ(s) Σ |x y| / (N N') ≤ γ(s)`, `γ(m) = m u / (1 − m u)`, by Cauchy–Schwarz. Where a factor or a product underflows, or is flushed to
+zero, a term is off by at most 2⁻¹²⁵ more. The canonical score itself and the lengths are sums of K terms in float64, likewise with
+`u = 2⁻⁵³`. There nothing overflows or underflows: products are whole multiples of 2⁻²⁹⁸ and at most 2²⁵⁶, times a √η within 10^±15.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -29,6 +32,9 @@ from transforms.tokens import example_of
 
 # What stands for how many predictions are wrong where labels are numbers.
 UNKNOWN = -1
+
+# Terms of a part of a float32 product, at least: products of narrower matrices are slow.
+_SHORTEST_PART = 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,18 +73,22 @@ def canonical_scores(test: Gradients, train: Gradients, tests: np.ndarray, train
     return np.divide(scores, divisors, out=np.zeros_like(scores), where=divisors > 0)
 
 
-def product_margin(size: int) -> float:
-    """The proven difference, over N N', between the canonical score of vectors of this size and one that is added in another order.
+def part_size(size: int) -> int:
+    """How many terms of a float32 product of vectors of this size are added before their sum is added to that of the parts before."""
+    return max(_SHORTEST_PART, math.isqrt(size))
 
-    Normalising both, and comparing them, is included.
+
+def cosine_margin(size: int) -> float:
+    """The proven difference between a float32 product of vectors of this size, over their lengths, and their canonical score over N N'.
 
     Raises:
         ValueError: so many terms prove nothing.
     """
-    terms = (size + 32) * 2.0**-53
-    if terms >= 1e-3:
+    part = part_size(size)
+    terms = (min(size, part) + -(-size // part) + 8) * 2.0**-24
+    if terms >= 0.1:
         raise ValueError(f"gradients of {size} numbers are too large to score")
-    return 2.01 * terms
+    return terms / (1 - terms) + size * 2.0**-124 + 2.1 * (size + 32) * 2.0**-53
 
 
 class Summing:

@@ -109,13 +109,13 @@ def memory_bytes(grid: Grid, shape: Shape, k: int, extra_bytes: int) -> int:
 
 
 def _test_bytes(shape: Shape, k: int) -> int:
-    """Memory of a test example while its block is in work: its gradient, candidates of both signs."""
-    return vector_bytes(shape) + _EXAMPLE_BYTES + 2 * k * CANDIDATE_BYTES
+    """Memory of a test example while its block is in work: its gradient, in float32 too, and candidates of both signs."""
+    return vector_bytes(shape) * 3 // 2 + _EXAMPLE_BYTES + 2 * k * CANDIDATE_BYTES
 
 
 def _train_bytes(shape: Shape) -> int:
-    """Memory of a chunk, by training example: its gradient, the same in the order of strength, and the next chunk's."""
-    return 3 * (vector_bytes(shape) + _EXAMPLE_BYTES)
+    """Memory of a chunk, by training example: its gradient, in float32 too, and the next chunk's."""
+    return vector_bytes(shape) * 5 // 2 + 3 * _EXAMPLE_BYTES
 
 
 def train_ranges(grid: Grid, counts: Sequence[int], examples: int) -> Iterator[tuple[Span, ...]]:

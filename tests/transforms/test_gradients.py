@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.synthetic import assert_same
 from transforms import gradient_search, tokens
 from transforms.gradient_search import COUNTS, GradientSearch
-from transforms.gradients import UNKNOWN, Gradients, Summing, canonical_scores, product_margin
+from transforms.gradients import UNKNOWN, Gradients, Summing, canonical_scores, cosine_margin, part_size
 from transforms.records import Features
 from transforms.scoring import NORMALIZATIONS, Scoring
 from transforms.sums import lane_sum
@@ -271,6 +271,29 @@ def test_floors_of_another_search_hide_only_what_is_below_them() -> None:
 
 
 def test_a_gradient_too_large_for_any_margin_is_refused() -> None:
-    assert product_margin(10**6) < 1e-9
+    assert cosine_margin(4000) < 2e-5 and cosine_margin(10**7) < 5e-4
     with pytest.raises(ValueError, match="gradients of 10000000000000 numbers are too large to score"):
-        product_margin(10**13)
+        cosine_margin(10**13)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.sampled_from([1, 2, 255, 256, 257, 5000, 70_000]),
+    spread=st.sampled_from([0.0, 3.0, 30.0]),
+    likeness=st.sampled_from([0.0, 1e-7, 1.0]),
+)
+def test_cosines_are_within_their_margin(seed: int, size: int, spread: float, likeness: float) -> None:
+    rng = np.random.default_rng(seed)
+    one = rng.normal(size=(2, size)) * np.exp(spread * rng.normal(size=size))
+    # From the same vector, whose terms all have one sign, to others.
+    vectors = np.concatenate([one, one + likeness * rng.normal(size=(2, size)) * np.abs(one)])
+    count = len(vectors)
+    nothing = np.ones(count, int)
+    products = np.array([lane_sum(vector * vectors) for vector in vectors])
+    gradients = Gradients(np.arange(count).astype("S"), nothing, nothing, np.ones(count), vectors, np.diag(products).copy())
+    units = gradient_search._unit_vectors(gradients, np.arange(count))
+    lengths = np.sqrt(gradients.self_influence)
+    assert part_size(size) >= 256
+    error = np.abs(gradient_search._multiply(units, units) - products / np.outer(lengths, lengths)).max()
+    assert error <= cosine_margin(size)
