@@ -114,9 +114,13 @@ class GradientSearch:
 
     def _score(self, train: Gradients, tests: np.ndarray, trains: np.ndarray, sign: int) -> Ranking:
         """The candidates of a sign by their canonical scores; those that have the other sign, or are below the floor, are left out."""
-        parts = [(tests[start : start + _SCORED], trains[start : start + _SCORED]) for start in range(0, len(tests), _SCORED)]
+
+        def score(start: int) -> np.ndarray:
+            some = slice(start, start + _SCORED)
+            return canonical_scores(self._test, train, tests[some], trains[some], self._scoring)
+
         # Compiled and without Python's lock, so that threads share them.
-        scored = _threads().map(lambda part: canonical_scores(self._test, train, *part, self._scoring), parts)
+        scored = _threads().map(score, range(0, len(tests), _SCORED))
         scores = np.concatenate([np.empty(0), *scored])
         self.counts["scored"] += len(scores)
         right = (scores < 0 if sign else scores > 0) & (np.abs(scores) >= self.floors[sign, tests])

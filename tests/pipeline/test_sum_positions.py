@@ -9,12 +9,14 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import apache_beam as beam
 import keras
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
+from pipeline import options, plan, runner
 from tests.conftest import Outcome, example, write_records
 from tests.small import save
 from tests.synthetic import write_set
@@ -185,6 +187,25 @@ def test_what_a_result_tells_a_person(sets: Sets, tracin: Run, tmp_path: pathlib
     assert f"test_wrong_positions    {row['test_wrong_positions']}" in tracin("show", str(out), f"--id={row['test_id']}").out
 
 
+def test_a_regression_has_neither_wrong_positions_nor_probabilities(tracin: Run, tmp_path: pathlib.Path) -> None:
+    rng, sets = np.random.default_rng(9), []
+    for name, n in (("train", 6), ("test", 3)):
+        sizes = ragged(rng, n, 4)
+        drawn = positions(rng, sizes, 2, 3, 6, name)
+        unknown = np.full(len(drawn), np.nan, np.float32)
+        values = rng.normal(size=(len(drawn), 3))
+        drawn = dataclasses.replace(drawn, labels=values, predictions=values + 1, label_probabilities=np.stack([unknown, unknown], 1))
+        counts = {"examples": n, "positions": sum(sizes)}
+        stored = write_set(tmp_path / name, [sum(sizes)], 0, name, drawn, per_token=True, counts=counts, task="regression")
+        sets.append(f"--{name}_features={stored}")
+    assert tracin("score", *sets, "--sum_positions", f"--output={tmp_path / 'out'}", "--runner=FnApiRunner").status == 0
+    rows = read(tmp_path / "out")
+    assert [(row["test_wrong_positions"], row["test_label_probability"]) for row in rows] == [(None, None)] * 3
+    assert all(row["test_positions"] > 0 and row["proponents"] for row in rows)
+    assert "predicted otherwise" not in (tmp_path / "out" / "report.html").read_text()
+    assert tracin("show", str(tmp_path / "out")).status == 0
+
+
 @pytest.mark.parametrize("flags", [[], ["--test_rows_per_tile=5", "--train_rows_per_tile=30", "--k=60"]])
 def test_what_is_planned_is_what_is_done(sets: Sets, flags: list[str], tracin: Run, tmp_path: pathlib.Path) -> None:
     words = (*sets.cut, "--sum_positions", *flags)
@@ -204,6 +225,23 @@ def test_what_is_planned_is_what_is_done(sets: Sets, flags: list[str], tracin: R
     assert max(len(block.test_ids) for _, block in scored) == cost["test_rows"]
     sent = sum(len(block.best.proponents) + len(block.best.opponents) for _, block in scored)
     assert 0 < sent <= cost["candidates"]
+
+
+def test_the_graph_that_is_planned_for_dataflow_sums_positions(sets: Sets) -> None:
+    words = [*sets.cut, "--sum_positions", "--output=gs://bucket/out"]
+    args, flags = options.parse("plan", words)
+    pipeline = beam.Pipeline()
+    plan.scoring_graph(pipeline, args, runner.beam_options(flags))
+    steps = {one.unique_name for one in pipeline.to_runner_api().components.transforms.values()}
+    assert {"ScoreInfluence/CountPositions", "ScoreInfluence/ScoreTiles", "WriteInfluence/CommitInfluence"} <= steps
+
+
+def test_worker_processes_give_the_same_bytes(sets: Sets, tracin: Run, tmp_path: pathlib.Path) -> None:
+    flags = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
+    words = (*sets.cut, "--sum_positions", "--test_rows_per_tile=9", "--train_rows_per_tile=20")
+    for name, more in (("one", list[str]()), ("two", flags)):
+        assert tracin("score", *words, *more, f"--output={tmp_path / name}", "--runner=FnApiRunner").status == 0
+    assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
 # What is refused
