@@ -106,7 +106,7 @@ class Summing:
         self._ids: list[bytes] = []
         self._positions, self._wrong = np.zeros((2, self._rows), np.int64)
         self._probabilities = np.zeros(self._rows)
-        self._vectors = np.empty(0)
+        self._vectors = np.empty((0, len(self._roots), 0, 0))
 
     def add(self, records: Features) -> Iterator[Gradients]:
         """Adds records (at least one); yields what is complete whenever no further example has room."""
@@ -128,7 +128,7 @@ class Summing:
             start = stop
 
     def _add(self, records: Features, places: np.ndarray, differs: np.ndarray) -> None:
-        if not self._vectors.size:
+        if not len(self._vectors):
             _, checkpoints, outputs = records.loss_grads.shape
             self._vectors = np.zeros((self._rows, checkpoints, outputs, records.activations.shape[2]))
         _add_products(self._vectors, places, records.loss_grads, records.activations)
@@ -142,9 +142,9 @@ class Summing:
     def rest(self) -> Gradients:
         """What has been added since the last that were yielded; then begins anew."""
         n = len(self._ids)
-        vectors = self._vectors[:n] if n else np.empty((0, 0, 0, 0))
-        vectors *= self._roots[:, None, None] if n else 1
-        vectors = vectors.reshape(n, -1)
+        vectors = self._vectors[:n]
+        vectors *= self._roots[:, None, None]
+        vectors = vectors.reshape(n, math.prod(vectors.shape[1:]))
         influence = np.empty(n)
         _multiply_pairs(vectors, vectors, np.arange(n), np.arange(n), influence)
         positions = self._positions[:n]

@@ -269,7 +269,7 @@ class _ScoreDoFn(beam.DoFn):
 
 
 class MergeTopK(beam.CombineFn):
-    """Merges the scored blocks of the same test examples, by array operations: ScoredBlock → ScoredBlock."""
+    """Merges the scored blocks of the same test examples, by array operations: ScoredBlock → ScoredBlock, or another that has a `best`."""
 
     def __init__(self, k: int) -> None:
         self._k = k
