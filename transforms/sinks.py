@@ -177,7 +177,7 @@ class ReportWanted:
         if test.settings.get("labels") == "predicted":
             notes.append("Labels of the test examples are the model's own predictions: the first are those that it is least certain of.")
         if sum_positions:
-            notes.append("Scores are sums over all positions of two examples. The probability of labels is its mean over the positions.")
+            notes.append("Scores are sums over all pairs of positions of two examples; the probability of labels is a mean over positions.")
         return ReportWanted(preview_format(test), preview_format(train), class_names, tuple(notes))
 
 

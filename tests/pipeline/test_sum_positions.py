@@ -173,7 +173,7 @@ def test_what_a_result_tells_a_person(sets: Sets, tracin: Run, tmp_path: pathlib
     assert outcome.status == 2 and "sum_positions was true, is null" in outcome.err
     row = read(out)[0]
     page = (out / "report.html").read_text()
-    assert "Scores are sums over all positions of two examples." in page
+    assert "Scores are sums over all pairs of positions of two examples" in page
     shown = re.sub(r"<[^>]+>", "", page)
     assert f"{row['test_positions']} positions, {row['test_wrong_positions']} of them predicted otherwise" in shown
     for name in ("proponents", "opponents"):
