@@ -12,7 +12,7 @@ import apache_beam as beam
 
 from pipeline import inputs, names, options, output_table, progress, report, runner
 from pipeline.features import extraction, feature_set
-from pipeline.score import influence_draft, influence_rows, scoring_plan, write_influence
+from pipeline.score import influence_draft, influence_rows, pairs_of, scoring_plan, write_influence
 from transforms import files, manifest
 from transforms.bigquery import check_credentials
 from transforms.manifest import FeatureManifest, Manifest, usable_rate
@@ -54,7 +54,7 @@ def _run(argv: Sequence[str]) -> None:
     class_names = names.read_class_names(args.class_names, train)
     draft = influence_draft(args, rates, test.fingerprint, train.fingerprint, class_names)
     plan.check_memory(Shape(len(train.checkpoints), train.outputs, train.units))
-    table = output_table.wanted(args, beam_options, influence_rows(train))
+    table = output_table.wanted(args, beam_options, influence_rows(train, plan.sum_positions))
     if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
         output_table.finish(args.output, table, beam_options)
         return
@@ -67,7 +67,8 @@ def _run(argv: Sequence[str]) -> None:
 
     def build(pipeline: beam.Pipeline) -> None:
         sets = (feature_set(pipeline, "Test", wanted["test"]), feature_set(pipeline, "Train", wanted["train"]))
-        write_influence(sets, args.output, plan, draft, train, args.overwrite, ReportWanted.of(test, train, class_names), table)
+        report_wanted = ReportWanted.of(test, train, class_names, plan.sum_positions)
+        write_influence(sets, args.output, plan, draft, train, args.overwrite, report_wanted, table)
 
     missing = [one for one in wanted.values() if not one.complete]
     stages = (extraction(missing) if missing else []) + [progress.SCORING]
@@ -80,7 +81,7 @@ def _run(argv: Sequence[str]) -> None:
         print(report.features(one.directory, written[name], f"{name}_features"))
     print(report.influence(args.output, runner.read_back(args.output, Manifest)))
     output_table.tell(table)
-    pairs = written["test"].examples * written["train"].examples
+    pairs = pairs_of(written["test"], written["train"], plan)
     print(report.skipped(counts, pairs))
     read = sum(written[name].counts[what] for name, one in wanted.items() if not one.complete for what in ("examples", "rejected"))
     print(report.done(started, read, counts, scored=pairs))

@@ -487,6 +487,11 @@ def _add_normalize(group: argparse._ActionsContainer) -> None:
 def _add_scoring(group: argparse._ActionsContainer) -> None:
     _add_k(group)
     _add_normalize(group)
+    _add_switch(
+        group,
+        "--sum_positions",
+        "of features that are per token: score whole examples, by the sum over all pairs of their positions, instead of positions",
+    )
     group.add_argument("--memory_gb", type=_gigabytes, default=2.0, metavar="GB", help="memory for scoring on each machine (%(default)s)")
     group.add_argument("--test_rows_per_tile", type=_positive, metavar="N", help="size of the test blocks (planned from the memory)")
     group.add_argument("--train_rows_per_tile", type=_positive, metavar="N", help="size of the training ranges (planned from the memory)")
@@ -548,6 +553,8 @@ def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[s
         _check_planned(own, args)
     if command == "audit":
         _check_audited(own, args)
+    if command == "influence" and args.sum_positions and not args.per_token:
+        own.error("--sum_positions adds up the positions of examples: they are told apart with --per_token")
     if command == "export" and args.projection_of:
         for name in ("projection", "dimensions", "seed", "learning_rates", "allow_large_vectors"):
             if getattr(args, name) != own.get_default(name):
@@ -576,6 +583,8 @@ def _check_planned(own: argparse.ArgumentParser, args: argparse.Namespace) -> No
         own.error(
             f"--{sets[0]} and --{instead_of_sets[0]} exclude each other: name feature sets, or give numbers for some that are not there yet"
         )
+    if counts and args.sum_positions:
+        own.error(f"--sum_positions needs --train_features and --test_features: --{counts[0]} tells nothing of positions")
     missing = [f"--{name}" for name in (_PLANNED_COUNTS if counts else _PLANNED_SETS) if name not in sets + counts]
     if missing:
         instead = "" if sets or counts else f", or of sets that are not there yet {', '.join(f'--{name}' for name in _PLANNED_COUNTS)}"

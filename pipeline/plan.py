@@ -16,7 +16,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, TestOptions
 
 from pipeline import dataflow, options, report, runner
-from transforms import manifest, tiles
+from transforms import manifest, summed_tiles, tiles
 from transforms.errors import InputError
 from transforms.manifest import BYTES_PER_FILE, RECORDS_PER_FILE, FeatureManifest
 from transforms.tiles import FeatureFiles, Shape
@@ -52,8 +52,8 @@ def scoring_graph(pipeline: beam.Pipeline, args: argparse.Namespace, beam_option
     ]
     train = FeatureManifest("features", "", {}, (), {}, "", "class", args.outputs or 1, args.units or 1, (), (), (), {})
     draft = influence_draft(args, (), "", "")
-    table = output_table.wanted(args, beam_options, influence_rows(train))
     plan = scoring_plan(args, beam_options)
+    table = output_table.wanted(args, beam_options, influence_rows(train, plan.sum_positions))
     write_influence((sets[0], sets[1]), args.output or "output", plan, draft, train, overwrite=False, wanted=ReportWanted(), table=table)
 
 
@@ -113,6 +113,9 @@ def plan(args: argparse.Namespace, processes_known: int | None) -> Plan:
         if not train.examples:
             raise InputError(f"--train_features={args.train_features!r} holds no example: there is nothing to score against")
         manifest.usable_rates(train, args.learning_rates)
+        if args.sum_positions:
+            manifest.check_positions(train, args.train_features)
+            manifest.check_positions(test, args.test_features)
         shape = Shape(len(train.checkpoints), train.outputs, train.units)
         test_files, train_files = ([FeatureFiles(1, file.count, file.size) for file in one.files if file.count] for one in (test, train))
     else:
@@ -124,13 +127,22 @@ def plan(args: argparse.Namespace, processes_known: int | None) -> Plan:
     test_set, train_set = PlannedSet.of(test_files), PlannedSet.of(train_files)
     processes = processes_known or os.cpu_count() or 1
     allowed = args.memory_gb * 1e9 / processes
+    rows = (args.test_rows_per_tile, args.train_rows_per_tile)
     try:
-        grid = tiles.choose_grid(
-            shape, test_set.examples, train_set.examples, args.k, allowed, args.test_rows_per_tile, args.train_rows_per_tile
-        )
+        if args.sum_positions:
+            test_set, train_set = (
+                dataclasses.replace(planned, examples=one.counts["examples"]) for planned, one in ((test_set, test), (train_set, train))
+            )
+            largest = max((alike.bytes for alike in (*test_files, *train_files)), default=0)
+            extra_bytes = summed_tiles.file_bytes(largest, BYTES_PER_FILE)
+            counts = (test_set.examples, train_set.examples)
+            grid = summed_tiles.choose_grid(shape, *counts, args.k, allowed, extra_bytes, *rows)
+            cost = summed_tiles.predict(grid, shape, args.k, *counts, test_files, train_files, extra_bytes)
+        else:
+            grid = tiles.choose_grid(shape, test_set.examples, train_set.examples, args.k, allowed, *rows)
+            cost = tiles.predict(grid, shape, args.k, test_files, train_files)
     except ValueError as error:
         raise InputError(f"--memory_gb={args.memory_gb:g}: {error}") from error
-    cost = tiles.predict(grid, shape, args.k, test_files, train_files)
     return Plan(
         train=train_set,
         test=test_set,

@@ -16,8 +16,9 @@ from transforms import files, manifest
 from transforms.bigquery import TableRows, WriteTable, check_credentials
 from transforms.errors import InputError
 from transforms.manifest import FeatureManifest, Manifest
-from transforms.scores import FeatureSet, ScoreInfluence, ScoringPlan
+from transforms.scores import FeatureSet, ScoreInfluence, ScoringPlan, largest_file
 from transforms.sinks import ReportWanted, WriteInfluence, schema
+from transforms.summed_scores import ScoreSums
 from transforms.tiles import rows_per_file
 
 
@@ -37,11 +38,14 @@ def _run(argv: Sequence[str]) -> None:
     manifest.check_same_model(test, train, args.test_features, args.train_features)
     if not train.examples:
         raise InputError(f"--train_features={args.train_features!r} holds no example: there is nothing to score against")
+    if args.sum_positions:
+        manifest.check_positions(train, args.train_features)
+        manifest.check_positions(test, args.test_features)
     plan = scoring_plan(args, beam_options)
     class_names = names.read_class_names(args.class_names, train)
     draft = influence_draft(args, plan.scoring(train).learning_rates, test.fingerprint, train.fingerprint, class_names)
-    plan.check_memory(FeatureSet(args.train_features, train).shape)
-    table = output_table.wanted(args, beam_options, influence_rows(train))
+    plan.check_memory(FeatureSet(args.train_features, train).shape, largest_file(test, train))
+    table = output_table.wanted(args, beam_options, influence_rows(train, plan.sum_positions))
     if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
         output_table.finish(args.output, table, beam_options)
         return
@@ -53,7 +57,8 @@ def _run(argv: Sequence[str]) -> None:
             name_set(pipeline, "Test", args.test_features, "test_features", test),
             name_set(pipeline, "Train", args.train_features, "train_features", train),
         )  # FeatureSet, FeatureSet
-        write_influence(sets, args.output, plan, draft, train, args.overwrite, ReportWanted.of(test, train, class_names), table)
+        wanted = ReportWanted.of(test, train, class_names, plan.sum_positions)
+        write_influence(sets, args.output, plan, draft, train, args.overwrite, wanted, table)
 
     counts = runner.run_graph(build, beam_options, [progress.SCORING])
     if counts is None:
@@ -61,8 +66,9 @@ def _run(argv: Sequence[str]) -> None:
         return
     print(report.influence(args.output, runner.read_back(args.output, Manifest)))
     output_table.tell(table)
-    print(report.skipped(counts, test.examples * train.examples))
-    print(report.done(started, scored=test.examples * train.examples))
+    pairs = pairs_of(test, train, plan)
+    print(report.skipped(counts, pairs))
+    print(report.done(started, scored=pairs))
 
 
 def name_set(pipeline: beam.Pipeline, name: str, directory: str, flag: str, found: FeatureManifest) -> beam.PCollection:
@@ -86,6 +92,11 @@ def read_set(directory: str, flag: str, expected: str | None = None) -> FeatureS
     return FeatureSet(directory, found)
 
 
+def pairs_of(test: FeatureManifest, train: FeatureManifest, plan: ScoringPlan) -> int:
+    """How many pairs of two sets are scored: of records, or of the examples that these are positions of."""
+    return test.counts["examples"] * train.counts["examples"] if plan.sum_positions else test.examples * train.examples
+
+
 def scoring_plan(args: argparse.Namespace, beam_options: PipelineOptions) -> ScoringPlan:
     """What the scoring flags ask for."""
     return ScoringPlan(
@@ -96,6 +107,7 @@ def scoring_plan(args: argparse.Namespace, beam_options: PipelineOptions) -> Sco
         runner.processes_per_machine(beam_options),
         args.test_rows_per_tile,
         args.train_rows_per_tile,
+        args.sum_positions,
     )
 
 
@@ -116,15 +128,16 @@ def influence_draft(
         "learning_rates": list(learning_rates),
         "k": args.k,
         "normalize": args.normalize,
+        **({"sum_positions": True} if args.sum_positions else {}),
     }
     if class_names:
         settings["class_names"] = list(class_names)
     return Manifest("influence", manifest.fingerprint(settings), settings, (), {})
 
 
-def influence_rows(train: FeatureManifest) -> TableRows:
+def influence_rows(train: FeatureManifest, sum_positions: bool) -> TableRows:
     """What of a result is rows of a table; `train` tells the type of labels."""
-    return TableRows("influence-", schema(train.task, train.outputs))
+    return TableRows("influence-", schema(train.task, train.outputs, sum_positions))
 
 
 def write_influence(
@@ -138,8 +151,10 @@ def write_influence(
     table: WriteTable | None = None,
 ) -> beam.PCollection:
     """Stage 2, whole: (test, train) FeatureSet → Manifest of the result. `train` tells the type of labels."""
-    blocks = sets | "ScoreInfluence" >> ScoreInfluence(plan)  # (test_start, ScoredBlock)
-    write = WriteInfluence(output, draft, train.task, train.outputs, rows_per_file(plan.k), overwrite, wanted)
+    score = ScoreSums(plan) if plan.sum_positions else ScoreInfluence(plan)
+    blocks = sets | "ScoreInfluence" >> score  # (test_start, ScoredBlock or SummedBlock)
+    rows = rows_per_file(plan.k)
+    write = WriteInfluence(output, draft, train.task, train.outputs, rows, overwrite, wanted, sum_positions=plan.sum_positions)
     committed = (blocks, *sets) | "WriteInfluence" >> write  # Manifest
     return committed | "WriteTable" >> table if table else committed  # Manifest
 

@@ -23,6 +23,7 @@ from transforms.manifest import Manifest
 _SUSPECT = ("example_id", "label", "suggested_label", "suspicion", "self_influence", "source", "offset")
 _DUPLICATE = ("group", "example_id", "label", "suggested_label", "similarity", "suspicion", "source", "offset")
 _INFLUENCE = ("test_id", "test_label", "test_prediction", "test_probability", "self_influence")
+_SUMMED = ("test_id", "test_positions", "test_wrong_positions", "test_label_probability", "self_influence")
 _CANDIDATE = ("train_id", "train_label", "score")
 
 
@@ -58,7 +59,8 @@ def _run(argv: Sequence[str]) -> None:
             told = [file for file in found.files if file.name == "recall.json"]
             print(report.recall(files.read_verified(args.directory, told[0]) if told else None))
         rows = itertools.islice(_lines(args.directory, found, ".jsonl"), args.rows)
-        console.print(_table((*_INFLUENCE, "proponent", "opponent"), (_strongest(row) for row in rows)))
+        names = _SUMMED if found.settings.get("sum_positions") else _INFLUENCE
+        console.print(_table((*names, "proponent", "opponent"), (_strongest(row) for row in rows)))
 
 
 def _lines(directory: str, found: Manifest, ending: str) -> Iterator[dict[str, Any]]:
@@ -103,7 +105,8 @@ def _strongest(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _candidate(one: Mapping[str, Any]) -> str:
-    return f"{one['train_id']} (labelled {one['train_label']}) {one['score']:+.4g}"
+    told = f"labelled {one['train_label']}" if "train_label" in one else f"{one['train_positions']:,} positions"
+    return f"{one['train_id']} ({told}) {one['score']:+.4g}"
 
 
 def _one(row: Mapping[str, Any]) -> Table:

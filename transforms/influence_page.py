@@ -43,12 +43,15 @@ def render(
         {
             **trace.row,
             "label_probability": None if np.isnan(trace.label_probability) else trace.label_probability,
-            "wrong": trace.row["test_label"] != trace.row["test_prediction"],
+            "wrong": trace.row.get("test_label") != trace.row.get("test_prediction"),
         }
         for trace in traces
     ]
-    opponents = Counter((one["train_id"], str(one["train_label"])) for card in cards for one in card["opponents"])
-    labels = {one["train_id"]: one["train_label"] for card in cards for one in card["opponents"]}
+    # Of an example with many positions, their number.
+    summed = bool(settings.get("sum_positions"))
+    told = "train_positions" if summed else "train_label"
+    opponents = Counter((one["train_id"], str(one[told])) for card in cards for one in card["opponents"])
+    labels = {one["train_id"]: one[told] for card in cards for one in card["opponents"]}
     repeated = sorted((pair for pair in opponents.items() if pair[1] > 1), key=lambda pair: (-pair[1], pair[0]))[:_REPEATED]
     shown = [preview((trains, one)) for trains, one in _examples(cards)]
     return pages.render(
@@ -56,13 +59,14 @@ def render(
         preview,
         class_names,
         cards=cards,
+        summed=summed,
         rows=rows,
         settings=settings,
         notes=notes,
         problems=[one.problem for one in shown if one.problem],
         repeated=[(example_id, labels[example_id], count) for (example_id, _), count in repeated],
-        labels=_choices(card["test_label"] for card in cards),
-        predictions=_choices(card["test_prediction"] for card in cards),
+        labels=_choices(card.get("test_label") for card in cards),
+        predictions=_choices(card.get("test_prediction") for card in cards),
     )
 
 

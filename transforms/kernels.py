@@ -64,7 +64,8 @@ STRONGEST = 4
 SLACK = 1e-11
 
 
-def _compiled(**options: Any) -> Callable[[Callable], Callable]:
+def compiled(**options: Any) -> Callable[[Callable], Callable]:
+    """Compiles a function that Python calls: without Python's lock, and kept where it can be."""
     options = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True, **options}
 
     def decorate(function: Callable) -> Callable:
@@ -206,7 +207,7 @@ class _Addresses(NamedTuple):
     sketched: bool
 
 
-@_compiled(forceinline=True)
+@compiled(forceinline=True)
 def _addresses(side: Factors) -> _Addresses:
     _, checkpoints, outputs = side.loss_grads.shape
     return _Addresses(
@@ -350,7 +351,7 @@ def _normalized(score: float, test_divisor: float, train_divisor: float) -> floa
     return score / divisor if divisor > 0 else 0.0
 
 
-@_compiled()
+@compiled()
 def canonical_scores(test: Factors, train: Factors, rates: np.ndarray, tests: np.ndarray, trains: np.ndarray) -> np.ndarray:
     """`scoring.canonical_scores` of P pairs, the same bits, compiled: [P] float64."""
     scores = np.empty(len(tests))
@@ -377,7 +378,7 @@ def _add_part(test: _Addresses, train: _Addresses, row: int, work: _Work, t: int
         work.totals[q] += work.dots[q]
 
 
-@_compiled()
+@compiled()
 def strongest_outputs_of(loss_grads: np.ndarray, lengths: np.ndarray, first: int, last: int, outputs: np.ndarray) -> None:
     """Of rows `first` to `last` of loss_grads [n, T, C] with lengths [n, T], the two outputs in which `Σ_t √η_t ‖ĥ_t‖ δ_t` is largest.
 
@@ -399,7 +400,7 @@ def strongest_outputs_of(loss_grads: np.ndarray, lengths: np.ndarray, first: int
         outputs[j, 0], outputs[j, 1] = 2 * best + (sums[best] < 0), 2 * second + (sums[second] < 0)
 
 
-@_compiled()
+@compiled()
 def cut_blocks(
     blocks: np.ndarray, first: int, last: int, vectors: np.ndarray, factors: np.ndarray, units: np.ndarray, columns: np.ndarray
 ) -> None:
@@ -420,7 +421,7 @@ def cut_blocks(
                     blocks[block, t, r, place] = np.float32(factor * vectors[j, t, r])
 
 
-@_compiled()
+@compiled()
 def outline_blocks(blocks: Blocks, first: int, last: int, train: Factors, scales: np.ndarray) -> None:
     """Fills in what is known of whole blocks, `first` to `last`, once they are cut; `scales` [n] is 1, or 1 / N where normalised."""
     _, checkpoints, outputs, _ = blocks.loss_grads.shape
@@ -447,7 +448,7 @@ def outline_blocks(blocks: Blocks, first: int, last: int, train: Factors, scales
                 blocks.highest[page, t, c, place], blocks.lowest[page, t, c, place] = highest, lowest
 
 
-@_compiled()
+@compiled()
 def scale_vectors(scaled: np.ndarray, first: int, last: int, vectors: np.ndarray, factors: np.ndarray, rows: np.ndarray) -> None:
     """Fills places `first` to `last` of scaled [m, T, R] with vectors [n, T, R] of these rows [m], multiplied by `factors` [n, T]."""
     _, checkpoints, width = vectors.shape
@@ -458,7 +459,7 @@ def scale_vectors(scaled: np.ndarray, first: int, last: int, vectors: np.ndarray
                 scaled[place, t, r] = np.float32(factor * vectors[rows[place], t, r])
 
 
-@_compiled(fastmath={"nnan", "nsz", "contract", "reassoc"})
+@compiled(fastmath={"nnan", "nsz", "contract", "reassoc"})
 def look_at_activations(
     activations: np.ndarray,
     lengths: np.ndarray,
@@ -505,7 +506,7 @@ def look_at_activations(
                 rests[i, t] = np.sqrt(max(0.0, 1 - total) + 1e-6)
 
 
-@_compiled()
+@compiled()
 def find_terms(
     loss_grads: np.ndarray, lengths: np.ndarray, norm: np.ndarray, tolerance: float, first: int, last: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -554,7 +555,7 @@ def find_terms(
     return starts, found[:size].copy(), values[:size].copy(), rest
 
 
-@_compiled()
+@compiled()
 def strongest_outputs(terms: Terms, outputs: int, first: int, last: int, found: np.ndarray) -> None:
     """Of test rows `first` to `last`, the outputs in which the sum of its terms is largest, the largest last.
 
@@ -589,7 +590,7 @@ def _magnitude(value: float) -> int:
     return min(255, max(1, exponent + 250))
 
 
-@_compiled()
+@compiled()
 def strongest_rows(
     loss_grads: np.ndarray, lengths: np.ndarray, scales: np.ndarray, columns: np.ndarray, first: int, last: int, rows: np.ndarray
 ) -> None:
@@ -774,7 +775,7 @@ def _sift(bounds: np.ndarray, listed: np.ndarray, place: int, n: int) -> None:
         place = child
 
 
-@_compiled(forceinline=True)
+@compiled(forceinline=True)
 def bound_block(blocks: Blocks, block: int, terms: Terms, i: int, cosines: int, above: int, below: int) -> None:
     """Upper bounds of the scores of test row i with a block's columns, and of the negated scores, to two addresses: [BLOCK] float32.
 
@@ -794,7 +795,7 @@ def bound_block(blocks: Blocks, block: int, terms: Terms, i: int, cosines: int, 
     bound_columns(checkpoints, outputs, _row_terms(terms, i), addresses, cosines, above, below)
 
 
-@_compiled(forceinline=True)
+@compiled(forceinline=True)
 def bound_page(blocks: Blocks, page: int, terms: Terms, i: int, above: int, below: int) -> None:
     """The bounds of `bound_block`, no smaller than those of any column of a block, of all blocks of a page: [PAGE] float32.
 
@@ -863,7 +864,7 @@ def choose_by_leaders(pool: Pool, rows: np.ndarray, chosen: np.ndarray, leaders:
     return led
 
 
-@_compiled()
+@compiled()
 def search_pilots(
     pool: Pool, test: Factors, rows: np.ndarray, train: Factors, chosen: np.ndarray, rates: np.ndarray, ranks: np.ndarray
 ) -> None:
@@ -928,7 +929,7 @@ def _passing_blocks(
     return mask
 
 
-@_compiled()
+@compiled()
 def count_passing(
     pool: Pool,
     test: Factors,
@@ -969,7 +970,7 @@ def count_passing(
         passing[i] += found * count // max(1, min(_SAMPLE, count))
 
 
-@_compiled()
+@compiled()
 def search_blocks(
     pool: Pool,
     test: Factors,
@@ -1098,7 +1099,7 @@ def give_up(pool: Pool, chosen: np.ndarray) -> None:
     pool.pilots[:, ~chosen] = NO_ROW
 
 
-@_compiled()
+@compiled()
 def multiply_rows(
     loss_grads: np.ndarray,
     activations: np.ndarray,
@@ -1163,7 +1164,7 @@ def _addresses_of(vectors: np.ndarray, first: int, last: int, t: int, start: int
         addresses[place] = vectors.ctypes.data + np.uintp(4 * ((row * checkpoints + t) * width + start))
 
 
-@_compiled()
+@compiled()
 def search_products(
     pool: Pool,
     first: int,
@@ -1286,7 +1287,7 @@ def _settle(
     pool.counts[sign, i] = 0
 
 
-@_compiled()
+@compiled()
 def settle_rows(
     pool: Pool,
     first: int,
@@ -1311,7 +1312,7 @@ def settle_rows(
     _hold(held)
 
 
-@_compiled()
+@compiled()
 def take_best(pool: Pool, ranks: np.ndarray, sign: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Takes what the heaps of a sign hold: rows of the pool [P] int32, scores [P] and training rows [P], by row and best first."""
     pool, ranks = borrowed(pool), borrowed(ranks)

@@ -191,6 +191,19 @@ def check_same_model(test: FeatureManifest, train: FeatureManifest, test_name: s
         )
 
 
+def check_positions(found: FeatureManifest, name: str) -> None:
+    """Makes sure that a set's records are positions, where these are to be summed.
+
+    Raises:
+        InputError: they are examples.
+    """
+    if not found.per_token:
+        raise InputError(
+            f"--sum_positions adds up the positions of examples, and the records of {name} are examples: leave the flag out, or extract "
+            "both sets with --per_token"
+        )
+
+
 def check_same_extraction(base: FeatureManifest, draft: FeatureManifest, base_name: str) -> None:
     """Makes sure that records of another set are what would be computed for the same examples.
 

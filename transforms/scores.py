@@ -16,10 +16,10 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
-from transforms import counting, files, records, tfrecords, thresholds, topk
+from transforms import counting, files, records, summed_tiles, tfrecords, thresholds, topk
 from transforms.errors import InputError
 from transforms.files import StoredFile
-from transforms.manifest import FeatureManifest, check_same_model, usable_rates
+from transforms.manifest import BYTES_PER_FILE, FeatureManifest, check_same_model, usable_rates
 from transforms.overlap import prefetch
 from transforms.records import Features
 from transforms.scoring import Scoring, self_influence
@@ -143,6 +143,7 @@ class ScoringPlan:
         memory_gb: memory budget of a machine, in GB.
         processes: worker processes that share a machine, or None for one per processor.
         test_rows, train_rows: a grid given by hand, or None.
+        sum_positions: whether scores are sums over the positions of examples, which records are of; see `summed_scores`.
     """
 
     learning_rates: tuple[float, ...] | None
@@ -152,6 +153,7 @@ class ScoringPlan:
     processes: int | None = 1
     test_rows: int | None = None
     train_rows: int | None = None
+    sum_positions: bool = False
 
     def scoring(self, train: FeatureManifest) -> Scoring:
         """The scoring of a training set.
@@ -167,23 +169,36 @@ class ScoringPlan:
         Raises:
             InputError: the memory budget is too small.
         """
-        return self._grid(train.shape, sum(test.counts), sum(train.counts))
+        if not self.sum_positions:
+            return self._grid(train.shape, sum(test.counts), sum(train.counts))
+        tests, trains = (one.manifest.counts["examples"] for one in (test, train))
+        return self._grid(train.shape, tests, trains, largest_file(test.manifest, train.manifest))
 
-    def check_memory(self, shape: Shape) -> None:
+    def check_memory(self, shape: Shape, largest: int = 0) -> None:
         """Makes sure, before anything is computed, that the memory budget suffices; where workers share it, only they can tell.
+
+        `largest` is the size of the largest feature file, as far as it is known; it counts where positions are summed.
 
         Raises:
             InputError: it is too small.
         """
         if self.processes is not None:
-            self._grid(shape, 1, 1 << 40)
+            self._grid(shape, 1, 1 << 40, largest)
 
-    def _grid(self, shape: Shape, tests: int, trains: int) -> Grid:
-        processes = self.processes or os.cpu_count() or 1
+    def _grid(self, shape: Shape, tests: int, trains: int, largest: int = 0) -> Grid:
+        memory_bytes = self.memory_gb * 1e9 / (self.processes or os.cpu_count() or 1)
         try:
-            return choose_grid(shape, tests, trains, self.k, self.memory_gb * 1e9 / processes, self.test_rows, self.train_rows)
+            if self.sum_positions:
+                extra = summed_tiles.file_bytes(largest, BYTES_PER_FILE)
+                return summed_tiles.choose_grid(shape, tests, trains, self.k, memory_bytes, extra, self.test_rows, self.train_rows)
+            return choose_grid(shape, tests, trains, self.k, memory_bytes, self.test_rows, self.train_rows)
         except ValueError as error:
             raise InputError(f"--memory_gb={self.memory_gb:g}: {error}") from error
+
+
+def largest_file(*sets: FeatureManifest) -> int:
+    """The size of the largest feature file of some sets."""
+    return max((file.size for one in sets for file in one.files), default=0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -352,7 +367,7 @@ class _CheckDoFn(beam.DoFn):
 
 
 class MergeTopK(beam.CombineFn):
-    """Merges the scored blocks of the same test examples, by array operations: ScoredBlock → ScoredBlock."""
+    """Merges the scored blocks of the same test examples, by array operations: ScoredBlock → ScoredBlock, or another that has a `best`."""
 
     def __init__(self, k: int) -> None:
         self._k = k

@@ -6,6 +6,9 @@
 | `self_influence` | the influence of the test example on itself |
 | `proponents`, `opponents` | lists of `{train_id, train_label, score}`, strongest first |
 
+Where scores are summed over the positions of examples, an example has as many labels as positions. Its row tells numbers instead:
+`test_positions`, `test_wrong_positions` and `test_label_probability`, and `train_positions` of its candidates.
+
 `report.html`: for a person, the worst-predicted test examples beside their candidates.
 """
 
@@ -25,10 +28,12 @@ import pyarrow.parquet as pq
 from transforms import counting, files, influence_page, manifest, traces
 from transforms.examples import ExampleFormat
 from transforms.files import StoredFile
+from transforms.gradients import UNKNOWN
 from transforms.manifest import FeatureManifest, Manifest
 from transforms.previews import Preview, preview_format, why_no_pictures
 from transforms.records import NO_LABEL
 from transforms.scores import ScoredBlock
+from transforms.summed_scores import SummedBlock
 from transforms.topk import Ranking
 from transforms.traces import SeeExamples, Trace
 
@@ -42,8 +47,21 @@ def label_type(task: str, outputs: int) -> pa.DataType:
     return pa.float64() if outputs == 1 else pa.list_(pa.float64())
 
 
-def schema(task: str, outputs: int) -> pa.Schema:
-    """The Parquet schema of influence rows."""
+def schema(task: str, outputs: int, sum_positions: bool = False) -> pa.Schema:
+    """The Parquet schema of influence rows; where positions are summed, it is the same for all tasks."""
+    if sum_positions:
+        summed = pa.list_(pa.struct([("train_id", pa.string()), ("train_positions", pa.int64()), ("score", pa.float64())]))
+        return pa.schema(
+            [
+                ("test_id", pa.string()),
+                ("test_positions", pa.int64()),
+                ("test_wrong_positions", pa.int64()),
+                ("test_label_probability", pa.float64()),
+                ("self_influence", pa.float64()),
+                ("proponents", summed),
+                ("opponents", summed),
+            ]
+        )
     label = label_type(task, outputs)
     candidates = pa.list_(pa.struct([("train_id", pa.string()), ("train_label", label), ("score", pa.float64())]))
     return pa.schema(
@@ -59,16 +77,21 @@ def schema(task: str, outputs: int) -> pa.Schema:
     )
 
 
-def to_table(block: ScoredBlock, rows: pa.Schema) -> pa.Table:
+def to_table(block: ScoredBlock | SummedBlock, rows: pa.Schema) -> pa.Table:
     """The rows of a block as a table."""
     n = len(block.test_ids)
-    label = rows.field("test_label").type
-    probabilities = block.probabilities.astype(np.float64)
+    told: list[pa.Array]
+    if isinstance(block, SummedBlock):
+        probabilities = block.label_probabilities
+        told = [pa.array(block.positions), pa.array(block.wrong, mask=block.wrong == UNKNOWN)]
+    else:
+        label = rows.field("test_label").type
+        probabilities = block.probabilities.astype(np.float64)
+        told = [label_array(block.labels, label), label_array(block.predictions, label)]
     return pa.table(
         [
             string_array(block.test_ids),
-            label_array(block.labels, label),
-            label_array(block.predictions, label),
+            *told,
             pa.array(probabilities, mask=np.isnan(probabilities)),
             pa.array(block.self_influence),
             _candidates(block.best.proponents, n, rows.field("proponents").type),
@@ -97,7 +120,8 @@ def label_array(labels: np.ndarray, kind: pa.DataType) -> pa.Array:
 
 def _candidates(ranking: Ranking, n: int, kind: pa.DataType) -> pa.Array:
     fields = [kind.value_type.field(i) for i in range(kind.value_type.num_fields)]
-    arrays = [string_array(ranking.ids), label_array(ranking.labels, kind.value_type.field("train_label").type), pa.array(ranking.scores)]
+    # The second is the label, or what stands for it.
+    arrays = [string_array(ranking.ids), label_array(ranking.labels, fields[1].type), pa.array(ranking.scores)]
     return pa.ListArray.from_arrays(ranking.offsets(n).astype(np.int32), pa.StructArray.from_arrays(arrays, fields=fields), type=kind)
 
 
@@ -116,7 +140,7 @@ class WrittenRows:
     worst: list[Trace]
 
 
-def write_rows(directory: str, shard: int, blocks: Iterable[tuple[int, ScoredBlock]], rows: pa.Schema) -> WrittenRows:
+def write_rows(directory: str, shard: int, blocks: Iterable[tuple[int, ScoredBlock | SummedBlock]], rows: pa.Schema) -> WrittenRows:
     """Writes the rows of one output file, given the blocks that it consists of, each with its first row's number."""
     ordered = [block for _, block in sorted(blocks, key=lambda pair: pair[0])]
     table = pa.concat_tables([to_table(block, rows) for block in ordered]).combine_chunks()
@@ -147,11 +171,13 @@ class ReportWanted:
     notes: tuple[str, ...] = ()
 
     @staticmethod
-    def of(test: FeatureManifest, train: FeatureManifest, class_names: Sequence[str] | None) -> ReportWanted:
+    def of(test: FeatureManifest, train: FeatureManifest, class_names: Sequence[str] | None, sum_positions: bool = False) -> ReportWanted:
         """For two sets."""
         notes = [f"{name} set: {note}" for name, one in (("Test", test), ("Training", train)) if (note := why_no_pictures(one))]
         if test.settings.get("labels") == "predicted":
             notes.append("Labels of the test examples are the model's own predictions: the first are those that it is least certain of.")
+        if sum_positions:
+            notes.append("Scores are sums over all pairs of positions of two examples; the probability of labels is a mean over positions.")
         return ReportWanted(preview_format(test), preview_format(train), class_names, tuple(notes))
 
 
@@ -168,6 +194,7 @@ class WriteInfluence(beam.PTransform):
         overwrite: whether a complete result is replaced.
         report: how the report is made.
         beside: small files to be committed with the rows, (name, content); or None.
+        sum_positions: whether blocks are SummedBlocks, of examples whose records are positions.
     """
 
     directory: str
@@ -178,9 +205,10 @@ class WriteInfluence(beam.PTransform):
     overwrite: bool
     report: ReportWanted
     beside: beam.PCollection | None = None
+    sum_positions: bool = False
 
-    def _write(self, grouped: tuple[int, Iterable[tuple[int, ScoredBlock]]], _: list[None]) -> WrittenRows:
-        return write_rows(self.directory, *grouped, schema(self.task, self.outputs))
+    def _write(self, grouped: tuple[int, Iterable[tuple[int, ScoredBlock | SummedBlock]]], _: list[None]) -> WrittenRows:
+        return write_rows(self.directory, *grouped, schema(self.task, self.outputs, self.sum_positions))
 
     def _choose(self, _: None, parts: Sequence[WrittenRows]) -> Iterator[Trace]:
         yield from traces.worst(one for part in parts for one in part.worst)
@@ -227,7 +255,7 @@ class WriteInfluence(beam.PTransform):
             | "ChooseShown" >> beam.FlatMap(self._choose, beam.pvalue.AsList(written))  # Trace
         )
         seen = [
-            (sets, shown) | f"See{name}Examples" >> SeeExamples(trains, form)  # (id, Preview)
+            (sets, shown) | f"See{name}Examples" >> SeeExamples(trains, form, self.sum_positions)  # (id, Preview)
             for name, sets, trains, form in (("Test", test, False, self.report.tests), ("Train", train, True, self.report.trains))
         ]
         gathered = [written, shown, *seen, *([] if self.beside is None else [self.beside])]

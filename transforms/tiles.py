@@ -14,15 +14,15 @@ _ROWS_PER_FILE = 10_000
 _CANDIDATES_PER_FILE = 2_000_000
 
 # A tile of about this much arithmetic takes some seconds on a core: long against its overhead, short against a worker's life.
-_TILE_FLOPS = 4e12
+TILE_FLOPS = 4e12
 # What grows with nothing: blocks of scores, candidates that are not yet sifted, and the file that is being read and decoded.
-_FIXED_BYTES = 320 << 20
+FIXED_BYTES = 320 << 20
 # Memory of a candidate: score, row, id, label; and what merging them holds twice.
-_CANDIDATE_BYTES = 160
+CANDIDATE_BYTES = 160
 
 # What travels and is written, about: of a candidate and of what is told of a test example, for ids of a dozen characters.
-_SHUFFLED_CANDIDATE_BYTES, _SHUFFLED_ROW_BYTES = 32, 40
-_WRITTEN_CANDIDATE_BYTES, _WRITTEN_ROW_BYTES = 83, 190  # JSON line and Parquet
+SHUFFLED_CANDIDATE_BYTES, SHUFFLED_ROW_BYTES = 32, 40
+WRITTEN_CANDIDATE_BYTES, WRITTEN_ROW_BYTES = 83, 190  # JSON line and Parquet
 # What a record takes in a file beside its arrays, about: the keys, the id, the name of its source, the framing.
 _STORED_RECORD_BYTES = 350
 
@@ -105,21 +105,21 @@ def choose_grid(
     Raises:
         ValueError: not even a few records fit.
     """
-    share = (memory_bytes - _FIXED_BYTES) / 2
+    share = (memory_bytes - FIXED_BYTES) / 2
     per_test, per_train = _test_bytes(shape, k), _train_bytes(shape)
     most_tests, most_chunk = int(share // per_test), int(share // per_train)
     if most_tests < 16 or most_chunk < 16:
-        needed = (_FIXED_BYTES + 32 * max(per_test, per_train)) / 1e9
+        needed = (FIXED_BYTES + 32 * max(per_test, per_train)) / 1e9
         raise ValueError(f"{memory_bytes / 1e9:g} GB for one worker process are too little: it needs {needed:.2f} GB")
-    planned_tests = _even(min(tests, rows_per_file(k)), most_tests)
-    planned_trains = _even(trains, max(most_chunk, int(_TILE_FLOPS / (shape.pair_flops * max(1, planned_tests)))))
-    chunk_rows = _even(planned_trains, most_chunk)
+    planned_tests = even_part(min(tests, rows_per_file(k)), most_tests)
+    planned_trains = even_part(trains, max(most_chunk, int(TILE_FLOPS / (shape.pair_flops * max(1, planned_tests)))))
+    chunk_rows = even_part(planned_trains, most_chunk)
     return Grid(test_rows or planned_tests, train_rows or planned_trains, min(chunk_rows, train_rows or chunk_rows))
 
 
 def _test_bytes(shape: Shape, k: int) -> int:
     """Memory of a test example while its block is in work: its record, scaled factors, candidates of both signs."""
-    return 2 * shape.record_bytes + shape.checkpoints * 100 + 2 * k * _CANDIDATE_BYTES
+    return 2 * shape.record_bytes + shape.checkpoints * 100 + 2 * k * CANDIDATE_BYTES
 
 
 def _train_bytes(shape: Shape) -> int:
@@ -131,7 +131,7 @@ def _train_bytes(shape: Shape) -> int:
     return 4 * shape.record_bytes + shape.checkpoints * (4 * shape.outputs + 2 * 96 + 32)
 
 
-def _even(total: int, most: int) -> int:
+def even_part(total: int, most: int) -> int:
     """The size of the fewest equal parts of `total` that are at most `most`; at least 1."""
     return max(1, math.ceil(total / math.ceil(total / most))) if total else 1
 
@@ -240,7 +240,7 @@ def predict(grid: Grid, shape: Shape, k: int, test_files: Iterable[FeatureFiles]
     file_rows = rows_per_file(k)
     tests, block_bytes = _read_in_pieces(test_files, file_rows, grid.test_rows)
     trains, pass_bytes = _read_in_pieces(train_files, grid.train_rows, grid.chunk_rows)
-    blocks, ranges = _pieces(tests, file_rows, grid.test_rows), _ceil(trains, grid.train_rows)
+    blocks, ranges = pieces(tests, file_rows, grid.test_rows), _ceil(trains, grid.train_rows)
     test_rows, train_rows = min(grid.test_rows, file_rows, tests), min(grid.train_rows, trains)
     chunk_rows = min(grid.chunk_rows, train_rows)
     # A training example is a proponent of a test example or an opponent, not both.
@@ -255,16 +255,16 @@ def predict(grid: Grid, shape: Shape, k: int, test_files: Iterable[FeatureFiles]
         test_rows=test_rows,
         train_rows=train_rows,
         chunk_rows=chunk_rows,
-        chunks=blocks * _pieces(trains, grid.train_rows, grid.chunk_rows),
+        chunks=blocks * pieces(trains, grid.train_rows, grid.chunk_rows),
         train_bytes_read=blocks * pass_bytes,
         test_bytes_read=block_bytes * (0 if not trains else 1 if blocks == 1 or ranges == 1 else 2),
         test_bytes_read_at_most=ranges * block_bytes,
-        memory_bytes=_FIXED_BYTES + test_rows * _test_bytes(shape, k) + chunk_rows * _train_bytes(shape),
+        memory_bytes=FIXED_BYTES + test_rows * _test_bytes(shape, k) + chunk_rows * _train_bytes(shape),
         candidates=candidates,
-        shuffled_bytes=candidates * _SHUFFLED_CANDIDATE_BYTES + tests * ranges * _SHUFFLED_ROW_BYTES,
+        shuffled_bytes=candidates * SHUFFLED_CANDIDATE_BYTES + tests * ranges * SHUFFLED_ROW_BYTES,
         result_rows=tests,
         result_files=2 * _ceil(tests, file_rows),
-        result_bytes=tests * (min(2 * k, trains) * _WRITTEN_CANDIDATE_BYTES + _WRITTEN_ROW_BYTES),
+        result_bytes=tests * (min(2 * k, trains) * WRITTEN_CANDIDATE_BYTES + WRITTEN_ROW_BYTES),
     )
 
 
@@ -272,7 +272,7 @@ def _ceil(n: int, divisor: int) -> int:
     return -(-n // divisor)
 
 
-def _pieces(rows: int, outer: int, inner: int) -> int:
+def pieces(rows: int, outer: int, inner: int) -> int:
     """How many pieces `rows` rows make that are cut at every multiple of `outer`, and within these parts every `inner` rows."""
     parts, rest = divmod(rows, outer)
     return parts * _ceil(outer, inner) + _ceil(rest, inner)
@@ -287,6 +287,6 @@ def _read_in_pieces(files: Iterable[FeatureFiles], outer: int, inner: int) -> tu
     for alike in files:
         stop = first + alike.number * alike.records
         # A read for each file, and one more for each cut: pieces begun after the first record and before the last one's end.
-        read += alike.bytes * (alike.number + _pieces(stop, outer, inner) - _pieces(first + 1, outer, inner))
+        read += alike.bytes * (alike.number + pieces(stop, outer, inner) - pieces(first + 1, outer, inner))
         first = stop
     return first, read

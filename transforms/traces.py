@@ -19,7 +19,9 @@ from transforms.examples import ExampleFormat
 from transforms.previews import Preview, read_previews
 from transforms.records import Origin
 from transforms.scores import FeatureSet, ScoredBlock
+from transforms.summed_scores import SummedBlock
 from transforms.tiles import Span
+from transforms.tokens import example_of
 
 # Test examples in the report, and candidates of each sign of each.
 _SHOWN = 50
@@ -50,7 +52,7 @@ def worst(traces: Iterable[Trace]) -> list[Trace]:
     return sorted(traces, key=lambda one: one.order)[:_SHOWN]
 
 
-def of_rows(table: pa.Table, blocks: Sequence[ScoredBlock]) -> list[Trace]:
+def of_rows(table: pa.Table, blocks: Sequence[ScoredBlock | SummedBlock]) -> list[Trace]:
     """The worst of a file's rows, given the blocks that they are of, in order."""
     probabilities = np.concatenate([one.label_probabilities for one in blocks]).astype(np.float64)
     influence = table["self_influence"].to_numpy()
@@ -72,11 +74,15 @@ def wanted_ids(traces: Sequence[Trace]) -> tuple[set[str], set[str]]:
     return {trace.row["test_id"] for trace in traces}, candidates
 
 
-def find_origins(file: int, found: FeatureSet, wanted: set[str]) -> Iterator[tuple[str, tuple[str, Origin]]]:
-    """Where those of a feature file's examples that are wanted came from: (source, (id, Origin))."""
+def find_origins(file: int, found: FeatureSet, wanted: set[str], positions: bool = False) -> Iterator[tuple[str, tuple[str, Origin]]]:
+    """Where those of a feature file's examples that are wanted came from: (source, (id, Origin)).
+
+    Where records are `positions` of the examples, the first of each tells it.
+    """
     payloads = found.payloads(Span(file, 0, found.manifest.files[file].count))
-    ids = [one.decode() for one in records.example_ids(payloads)]
-    rows = [i for i, one in enumerate(ids) if one in wanted]
+    ids = [(example_of(one) if positions else one).decode() for one in records.example_ids(payloads)]
+    first = {one: i for i, one in reversed(list(enumerate(ids)))}
+    rows = sorted(first[one] for one in wanted & first.keys())
     for i, origin in zip(rows, records.origins([payloads[i] for i in rows]), strict=True):
         yield origin.source, (ids[i], origin)
 
@@ -88,17 +94,19 @@ class SeeExamples(beam.PTransform):
     Attributes:
         trains: whether the set is the training set.
         form: how to read it, or None where there is nothing.
+        positions: whether records are positions of the shown examples.
     """
 
     trains: bool
     form: ExampleFormat | None
+    positions: bool = False
 
     def _list(self, _: None, found: FeatureSet, traces: Sequence[Trace]) -> Iterator[int]:
         if self.form and traces:
             yield from range(len(found.manifest.files))
 
     def _find(self, file: int, found: FeatureSet, traces: Sequence[Trace]) -> Iterator[tuple[str, tuple[str, Origin]]]:
-        yield from find_origins(file, found, wanted_ids(traces)[self.trains])
+        yield from find_origins(file, found, wanted_ids(traces)[self.trains], self.positions)
 
     def _read(self, grouped: tuple[str, Iterable[tuple[str, Origin]]]) -> Iterator[tuple[str, Preview]]:
         source, named = grouped

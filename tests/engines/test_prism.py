@@ -11,9 +11,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 
 from tests.conftest import Tiny, damage, write_records
+from tests.synthetic import write_set
+from tests.transforms.test_gradients import positions, ragged
 from transforms import files, manifest, tfrecords
 from transforms.manifest import FeatureManifest
 
@@ -138,3 +141,19 @@ def test_vectors_and_what_is_found_by_them_are_the_same_bytes(tracin: Run, tmp_p
         assert (tmp_path / "found" / path).read_bytes() == (tmp_path / "expected" / path).read_bytes(), path
     for path in ("influence-00000.jsonl", "influence-00000.parquet", "recall.json"):
         assert (tmp_path / "found" / "rows" / path).read_bytes() == (tmp_path / "expected" / "rows" / path).read_bytes(), path
+
+
+def test_sums_of_positions_are_the_same_bytes(tracin: Run, tmp_path: pathlib.Path) -> None:
+    rng, sets = np.random.default_rng(1), []
+    for name, examples in (("train", 40), ("test", 12)):
+        sizes = ragged(rng, examples, 6)
+        counts = [sum(sizes[i::4]) for i in range(4)]
+        drawn = positions(rng, [size for i in range(4) for size in sizes[i::4]], 2, 3, 6, name)
+        stored = write_set(tmp_path / name, counts, 0, name, drawn, per_token=True, counts={"examples": examples, "positions": sum(sizes)})
+        sets.append(f"--{name}_features={stored}")
+    words = (*sets, "--sum_positions", "--k=7", "--test_rows_per_tile=5", "--train_rows_per_tile=9")
+    for name, engine in (("expected", IN_PROCESS), ("found", PRISM)):
+        outcome = tracin("score", name, *words, *engine)
+        assert outcome.returncode == 0, outcome.stderr
+    for name in ("influence-00000.jsonl", "influence-00000.parquet"):
+        assert (tmp_path / "found" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes(), name

@@ -128,6 +128,7 @@ def test_every_step_of_ours_has_a_name(graph):
         "SpreadFirstTiles/",
         "SpreadTiles/",
         "MergeTopK/",
+        "CheckThresholds/",
         "SpreadAgain/",
         "MergeAgain/",
         "StartReport/",

@@ -36,7 +36,7 @@ TAKES: dict[str, tuple[list[str], list[str]]] = {
     **dict.fromkeys(("train_examples", "test_examples", "examples", "checkpoints"), GLOBS),
     **dict.fromkeys(("output", "base", "train_features", "test_features", "features", "previous"), FOLDER),
     "class_names": (["gs://b/names.txt"], ["", "names.txt", "gs://b/*"]),
-    **dict.fromkeys(("overwrite", "allow_truncated_files", "per_token", "include_bias", "fail_on_drift"), SWITCH),
+    **dict.fromkeys(("overwrite", "allow_truncated_files", "per_token", "sum_positions", "include_bias", "fail_on_drift"), SWITCH),
     **dict.fromkeys(("input_keys", "keep_keys", "slice_keys", "import"), LIST),
     **dict.fromkeys(("label_key", "id_key", "layer", "output_name"), ONE),
     "loss": (["SparseCategoricalCrossentropy(from_logits=True)"], ["", "a\nb"]),

@@ -31,6 +31,19 @@ def test_lists_are_repeated_and_structures_are_records() -> None:
     ]
 
 
+def test_rows_of_summed_positions_have_columns_of_their_own() -> None:
+    found = bigquery.fields(sinks.schema("multilabel", 3, sum_positions=True))
+    assert [(one.name, one.field_type, one.mode) for one in found] == [
+        ("test_id", "STRING", "NULLABLE"),
+        ("test_positions", "INTEGER", "NULLABLE"),
+        ("test_wrong_positions", "INTEGER", "NULLABLE"),
+        ("test_label_probability", "FLOAT", "NULLABLE"),
+        ("self_influence", "FLOAT", "NULLABLE"),
+        ("proponents", "RECORD", "REPEATED"),
+        ("opponents", "RECORD", "REPEATED"),
+    ]
+
+
 @pytest.mark.parametrize("kind", [pa.list_(pa.list_(pa.int64())), pa.float32(), pa.map_(pa.string(), pa.string())])
 def test_a_column_that_bigquery_has_not_is_refused(kind: pa.DataType) -> None:
     with pytest.raises(ValueError, match="a column of BigQuery cannot be some_column: "):

@@ -11,6 +11,7 @@ import pytest
 
 from transforms import sinks
 from transforms.scores import ScoredBlock
+from transforms.summed_scores import SummedBlock
 from transforms.topk import Ranking, TopK
 
 
@@ -26,6 +27,23 @@ def block(labels: np.ndarray, candidate_labels: np.ndarray, probabilities: list[
 
 
 CLASSES = block(np.array([[3], [4], [5]]), np.array([[7], [8], [9]]), [0.5, 0.25, 1.0])
+
+
+def test_rows_of_summed_positions_tell_numbers_and_null_where_there_are_none():
+    best = block(np.zeros((3, 1)), np.array([[7], [8], [9]]), [0.5] * 3).best
+    own = (np.array([b"t0", b"t1", b"t2"]), np.array([4, 1, 2]), np.array([3, 0, -1]), np.array([0.5, 1.0, np.nan]), np.arange(3.0))
+    rows = sinks.to_table(SummedBlock(*own, best), sinks.schema("class", 10, sum_positions=True)).to_pylist()
+    assert rows[0] == {
+        "test_id": "t0",
+        "test_positions": 4,
+        "test_wrong_positions": 3,
+        "test_label_probability": 0.5,
+        "self_influence": 0.0,
+        "proponents": [{"train_id": "a", "train_positions": 7, "score": 2.5}, {"train_id": "é", "train_positions": 8, "score": 0.1 + 0.2}],
+        "opponents": [],
+    }
+    assert [row["test_wrong_positions"] for row in rows] == [3, 0, None]
+    assert rows[2]["test_label_probability"] is None
 
 
 def test_rows_hold_the_documented_fields():

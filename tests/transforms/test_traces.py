@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -45,18 +47,33 @@ def test_shown_are_the_least_probable_or_else_the_most_influenced(known):
     assert all(np.isnan(one.label_probability) != known for one in found)
 
 
-def test_origins_are_those_of_the_wanted_ids(tmp_path):
+def stored(directory: pathlib.Path, ids: list[str], places: list[int]) -> FeatureSet:
+    """A feature set of one file, whose records came from these places of two files."""
     from transforms import files, tfrecords
 
-    labels, ones = np.zeros((6, 1), int), np.ones((6, 1, 1))
+    n = len(ids)
+    labels, ones = np.zeros((n, 1), int), np.ones((n, 1, 1))
     factors = (np.repeat(ones, 3, axis=2), np.repeat(ones, 4, axis=2))
-    features = Features.of([f"ex-{i}" for i in range(6)], labels, labels, np.ones(6), np.ones((6, 1)), *factors)
-    payloads = records.encode(features, [Origin(f"file-{i % 2}", i, bytes([i] * 16)) for i in range(6)])
-    assert records.example_ids(payloads) == [f"ex-{i}".encode() for i in range(6)]
-    written = files.write(str(tmp_path), "features-0.tfrecord", tfrecords.join_frames(payloads), 6)
-    found = FeatureSet(str(tmp_path), FeatureManifest("features", "", {}, (written,), {}, "", "class", 3, 4, ("a",), (1.0,), (), {}))
+    features = Features.of(ids, labels, labels, np.ones(n), np.ones((n, 1)), *factors)
+    payloads = records.encode(features, [Origin(f"file-{i % 2}", i, bytes([i] * 16)) for i in places])
+    assert records.example_ids(payloads) == [one.encode() for one in ids]
+    written = files.write(str(directory), "features-0.tfrecord", tfrecords.join_frames(payloads), n)
+    return FeatureSet(str(directory), FeatureManifest("features", "", {}, (written,), {}, "", "class", 3, 4, ("a",), (1.0,), (), {}))
+
+
+def test_origins_are_those_of_the_wanted_ids(tmp_path):
+    found = stored(tmp_path, [f"ex-{i}" for i in range(6)], list(range(6)))
     assert list(traces.find_origins(0, found, {"ex-1", "ex-4", "no"})) == [
         ("file-1", ("ex-1", Origin("file-1", 1, bytes([1] * 16)))),
         ("file-0", ("ex-4", Origin("file-0", 4, bytes([4] * 16)))),
     ]
     assert list(traces.find_origins(0, found, set())) == []
+
+
+def test_the_origin_of_an_example_is_that_of_its_positions_told_once(tmp_path):
+    places = [3, 3, 5, 6, 6, 6]
+    found = stored(tmp_path, [f"ex@{place}@{i}" for i, place in enumerate(places)], places)
+    assert list(traces.find_origins(0, found, {"ex@3", "ex@6", "ex"}, positions=True)) == [
+        ("file-1", ("ex@3", Origin("file-1", 3, bytes([3] * 16)))),
+        ("file-0", ("ex@6", Origin("file-0", 6, bytes([6] * 16)))),
+    ]

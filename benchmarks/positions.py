@@ -1,0 +1,131 @@
+"""Scores of whole examples, summed over the pairs of their positions: what they take, against products of all pairs of positions.
+
+    python -m benchmarks.positions [--tests=200] [--trains=10000] [--positions=20] [--outputs=10] [--units=129] [--checkpoints=3] [--k=10]
+
+Examples have random numbers of positions, `--positions` on average, with heavy-tailed random gradients. Printed are seconds to add up the
+training records, to search the sums (median of three), and to multiply the pairs of positions as `tracin score` without `--sum_positions`
+does where it can skip none, before anything is summed; then seconds and peak memory of the whole command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import tempfile
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.measure import command, in_own_process, median_seconds, run, timed
+
+if TYPE_CHECKING:
+    from transforms.records import Features
+
+_EXAMPLES_PER_FILE = 250
+
+
+def draw(rng: np.random.Generator, examples: int, first: int, args: argparse.Namespace) -> Features:
+    """The records of some examples, ids counted from `first`."""
+    from transforms.records import Features
+    from transforms.tokens import record_id
+
+    sizes = rng.integers(1, 2 * args.positions, examples)
+    owners, total = np.repeat(np.arange(examples), sizes), int(sizes.sum())
+    scale = np.exp(rng.normal(size=examples))[owners, None, None]
+    loss_grads = rng.normal(size=(total, args.checkpoints, args.outputs)) * scale
+    activations = np.maximum(rng.normal(size=(total, args.checkpoints, args.units)), 0)
+    labels = rng.integers(0, args.outputs, (total, 1))
+    ids = [record_id(f"{first + i:07d}", a) for i, size in enumerate(sizes) for a in range(size)]
+    return Features.of(ids, labels, labels, np.ones(total), np.ones((total, args.checkpoints)), loss_grads, activations)
+
+
+def write_set(directory: pathlib.Path, examples: int, seed: int, args: argparse.Namespace) -> None:
+    """Writes a committed feature set."""
+    from transforms import files, manifest, records, tfrecords
+    from transforms.manifest import FeatureManifest
+    from transforms.records import Origin
+
+    rng, written = np.random.default_rng(seed), []
+    for first in range(0, examples, _EXAMPLES_PER_FILE):
+        part = draw(rng, min(_EXAMPLES_PER_FILE, examples - first), first, args)
+        payloads = records.encode(part, [Origin("synthetic", i, b"") for i in range(len(part))])
+        written.append(files.write(str(directory), f"features-{first:07d}.tfrecord", tfrecords.join_frames(payloads), len(part)))
+    manifest.write(
+        str(directory),
+        FeatureManifest(
+            kind="features",
+            fingerprint=f"{seed}-{examples}",
+            settings={"labels": "given", "include_bias": True, "keep_keys": [], "parse_fn": None},
+            files=tuple(written),
+            counts={"examples": examples, "positions": sum(file.count for file in written)},
+            model_fingerprint="synthetic",
+            task="class",
+            outputs=args.outputs,
+            units=args.units,
+            checkpoints=tuple(f"{t}" for t in range(args.checkpoints)),
+            learning_rates=(0.1,) * args.checkpoints,
+            rejected_files=(),
+            rejected={},
+            per_token=True,
+        ),
+    )
+
+
+def search(args: argparse.Namespace) -> None:
+    """Times adding up, searching, and products of positions, with all features in memory."""
+    from benchmarks.measure import searched
+    from transforms.gradient_search import GradientSearch
+    from transforms.gradients import Gradients, Summing
+    from transforms.scoring import Scoring
+
+    scoring = Scoring((0.1,) * args.checkpoints, args.k)
+    test, train = (draw(np.random.default_rng(seed), n, 0, args) for seed, n in ((1, args.tests), (2, args.trains)))
+    chunks: list[Gradients] = []
+
+    def add_up() -> None:
+        chunks.clear()
+        summing = Summing(scoring.learning_rates, 2048)
+        chunks.extend([*summing.add(train), summing.rest()])
+
+    tests = Summing(scoring.learning_rates, args.tests)
+    assert not list(tests.add(test))
+    gradients = tests.rest()
+
+    def find() -> None:
+        found = GradientSearch(gradients, scoring)
+        for chunk in chunks:
+            found.scan(chunk)
+        counts.update(found.counts)
+
+    counts: dict[str, int] = {}
+    print(f"{args.tests:,} × {args.trains:,} examples of {len(test):,} × {len(train):,} positions, {args.k} of both signs")
+    print(f"  adding up the training records   {median_seconds(add_up, 3):8.3f} s")
+    print(f"  searching                        {median_seconds(find, 3):8.3f} s  {counts}")
+    pairs = len(test) * len(train)
+    part = test.take(slice(0, max(1, min(len(test), int(len(test) * 1e9 // pairs)))))
+    searched(part.take(slice(0, 64)), train.take(slice(0, 1000)), scoring, dense=True)
+    seconds = timed(lambda: searched(part, train, scoring, dense=True)) * len(test) / len(part)
+    print(f"  products of pairs of positions   {seconds:8.3f} s  (from {len(part):,} positions of test examples)", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (("tests", 200), ("trains", 10_000), ("positions", 20), ("outputs", 10), ("units", 129), ("checkpoints", 3)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--memory_gb", type=float, default=2.0)
+    args = parser.parse_args()
+    in_own_process(search, args)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = pathlib.Path(scratch)
+        for name, examples, seed in (("test", args.tests, 1), ("train", args.trains, 2)):
+            in_own_process(write_set, directory / name, examples, seed, args)
+        sets = [f"--{name}_features={directory / name}" for name in ("train", "test")]
+        words = [*sets, "--sum_positions", f"--k={args.k}", f"--memory_gb={args.memory_gb}", f"--output={directory / 'out'}"]
+        measured = run(command("score", *words))
+        print(f"  the whole command                {measured.seconds:8.3f} s, peak {measured.peak_bytes / 1e9:.2f} GB")
+        print("  " + measured.out.strip().splitlines()[-2])
+
+
+if __name__ == "__main__":
+    main()
