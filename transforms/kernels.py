@@ -34,6 +34,7 @@ from transforms.vectors import (
     load_float64,
     lowest_bit,
     multiply_block,
+    score_quad,
 )
 
 # Blocks of a page: their outlines are bounded at once, as a block's columns are.
@@ -358,12 +359,10 @@ def canonical_scores(test: Factors, train: Factors, rates: np.ndarray, tests: np
     one, other = _addresses(test), _addresses(train)
     held = _work(one.checkpoints)
     work = borrowed(held)
+    work.quad[:] = 0
     for p in range(len(tests)):
         work.codes[0] = 2 * trains[p]
-        _multiply_loss_grads(one, other, tests[p], work, 1)
-        work.totals[:] = 0
-        for t in range(one.checkpoints):
-            _add_part(one, other, tests[p], work, t, rates[t])
+        _score_quad(one, other, tests[p], work, rates.ctypes.data)
         scores[p] = _normalized(work.totals[0], test.divisors[tests[p]], train.divisors[trains[p]])
     _hold(held)
     return scores
@@ -680,17 +679,15 @@ def _score(
     pool: Pool, i: int, test: _Addresses, train: _Addresses, row: int, work: _Work, n: int, rates: np.ndarray, ranks: np.ndarray
 ) -> None:
     """Scores n candidates of the pool's row i (test row `row`) and keeps the best."""
-    _multiply_loss_grads(test, train, row, work, n)
     if test.units >= _MANY_UNITS:
+        _multiply_loss_grads(test, train, row, work, n)
         _score_by_bounds(pool, i, test, train, row, work, n, rates, ranks)
         return
     for first in range(0, n, QUAD):
         count = min(QUAD, n - first)
         for q in range(QUAD):
             work.quad[q] = min(first + q, n - 1)
-            work.totals[q] = 0
-        for t in range(len(rates)):
-            _add_part(test, train, row, work, t, rates[t])
+        _score_quad(test, train, row, work, rates.ctypes.data)
         _keep_scored(pool, i, test, train, row, work, count, ranks)
 
 
@@ -745,6 +742,33 @@ def _score_by_bounds(
                 work.left[q] += part - work.uppers[t, work.quad[q]]
         if hopeful:
             _keep_scored(pool, i, test, train, row, work, count, ranks)
+
+
+@_inner(forceinline=True)
+def _score_quad(test: _Addresses, train: _Addresses, row: int, work: _Work, rates: int) -> None:
+    """Fills in `totals` of the candidates `quad`."""
+    j0, j1, j2, j3 = (
+        work.codes[work.quad[0]] >> 1,
+        work.codes[work.quad[1]] >> 1,
+        work.codes[work.quad[2]] >> 1,
+        work.codes[work.quad[3]] >> 1,
+    )
+    checkpoints, outputs, units = test.checkpoints, test.outputs, test.units
+    loss_grads = (
+        _vector(test.loss_grads, row, checkpoints * outputs),
+        _vector(train.loss_grads, j0, checkpoints * outputs),
+        _vector(train.loss_grads, j1, checkpoints * outputs),
+        _vector(train.loss_grads, j2, checkpoints * outputs),
+        _vector(train.loss_grads, j3, checkpoints * outputs),
+    )
+    activations = (
+        _vector(test.activations, row, checkpoints * units),
+        _vector(train.activations, j0, checkpoints * units),
+        _vector(train.activations, j1, checkpoints * units),
+        _vector(train.activations, j2, checkpoints * units),
+        _vector(train.activations, j3, checkpoints * units),
+    )
+    score_quad(checkpoints, loss_grads, outputs, activations, units, rates, work.totals.ctypes.data)
 
 
 @_inner(forceinline=True)

@@ -74,11 +74,21 @@ class _Code:
         for place, variable in enumerate(variables):
             self.put(self.builder.load(variable), address, _number(place * LANES))
 
-    def spread(self, value: Any) -> Any:
-        """A vector of one float32."""
-        nothing = ir.Constant(_floats, ir.Undefined)
+    def spread(self, value: Any, count: int = LANES) -> Any:
+        """A vector of one number."""
+        nothing = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
         first = self.builder.insert_element(nothing, value, ir.Constant(_i32, 0))
-        return self.builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_i32, LANES), [0] * LANES))
+        return self.builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_i32, count), [0] * count))
+
+    def first(self, count: Any) -> Any:
+        """A mask of the first `count` of `LANES`."""
+        return self.builder.icmp_signed("<", ir.Constant(ir.VectorType(_i32, LANES), list(range(LANES))), self.spread(count))
+
+    def some(self, address: Any, index: Any, mask: Any) -> Any:
+        """Where the mask says so, what is in a float32 array from number `index` on; else 0."""
+        kind = ir.FunctionType(_floats, [_floats.as_pointer(), _i32, mask.type, _floats])
+        load = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.masked.load.v{LANES}f32.p0")
+        return self.builder.call(load, [self.place(address, index, _floats), ir.Constant(_i32, 4), mask, _all(0.0)])
 
     def fused(self, one: Any, other: Any, added: Any) -> Any:
         """`one * other + added`, rounded once or twice as the processor likes."""
@@ -115,7 +125,7 @@ class _Code:
 
     def clear(self, variables: list[Any]) -> None:
         for variable in variables:
-            self.builder.store(ir.Constant(variable.type.pointee, [0.0] * LANES), variable)
+            self.builder.store(ir.Constant(variable.type.pointee, [0.0] * variable.type.pointee.count), variable)
 
     def add(self, variable: Any, value: Any) -> None:
         self.builder.store(self.builder.fadd(self.builder.load(variable), value), variable)
@@ -181,6 +191,40 @@ def at_most(_context: Any, values: Any, level: Any) -> Any:
     return types.uint64(types.uintp, types.float32), _mask("<=")
 
 
+def _dots(code: _Code, x: Any, others: Sequence[Any], n: Any) -> Any:
+    """Code of `dots`: a vector of its `QUAD` products."""
+    builder = code.builder
+    lanes = code.variables(QUAD, _doubles)
+    code.clear(lanes)
+
+    def add(own: Any, rest: Sequence[Any]) -> None:
+        own = builder.fpext(own, _doubles)
+        for variable, vector in zip(lanes, rest, strict=True):
+            code.add_product(variable, own, builder.fpext(vector, _doubles))
+
+    whole = builder.sdiv(n, _number(LANES))
+    with cgutils.for_range(builder, whole) as loop:
+        offset = builder.mul(loop.index, _number(LANES))
+        add(code.at(x, offset, _floats), [code.at(y, offset, _floats) for y in others])
+    done = builder.mul(whole, _number(LANES))
+    rest = builder.trunc(builder.sub(n, done), _i32)
+    with builder.if_then(builder.icmp_signed(">", rest, ir.Constant(_i32, 0))):
+        mask = code.first(rest)
+        add(code.some(x, done, mask), [code.some(y, done, mask) for y in others])
+    # Folded all at once: in each step two vectors of sums become one, that has the sums of their halves side by side.
+    totals = [builder.load(variable) for variable in lanes]
+    totals = [builder.fadd(code.shuffled(total, total, range(8)), code.shuffled(total, total, range(8, 16))) for total in totals]
+    for width in (8, 4):
+        half = width // 2
+        lower = [first + place for first in range(0, 16, width) for place in range(half)]
+        totals = [
+            builder.fadd(code.shuffled(one, other, lower), code.shuffled(one, other, [place + half for place in lower]))
+            for one, other in zip(totals[::2], totals[1::2], strict=True)
+        ]
+    (total,) = totals
+    return builder.fadd(code.shuffled(total, total, range(0, 8, 2)), code.shuffled(total, total, range(1, 8, 2)))
+
+
 @intrinsic
 def dots(_context: Any, x: Any, y0: Any, y1: Any, y2: Any, y3: Any, n: Any, products: Any) -> Any:
     """The dot products of a float32 vector of length n with `QUAD` others, into float64 `products`: the bits of `sums.lane_sum`.
@@ -189,53 +233,44 @@ def dots(_context: Any, x: Any, y0: Any, y1: Any, y2: Any, y3: Any, n: Any, prod
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        code = _Code(builder)
         x, *others, n, products = arguments
-        lanes = code.variables(QUAD, _doubles)
-
-        def add(own: Any, rest: Sequence[Any]) -> None:
-            own = builder.fpext(own, _doubles)
-            for variable, vector in zip(lanes, rest, strict=True):
-                code.add_product(variable, own, builder.fpext(vector, _doubles))
-
-        whole = builder.sdiv(n, _number(LANES))
-        with cgutils.for_range(builder, whole) as loop:
-            offset = builder.mul(loop.index, _number(LANES))
-            add(code.at(x, offset, _floats), [code.at(y, offset, _floats) for y in others])
-        done = builder.mul(whole, _number(LANES))
-        rest = builder.trunc(builder.sub(n, done), _i32)
-        with builder.if_then(builder.icmp_signed(">", rest, ir.Constant(_i32, 0))):
-            indices = ir.VectorType(_i32, LANES)
-            nothing = ir.Constant(indices, ir.Undefined)
-            spread = builder.shuffle_vector(
-                builder.insert_element(nothing, rest, ir.Constant(_i32, 0)), nothing, ir.Constant(indices, [0] * LANES)
-            )
-            mask = builder.icmp_signed("<", ir.Constant(indices, list(range(LANES))), spread)
-            load = cgutils.get_or_insert_function(
-                builder.module,
-                ir.FunctionType(_floats, [_floats.as_pointer(), _i32, mask.type, _floats]),
-                f"llvm.masked.load.v{LANES}f32.p0",
-            )
-            own, *vectors = (
-                builder.call(load, [code.place(address, done, _floats), ir.Constant(_i32, 4), mask, _all(0.0)]) for address in (x, *others)
-            )
-            add(own, vectors)
-        # Folded all at once: in each step two vectors of sums become one, that has the sums of their halves side by side.
-        totals, width = [builder.load(variable) for variable in lanes], LANES
-        totals = [builder.fadd(code.shuffled(total, total, range(8)), code.shuffled(total, total, range(8, 16))) for total in totals]
-        for width in (8, 4):
-            half = width // 2
-            lower = [first + place for first in range(0, 16, width) for place in range(half)]
-            totals = [
-                builder.fadd(code.shuffled(one, other, lower), code.shuffled(one, other, [place + half for place in lower]))
-                for one, other in zip(totals[::2], totals[1::2], strict=True)
-            ]
-        (total,) = totals
-        folded = builder.fadd(code.shuffled(total, total, range(0, 8, 2)), code.shuffled(total, total, range(1, 8, 2)))
-        code.put(folded, products, _number(0), 8)
+        code = _Code(builder)
+        code.put(_dots(code, x, others, n), products, _number(0), 8)
         return context.get_dummy_value()
 
     return types.void(types.uintp, types.uintp, types.uintp, types.uintp, types.uintp, types.intp, types.uintp), generate
+
+
+# Addresses of a test row's vectors and of those of `QUAD` training rows, at the first checkpoint.
+_ROWS = types.UniTuple(types.uintp, 1 + QUAD)
+
+
+@intrinsic
+def score_quad(
+    _context: Any, checkpoints: Any, loss_grads: Any, outputs: Any, activations: Any, units: Any, rates: Any, totals: Any
+) -> Any:
+    """`Σ_t η_t (δ_t · δ'_t) (ĥ_t · ĥ'_t)` of a test row with `QUAD` training rows, into float64 `totals`: the bits of the canonical score.
+
+    `loss_grads` and `activations` are addresses of rows [T, outputs] and [T, units], those of the test row first; `rates` that of η [T].
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        checkpoints, loss_grads, outputs, activations, units, rates, totals = arguments
+        code = _Code(builder)
+        (total,) = code.variables(1, ir.VectorType(_f64, QUAD))
+        with cgutils.for_range(builder, checkpoints) as checkpoint:
+            products = []
+            for vectors, width in ((loss_grads, outputs), (activations, units)):
+                step = builder.mul(builder.mul(checkpoint.index, width), _number(4))
+                x, *others = (builder.add(address, step) for address in cgutils.unpack_tuple(builder, vectors))
+                products.append(_dots(code, x, others, width))
+            rate = code.spread(code.at(rates, checkpoint.index, _f64, 8), QUAD)
+            # Multiplied and added one by one, each rounded.
+            code.add(total, builder.fmul(rate, builder.fmul(*products)))
+        code.put(builder.load(total), totals, _number(0), 8)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, _ROWS, types.intp, _ROWS, types.intp, types.uintp, types.uintp), generate
 
 
 def _multiply(finish: Callable, fetches: bool = False) -> Callable:
