@@ -26,7 +26,7 @@ from transforms.examples import ExampleBatch, ExampleFormat, InputFile, ReadExam
 from transforms.feature_files import IDS, NO_FEATURES, PARTS, FeatureBatch, FindFinished, WriteFeatures, accelerated
 from transforms.incremental import Base, FindUnchanged
 from transforms.losses import active
-from transforms.records import Features, Origin
+from transforms.records import Features
 from transforms.rejects import Reject
 from transforms.sharing import OnePerMachine
 
@@ -284,27 +284,24 @@ def extract_features(
     With `per_token` an example has a record for each of its positions that counts, or is set aside whole.
     """
     aside = list(batch.rejects)
-    rows = np.arange(len(batch.example_ids))
 
     def set_aside(reason: str, details: Mapping[int, str]) -> None:
         for i, detail in details.items():
             aside.append(Reject(batch.file.path, batch.offsets[i], batch.example_ids[i], reason, detail))
 
-    if batch.labels is not None and len(rows) and not per_token:
+    if batch.labels is not None and len(batch.example_ids) and not per_token:
         wrong = {i: detail for i, detail in enumerate(invalid_labels(batch.labels)) if detail is not None}
-        set_aside(rejects.BAD_LABEL, wrong)
-        rows = np.array([i for i in rows if i not in wrong], np.int64)
+        if wrong:
+            set_aside(rejects.BAD_LABEL, wrong)
+            batch = batch.take([i for i in range(len(batch.example_ids)) if i not in wrong])
+    rows = np.arange(len(batch.example_ids))
     features = NO_FEATURES
     if len(rows) and per_token:
         features, rows, without = extractor.positions(batch.example_ids, batch.inputs, batch.labels)
         for i, (reason, detail) in without.items():
             set_aside(reason, {i: detail})
     elif len(rows):
-        features = extractor(
-            [batch.example_ids[i] for i in rows],
-            [array[rows] for array in batch.inputs],
-            None if batch.labels is None else batch.labels[rows],
-        )
+        features = extractor(batch.example_ids, batch.inputs, batch.labels)
     if len(rows):
         finite = np.isfinite(features.loss_grad_norms).all(1) & np.isfinite(features.activation_norms).all(1)
         if not finite.all():
@@ -313,8 +310,8 @@ def extract_features(
             detail = f"the model gave a NaN, an infinity or a number beyond {extractor.feature_dtype} for this example"
             set_aside(rejects.NON_FINITE_FEATURES, dict.fromkeys(rows[~finite].tolist(), detail))
             features, rows = features.take(finite), rows[finite]
-    origins = [Origin(batch.file.path, batch.offsets[i], batch.digests[i], batch.kept[i]) for i in rows]
-    return FeatureBatch(batch.file, features, origins, aside, batch.first, batch.last)
+    offsets, digests, kept = ([column[i] for i in rows.tolist()] for column in (batch.offsets, batch.digests, batch.kept))
+    return FeatureBatch(batch.file, features, offsets, digests, kept, aside, batch.first, batch.last)
 
 
 class _ExtractDoFn(beam.DoFn):

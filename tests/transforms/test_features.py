@@ -512,7 +512,8 @@ def test_a_file_whose_beginning_went_elsewhere_does_not_count_as_finished(tmp_pa
     writer = feature_files._WriteDoFn(str(tmp_path), "0" * 32, "float32")
     for first, expected in ((False, 0), (True, 1)):
         writer.start_bundle()
-        list(writer.process(feature_files.FeatureBatch(file, one, [], [reject], first=first, last=True)))
+        list(writer.process(feature_files.FeatureBatch(file, one, [], [], [], [reject], first=first, last=True)))
+        list(writer.finish_bundle())
         assert len(list(tmp_path.glob("finished-*"))) == expected
 
 
