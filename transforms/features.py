@@ -127,7 +127,8 @@ class FeatureExtractor:
         self._model = model
         self._plan = plan
         self._batch_size = max(plan.batch_size, _SMALLEST_BATCH)
-        self._function = tf.function(self._compute)
+        # Nothing here needs Python's control flow translated, nor do layers, for which Keras switches it off.
+        self._function = tf.function(self._compute, autograph=False)
 
     @property
     def feature_dtype(self) -> str:
@@ -141,12 +142,15 @@ class FeatureExtractor:
         if self._plan.predicted_labels:
             labels = loss.predicted_labels(logits[-1])
         labels = tf.reshape(labels, [-1, loss.label_width])
-        loss_grads = tf.stack([loss.loss_grads(z, labels) for z in logits], axis=1)
-        activations = tf.stack([h for _, h, _ in outputs], axis=1)
-        if model.include_bias:
-            activations = tf.concat([activations, tf.ones_like(activations[..., :1])], axis=-1)
+        # Of all checkpoints at once: small networks spend as much time on starting operations as on computing them.
+        n, flat = tf.shape(labels)[0], tf.reshape(tf.stack(logits, axis=1), [-1, model.outputs])
+        repeated = tf.repeat(labels, model.size, axis=0)
+        loss_grads = tf.reshape(loss.loss_grads(flat, repeated), [n, model.size, model.outputs])
+        ones = [tf.ones_like(outputs[0][1][:, :1])] if model.include_bias else []
+        activations = tf.concat([part for _, h, _ in outputs for part in (h, *ones)], axis=1)
+        activations = tf.reshape(activations, [n, model.size, model.units + len(ones)])
         prediction, probability = loss.predict(logits[-1])
-        label_probabilities = tf.stack([loss.label_probability(z, labels) for z in logits], axis=1)
+        label_probabilities = tf.reshape(loss.label_probability(flat, repeated), [n, model.size])
         unmasked = tf.stack([tf.ones_like(z[:, 0], tf.bool) if mask is None else mask for z, _, mask in outputs], axis=1)
         return loss_grads, activations, prediction, probability, label_probabilities, labels, unmasked
 
