@@ -132,13 +132,12 @@ class ExampleBatch:
 
     def take(self, rows: Sequence[int]) -> ExampleBatch:
         """The batch with these of its examples alone."""
-        ids, offsets, digests, kept = ([column[i] for i in rows] for column in (self.example_ids, self.offsets, self.digests, self.kept))
         return dataclasses.replace(
             self,
-            example_ids=ids,
-            offsets=offsets,
-            digests=digests,
-            kept=kept,
+            example_ids=[self.example_ids[i] for i in rows],
+            offsets=[self.offsets[i] for i in rows],
+            digests=[self.digests[i] for i in rows],
+            kept=[self.kept[i] for i in rows],
             inputs=tuple(array[rows] for array in self.inputs),
             labels=None if self.labels is None else self.labels[rows],
         )

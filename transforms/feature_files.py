@@ -9,9 +9,9 @@ import dataclasses
 import hashlib
 import logging
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import Any, TypeVar, cast
 
 import apache_beam as beam
@@ -28,6 +28,7 @@ from transforms.files import StoredFile
 from transforms.manifest import BYTES_PER_FILE, RECORDS_PER_FILE, FeatureManifest
 from transforms.records import Features
 from transforms.rejects import Reject
+from transforms.threads import Threads
 
 # Outputs of the steps that find or write parts.
 PARTS, IDS = "parts", "ids"
@@ -159,6 +160,7 @@ class Part:
         written = set_aside = None
         if self.count:
             written = files.write(directory, f"features-{stem}.tfrecord", self._frames, self.count)
+            counting.add("feature-bytes-written", written.size)
         if ordered:
             set_aside = files.write(directory, f"rejected-{stem}.jsonl", rejects.to_jsonl(ordered), len(ordered))
         reasons = rejects.count_reasons(self.rejects)
@@ -195,9 +197,7 @@ class PartWriter:
         part = self._open.setdefault(batch.file.index, Part(batch.file))
         part.rejects.extend(batch.rejects)
         source, offsets, example_ids = batch.file.path, batch.offsets, batch.features.example_ids.tolist()
-        payloads = records.encode_columns(
-            batch.features, [source] * len(offsets), offsets, batch.digests, batch.kept, self._feature_dtype
-        )
+        payloads = records.encode_columns(batch.features, [source] * len(offsets), offsets, batch.digests, batch.kept, self._feature_dtype)
         while payloads:
             fit = part.room(payloads, source, offsets)
             part.add(payloads[:fit], source, offsets[:fit], example_ids[:fit])
@@ -230,46 +230,37 @@ class _WriteDoFn(beam.DoFn):
 
     def __init__(self, directory: str, attempt: str, feature_dtype: str) -> None:
         self._writer = directory, attempt, feature_dtype
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread: Threads | None = None
 
     def start_bundle(self) -> None:
-        self._wait()
-        self._thread = ThreadPoolExecutor(1, "write")
+        self.teardown()
+        # One, so that batches are written in order.
+        self._thread = Threads(1, _BATCHES_WAITING, "write")
         self._parts = PartWriter(*self._writer)
-        self._pending: deque[Future[list[Any]]] = deque()
 
     def process(self, batch: FeatureBatch) -> Iterator[Any]:
         assert self._thread is not None
-        self._pending.append(self._thread.submit(self._parts.add, batch))
-        while self._pending and (len(self._pending) > _BATCHES_WAITING or self._pending[0].done()):
-            yield from counted(self._pending.popleft().result())
+        for told in self._thread.call(self._parts.add, batch):
+            yield from told
 
     def finish_bundle(self) -> Iterator[Any]:
         assert self._thread is not None
-        self._pending.append(self._thread.submit(self._parts.end))
-        while self._pending:
-            for output in counted(self._pending.popleft().result()):
-                tag, value = (output.tag, output.value) if isinstance(output, beam.pvalue.TaggedOutput) else (None, output)
-                windowed = WindowedValue(value, GlobalWindow().max_timestamp(), (GlobalWindow(),))
-                yield beam.pvalue.TaggedOutput(tag, windowed) if tag else windowed
-        self._wait()
+        for told in chain(self._thread.call(self._parts.end), self._thread.rest()):
+            yield from map(windowed, told)
+        self.teardown()
 
     def teardown(self) -> None:
-        # What was handed over before a run died is finished, so that the next one can go on from there.
-        self._wait()
-
-    def _wait(self) -> None:
+        # What was handed over before a run died is written, so that the next one can go on from there.
         if self._thread is not None:
-            self._thread.shutdown()
+            self._thread.close()
             self._thread = None
 
 
-def counted(told: Iterable[Any]) -> Iterator[Any]:
-    """Counts the parts among what a writer tells; Beam counts only where it runs a step, not in threads."""
-    for one in told:
-        if isinstance(one, WrittenPart) and one.features:
-            counting.add("feature-bytes-written", one.features.size)
-        yield one
+def windowed(output: Any) -> Any:
+    """An output, tagged or not, as a bundle's end has to give it."""
+    if isinstance(output, beam.pvalue.TaggedOutput):
+        return beam.pvalue.TaggedOutput(output.tag, windowed(output.value))
+    return WindowedValue(output, GlobalWindow().max_timestamp(), (GlobalWindow(),))
 
 
 def repeated_hashes(bucket: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> list[list[tuple[str, int]]]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -24,15 +26,19 @@ from transforms import checkpoints, counting, inspection, rejects, staging, toke
 from transforms.checkpoints import Checkpoints, ModelSpec
 from transforms.errors import InputError
 from transforms.examples import ExampleBatch, ExampleFormat, InputFile, ReadExamples
-from transforms.feature_files import IDS, NO_FEATURES, PARTS, FeatureBatch, FindFinished, WriteFeatures, accelerated
+from transforms.feature_files import IDS, NO_FEATURES, PARTS, FeatureBatch, FindFinished, WriteFeatures, accelerated, windowed
 from transforms.incremental import Base, FindUnchanged
 from transforms.losses import active
 from transforms.records import Features
 from transforms.rejects import Reject
 from transforms.sharing import OnePerMachine
+from transforms.threads import Threads
 
 # A batch of one goes through another matrix product, whose last bits differ.
 _SMALLEST_BATCH = 2
+# So many batches are extracted at once where one takes fewer seconds: what stands around a call of the model, in Python, then takes nearly
+# as long as the call. Of a larger model two would need twice the memory and gain nothing.
+_AT_ONCE, _LONG = 2, 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +135,8 @@ class FeatureExtractor:
         self._batch_size = max(plan.batch_size, _SMALLEST_BATCH)
         # Nothing here needs Python's control flow translated, nor do layers, for which Keras switches it off.
         self._function = tf.function(self._compute, autograph=False)
+        # By batch size. To look for the trace that fits takes a call as long as ten examples.
+        self._traced: dict[int, Callable[..., tuple[tf.Tensor, ...]]] = {}
 
     @property
     def feature_dtype(self) -> str:
@@ -240,7 +248,9 @@ class FeatureExtractor:
             padded = tuple(tf.constant(_pad(array[rows], batch_size)) for array in inputs)
             given = None if labels is None else tf.constant(_pad(labels[rows], batch_size))
             real = (n - start) * (self._model.positions or 1)
-            parts.append([tensor.numpy()[:real] for tensor in self._function(padded, given)])
+            if batch_size not in self._traced:
+                self._traced[batch_size] = self._function.get_concrete_function(padded, given)
+            parts.append([tensor.numpy()[:real] for tensor in self._traced[batch_size](padded, given)])
         return parts[0] if len(parts) == 1 else [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     def _halve(self, error: tf.errors.ResourceExhaustedError, tried: int) -> None:
@@ -326,15 +336,28 @@ def extract_features(
             detail = f"the model gave a NaN, an infinity or a number beyond {extractor.feature_dtype} for this example"
             set_aside(rejects.NON_FINITE_FEATURES, dict.fromkeys(rows[~finite].tolist(), detail))
             features, rows = features.take(finite), rows[finite]
-    offsets, digests, kept = ([column[i] for i in rows.tolist()] for column in (batch.offsets, batch.digests, batch.kept))
-    return FeatureBatch(batch.file, features, offsets, digests, kept, aside, batch.first, batch.last)
+    places = rows.tolist()
+    return FeatureBatch(
+        batch.file,
+        features,
+        [batch.offsets[i] for i in places],
+        [batch.digests[i] for i in places],
+        [batch.kept[i] for i in places],
+        aside,
+        batch.first,
+        batch.last,
+    )
 
 
 class _ExtractDoFn(beam.DoFn):
+    """Extracts in threads, so that the model computes while the steps before and after it work."""
+
     def __init__(self, model: Model, plan: ExtractionPlan) -> None:
         self._model = model
         self._plan = plan
         self._extract: Callable[[ExampleBatch, ExtractionPlan], FeatureBatch] | None = None
+        self._threads: Threads | None = None
+        self._seconds = math.inf
 
     def setup(self) -> None:
         # Before examples are parsed, which TensorFlow does.
@@ -344,10 +367,32 @@ class _ExtractDoFn(beam.DoFn):
         # Not in setup(), whose counters are lost on the in-process runner.
         if self._extract is None:
             self._extract = self._model.extractor()
+        if self._threads is None:
+            # Another process is asked by one thread, which then finds out by itself that it is gone.
+            threads = 1 if self._model.per_machine else _AT_ONCE
+            self._threads = Threads(threads, threads, "extract")
+        yield from self._threads.call(self._timed, batch)
+        if self._seconds > _LONG:
+            yield from self._threads.rest()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        if self._threads is not None:
+            yield from map(windowed, self._threads.rest())
+            self.teardown()
+
+    def teardown(self) -> None:
+        if self._threads is not None:
+            self._threads.close()
+            self._threads = None
+
+    def _timed(self, batch: ExampleBatch) -> FeatureBatch:
+        assert self._extract is not None
+        started = time.monotonic()
         extracted = self._extract(batch, self._plan)
+        self._seconds = time.monotonic() - started
         counting.add("examples-extracted", len(batch.example_ids) - (len(extracted.rejects) - len(batch.rejects)))
         counting.add("examples-rejected", len(extracted.rejects))
-        yield extracted
+        return extracted
 
 
 @dataclasses.dataclass

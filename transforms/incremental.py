@@ -18,7 +18,7 @@ import tensorflow as tf
 from transforms import counting, files, manifest, records, tfrecords, tokens
 from transforms.errors import InputError
 from transforms.examples import ExampleFormat, InputFile, read_examples
-from transforms.feature_files import IDS, PARTS, Part, counted
+from transforms.feature_files import IDS, PARTS, Part
 from transforms.files import StoredFile
 from transforms.manifest import FeatureManifest
 
@@ -178,7 +178,7 @@ class _CopyDoFn(beam.DoFn):
         counting.add("examples-unchanged", part.examples)
         written = part.write(self._directory)
         if written is not None:
-            yield from counted([written])
+            yield written
             yield from part.id_buckets(written)
 
 

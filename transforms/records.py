@@ -227,7 +227,8 @@ def encode_vectors(example_ids: np.ndarray, labels: np.ndarray, vectors: np.ndar
 def _examples(payloads: Mapping[str, tuple[int, np.ndarray | list[bytes]]]) -> list[bytes]:
     """Serialized `tf.train.Example`s of columns: the kind of a column's lists, and the content of each, as rows [n, size] or by itself.
 
-    Neighbouring columns whose contents have one size are laid side by side in an array, so that little is left to do for each record.
+    Neighbouring columns whose contents have one size are laid side by side in an array, so that little is left to do for each record, and
+    nothing where this is so of all columns.
     """
     n = len(next(iter(payloads.values()))[1])
     pieces: list[list[bytes]] = []
@@ -235,21 +236,36 @@ def _examples(payloads: Mapping[str, tuple[int, np.ndarray | list[bytes]]]) -> l
 
     def lay() -> None:
         if fixed:
-            pieces.append(_split(np.concatenate([np.broadcast_to(column, (n, column.shape[1])) for column in fixed], axis=1)))
+            pieces.append(_beside(n, fixed))
             fixed.clear()
 
     for name, key in sorted((name.encode(), name) for name in payloads):
         kind, content = payloads[key]
         rows = content if isinstance(content, np.ndarray) else _as_rows(content)
         if rows is not None:
-            fixed += [np.frombuffer(_head(name, kind, rows.shape[1]), np.uint8)[None], rows]
+            fixed += [_constant(_head(name, kind, rows.shape[1])), rows]
         else:
             lay()
             pieces.append([_head(name, kind, len(value)) + value for value in content])
+    if not pieces:
+        return _beside(n, [_constant(_example_head(sum(column.shape[1] for column in fixed))), *fixed])
     lay()
-    if len(pieces) == 1:
-        return [_example(entries) for entries in pieces[0]]
-    return [_example(b"".join(row)) for row in zip(*pieces, strict=True)]
+    return [_example(*row) for row in zip(*pieces, strict=True)]
+
+
+def _beside(n: int, columns: Sequence[np.ndarray]) -> list[bytes]:
+    """The rows of columns [n, size] or [1, size] side by side."""
+    return _one_by_one(np.concatenate([np.broadcast_to(column, (n, column.shape[1])) for column in columns], axis=1))
+
+
+def _constant(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, np.uint8)[None]
+
+
+def _one_by_one(rows: np.ndarray) -> list[bytes]:
+    """Rows [n, size] of bytes, size at least 1, as byte strings."""
+    data, size = rows.tobytes(), rows.shape[1]
+    return [data[start : start + size] for start in range(0, len(data), size)]
 
 
 def _as_rows(contents: list[bytes]) -> np.ndarray | None:
@@ -273,9 +289,14 @@ def relocate(serialized: bytes, source: str, offset: int) -> bytes:
     return _example(b"".join(parts))
 
 
-def _example(entries: bytes) -> bytes:
+def _example(*entries: bytes) -> bytes:
     """A `tf.train.Example` of these entries of its map."""
-    return b"".join((b"\x0a", _varint(len(entries)), entries))
+    return b"".join((_example_head(sum(map(len, entries))), *entries))
+
+
+def _example_head(size: int) -> bytes:
+    """What stands before the entries, of `size` bytes together."""
+    return b"\x0a" + _varint(size)
 
 
 # Numbers of the lists in `tf.train.Feature`; and a Feature that is whole already.
@@ -302,7 +323,7 @@ def _varints(values: np.ndarray) -> np.ndarray | list[bytes]:
     written = (septets & np.uint64(0x7F)).astype(np.uint8) | np.where(places < sizes[:, None] - 1, 0x80, 0).astype(np.uint8)
     if len(values) and sizes.min() == sizes.max():
         return written[:, : sizes[0]]
-    return [row[:size] for row, size in zip(_split(written), sizes.tolist(), strict=True)]
+    return [row[:size] for row, size in zip(_one_by_one(written), sizes.tolist(), strict=True)]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -331,12 +352,6 @@ def _rows(array: np.ndarray, dtype: Any) -> np.ndarray:
     """The bytes of each of n rows: [n, size]."""
     flat = np.ascontiguousarray(array, dtype).reshape(len(array), math.prod(array.shape[1:]))
     return flat.view(np.uint8) if flat.size else np.empty((len(array), 0), np.uint8)
-
-
-def _split(rows: np.ndarray) -> list[bytes]:
-    """Rows [n, size] of bytes, one by one."""
-    data, size = rows.tobytes(), rows.shape[1]
-    return [data[start : start + size] for start in range(0, len(rows) * size, size)]
 
 
 def _numbers(values: np.ndarray) -> tuple[int, np.ndarray | list[bytes]]:
