@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import glob
 import importlib
 import os
@@ -41,7 +42,7 @@ def _main(argv: Sequence[str] | None) -> int:
     # Flags are looked at before anything heavy is imported.
     options.parse(command, words[1:])
     computes = command not in options.WITHOUT_TENSORFLOW
-    with _told(f"loading {'TensorFlow and ' if computes else ''}Apache Beam …"), _quiet_import():
+    with _uncollected(), _told(f"loading {'TensorFlow and ' if computes else ''}Apache Beam …"), _quiet_import():
         module = importlib.import_module(f"pipeline.{command}")
         if computes:
             importlib.import_module("tensorflow").config.list_physical_devices()
@@ -60,6 +61,20 @@ def _usage() -> str:
         f"commands:\n{commands}\n\n"
         "tracin COMMAND --help lists a command's flags."
     )
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keeps Python's garbage collector away from what the block makes, then and later.
+
+    TensorFlow, Keras and Beam are very many objects that stay; to look through all of them time and again takes seconds.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @contextlib.contextmanager

@@ -92,6 +92,7 @@ def prepare_model(args: argparse.Namespace, rates_needed: bool) -> PreparedModel
     """
     paths, keep_order = find_checkpoints(args.checkpoints)
     spec = ModelSpec(tuple(paths), args.model, args.imports, args.layer, args.loss, args.include_bias, args.output_name, args.per_token)
+    features.choose_threads(len(paths))
     checkpoints.import_modules(args.imports)
     local = features.localize(spec)
     stored = dict(zip(local.checkpoints, paths, strict=True))

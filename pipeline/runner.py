@@ -6,6 +6,7 @@ Flex Template's launcher, which keeps the graph and runs nothing after it.
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import sys
@@ -98,6 +99,8 @@ def run_graph(
     pipeline = beam.Pipeline(options=options)
     build(pipeline)
     counting.reset()
+    # Neither do the loaded models and the graph go away while it runs; see `cli`.
+    gc.freeze()
     watch = progress.Watch()
     try:
         with progress.shown(stages, watch):

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import files
-from transforms.feature_files import id_hash
+from transforms.feature_files import id_hashes
 from transforms.files import StoredFile
 from transforms.manifest import Manifest
 
@@ -35,7 +35,7 @@ COLUMNS = ("example_id", "content_digest", "label", "suspicion", "self_influence
 def spread(table: pa.Table, buckets: int) -> Iterator[tuple[int, pa.Table]]:
     """Rows of an audit by bucket: (bucket, the columns that are compared)."""
     kept = table.select(COLUMNS)
-    place = np.array([id_hash(one.encode()) % buckets for one in kept["example_id"].to_pylist()], np.int64)
+    place = (id_hashes(one.encode() for one in kept["example_id"].to_pylist()) % buckets).astype(np.int64)
     for bucket in np.unique(place).tolist():
         yield bucket, kept.filter(pa.array(place == bucket))
 

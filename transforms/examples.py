@@ -130,6 +130,18 @@ class ExampleBatch:
     last: bool = False
     bytes_read: int = 0
 
+    def take(self, rows: Sequence[int]) -> ExampleBatch:
+        """The batch with these of its examples alone."""
+        return dataclasses.replace(
+            self,
+            example_ids=[self.example_ids[i] for i in rows],
+            offsets=[self.offsets[i] for i in rows],
+            digests=[self.digests[i] for i in rows],
+            kept=[self.kept[i] for i in rows],
+            inputs=tuple(array[rows] for array in self.inputs),
+            labels=None if self.labels is None else self.labels[rows],
+        )
+
 
 class _Unusable(Exception):
     def __init__(self, reason: str, detail: str, example_id: str | None = None) -> None:
@@ -351,13 +363,17 @@ class BatchParser:
             return None
         if form.id_key is None:
             ids = [f"{self._file.name}#{offset}" for offset in offsets]
+            longest = len(ids[-1].encode())
+        elif (given := parsed[form.id_key].numpy()).dtype == np.int64:
+            ids, longest = list(map(str, given.tolist())), 0
         else:
-            raw = parsed[form.id_key].numpy().tolist()
+            raw = given.tolist()
             try:
-                ids = [str(value) if isinstance(value, int) else value.decode() for value in raw]
+                # All at once, with what no id may hold between them.
+                ids, longest = b"\0".join(raw).decode().split("\0"), max(map(len, raw))
             except UnicodeDecodeError:
                 return None
-        if any(not value or "\0" in value or len(value.encode()) > _LONGEST_ID for value in ids):
+        if len(ids) != len(offsets) or not all(ids) or longest > _LONGEST_ID:
             return None
         return ExampleBatch(
             self._file,

@@ -11,6 +11,7 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypeVar, cast
 
 import apache_beam as beam
@@ -25,25 +26,33 @@ from transforms.errors import InputError
 from transforms.examples import InputFile
 from transforms.files import StoredFile
 from transforms.manifest import BYTES_PER_FILE, RECORDS_PER_FILE, FeatureManifest
-from transforms.records import Features, Origin
+from transforms.records import Features
 from transforms.rejects import Reject
+from transforms.threads import Threads
 
 # Outputs of the steps that find or write parts.
 PARTS, IDS = "parts", "ids"
 
 _ID_BUCKETS = 64
 _TOLD_REPEATS = 5
+# Batches of features that wait to be written.
+_BATCHES_WAITING = 2
 
 _Step = TypeVar("_Step", bound=beam.PTransform)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureBatch:
-    """Features of up to a batch of examples of one file, in order, and what was set aside among them; fields as in `ExampleBatch`."""
+    """Features of up to a batch of examples of one file, in order, and what was set aside among them; fields as in `ExampleBatch`.
+
+    Of a model that works on positions `offsets`, `digests` and `kept` are those of their examples, once for each of their positions.
+    """
 
     file: InputFile
     features: Features
-    origins: list[Origin]
+    offsets: list[int]
+    digests: list[bytes]
+    kept: list[Mapping[str, tf.train.Feature]]
     rejects: list[Reject]
     first: bool
     last: bool
@@ -52,18 +61,18 @@ class FeatureBatch:
 NO_FEATURES = Features.of([], np.empty((0, 1)), np.empty((0, 1)), np.empty(0), np.empty((0, 0)), np.empty((0, 0, 0)), np.empty((0, 0, 0)))
 
 
-def id_hash(example_id: bytes) -> int:
-    """64 bits of an id; equal for two different ids once in a very long while."""
-    return int.from_bytes(hashlib.blake2b(example_id, digest_size=8).digest(), "little")
+def id_hashes(example_ids: Iterable[bytes]) -> np.ndarray:
+    """64 bits of each id [n]; equal for two different ids once in a very long while."""
+    return np.frombuffer(b"".join([hashlib.blake2b(example_id, digest_size=8).digest() for example_id in example_ids]), "<u8")
 
 
-def id_buckets(file: StoredFile, hashes: Sequence[int]) -> Iterator[beam.pvalue.TaggedOutput]:
+def id_buckets(file: StoredFile, hashes: np.ndarray) -> Iterator[beam.pvalue.TaggedOutput]:
     """What `repeated_hashes` is told of a feature file."""
-    array = np.array(hashes, np.uint64)
+    buckets = hashes % _ID_BUCKETS
     for bucket in range(_ID_BUCKETS):
-        (rows,) = np.nonzero(array % _ID_BUCKETS == bucket)
+        (rows,) = np.nonzero(buckets == bucket)
         if len(rows):
-            yield beam.pvalue.TaggedOutput(IDS, (bucket, (file.name, rows.astype(np.int32), array[rows])))
+            yield beam.pvalue.TaggedOutput(IDS, (bucket, (file.name, rows.astype(np.int32), hashes[rows])))
 
 
 class _FindFinishedDoFn(beam.DoFn):
@@ -81,7 +90,7 @@ class _FindFinishedDoFn(beam.DoFn):
             counting.add("examples-reused", part.examples + sum(part.reasons.values()))
             yield beam.pvalue.TaggedOutput(PARTS, part)
             if part.features:
-                yield from id_buckets(part.features, [id_hash(example_id) for example_id in ids])
+                yield from id_buckets(part.features, id_hashes(ids))
 
 
 @dataclasses.dataclass
@@ -103,42 +112,54 @@ class Part:
     def __init__(self, file: InputFile) -> None:
         self.file = file
         self.start: int | None = None
-        self.payloads: list[bytes] = []
+        self.count = 0
         self.size = 0
-        self.hashes: list[int] = []
         self.rejects: list[Reject] = []
         self.examples = 0
+        self._frames: list[bytes] = []
+        self._hashes: list[np.ndarray] = []
         self._last: tuple[str, int] | None = None
 
-    def add(self, payload: bytes, source: str, offset: int, example_id: bytes) -> None:
-        """Adds a record of the example at this place, after all others of the same."""
-        if self._last != (source, offset):
-            self.examples += 1
-            self._last = source, offset
-        self.start = offset if self.start is None else self.start
-        self.payloads.append(payload)
-        self.size += len(payload) + 16
-        self.hashes.append(id_hash(example_id))
+    def add(self, payloads: Sequence[bytes], source: str, offsets: Sequence[int], example_ids: Sequence[bytes]) -> None:
+        """Adds records [n] of the examples at these places, in order and after all others of the same."""
+        if not payloads:
+            return
+        places = np.array(offsets)
+        self.examples += int(np.count_nonzero(np.diff(places))) + (self._last != (source, offsets[0]))
+        self._last = source, offsets[-1]
+        self.start = offsets[0] if self.start is None else self.start
+        self._frames.append(tfrecords.join_frames(payloads))
+        self._hashes.append(id_hashes(example_ids))
+        self.count += len(payloads)
+        self.size += len(self._frames[-1])
 
-    def ends_before(self, source: str, offset: int) -> bool:
-        """Whether it is full and what comes next is another example, whose records belong into one file."""
-        return self.is_full and self._last != (source, offset)
+    def room(self, payloads: Sequence[bytes], source: str, offsets: Sequence[int]) -> int:
+        """How many of these records belong into it: until it is full, and whatever else there is of an example that it has records of."""
+        if self.is_full:
+            fit = 0
+        else:
+            sizes = np.cumsum([len(payload) + 16 for payload in payloads])
+            fit = min(RECORDS_PER_FILE - self.count, 1 + int(np.searchsorted(sizes, BYTES_PER_FILE - self.size)))
+        last = (source, offsets[fit - 1]) if 0 < fit <= len(offsets) else self._last
+        while fit < len(offsets) and last == (source, offsets[fit]):
+            fit += 1
+        return min(fit, len(offsets))
 
     @property
     def is_full(self) -> bool:
         """Whether it is as large as files become."""
-        return len(self.payloads) >= RECORDS_PER_FILE or len(self.rejects) >= RECORDS_PER_FILE or self.size >= BYTES_PER_FILE
+        return self.count >= RECORDS_PER_FILE or len(self.rejects) >= RECORDS_PER_FILE or self.size >= BYTES_PER_FILE
 
     def write(self, directory: str) -> WrittenPart | None:
         """Writes it, unless there is nothing in it."""
-        if not self.payloads and not self.rejects:
+        if not self.count and not self.rejects:
             return None
         start = self.start if self.start is not None else self.rejects[0].offset
         stem = f"{self.file.index:05d}-{start:010d}-{uuid.uuid4().hex[:8]}"
         ordered = sorted(self.rejects, key=lambda reject: reject.offset)
         written = set_aside = None
-        if self.payloads:
-            written = files.write(directory, f"features-{stem}.tfrecord", tfrecords.join_frames(self.payloads), len(self.payloads))
+        if self.count:
+            written = files.write(directory, f"features-{stem}.tfrecord", self._frames, self.count)
             counting.add("feature-bytes-written", written.size)
         if ordered:
             set_aside = files.write(directory, f"rejected-{stem}.jsonl", rejects.to_jsonl(ordered), len(ordered))
@@ -148,57 +169,98 @@ class Part:
     def id_buckets(self, written: WrittenPart) -> Iterator[beam.pvalue.TaggedOutput]:
         """What is told of its ids once it is written."""
         if written.features:
-            yield from id_buckets(written.features, self.hashes)
+            yield from id_buckets(written.features, np.concatenate(self._hashes))
 
 
-class _WriteDoFn(beam.DoFn):
+class PartWriter:
+    """Writes batches of features as parts, file by file.
+
+    Attributes:
+        directory: where to.
+        attempt: under which finished files are recorded.
+        feature_dtype: what loss gradients and activations are stored as.
+    """
+
     def __init__(self, directory: str, attempt: str, feature_dtype: str) -> None:
         self._directory = directory
         self._attempt = attempt
         self._feature_dtype = feature_dtype
         self._open: dict[int, Part] = {}
+        # By input file, of those whose first batch came here; of the others it is not known what else there is.
         self._written: dict[int, list[WrittenPart]] = {}
 
-    def start_bundle(self) -> None:
-        self._open = {}
-        # By input file, of those whose first batch came in this bundle; of the others it is not known what else there is.
-        self._written = {}
-
-    def process(self, batch: FeatureBatch) -> Iterator[Any]:
+    def add(self, batch: FeatureBatch) -> list[Any]:
+        """Adds a batch; gives what there is to tell of the parts that are written by then: WrittenPart, and what `id_buckets` tells."""
+        told: list[Any] = []
         if batch.first:
             self._written[batch.file.index] = []
         part = self._open.setdefault(batch.file.index, Part(batch.file))
         part.rejects.extend(batch.rejects)
-        for payload, origin, example_id in zip(
-            records.encode(batch.features, batch.origins, self._feature_dtype), batch.origins, batch.features.example_ids, strict=True
-        ):
-            if part.ends_before(origin.source, origin.offset):
-                yield from self._write(part)
+        source, offsets, example_ids = batch.file.path, batch.offsets, batch.features.example_ids.tolist()
+        payloads = records.encode_columns(batch.features, [source] * len(offsets), offsets, batch.digests, batch.kept, self._feature_dtype)
+        while payloads:
+            fit = part.room(payloads, source, offsets)
+            part.add(payloads[:fit], source, offsets[:fit], example_ids[:fit])
+            payloads, offsets, example_ids = payloads[fit:], offsets[fit:], example_ids[fit:]
+            if payloads:
+                told += self._write(part)
                 part = self._open[batch.file.index] = Part(batch.file)
-            part.add(payload, origin.source, origin.offset, bytes(example_id))
         if batch.last or part.is_full:
             del self._open[batch.file.index]
-            yield from self._write(part)
+            told += self._write(part)
         if batch.last and batch.file.index in self._written:
             attempts.record(self._directory, self._attempt, batch.file, self._written.pop(batch.file.index))
+        return told
 
-    def finish_bundle(self) -> Iterator[Any]:
-        # Only a runner that split the chain would leave anything here.
-        for part in self._open.values():
-            for output in self._write(part):
-                tag, value = (output.tag, output.value) if isinstance(output, beam.pvalue.TaggedOutput) else (None, output)
-                windowed = WindowedValue(value, GlobalWindow().max_timestamp(), (GlobalWindow(),))
-                yield beam.pvalue.TaggedOutput(tag, windowed) if tag else windowed
-        self._open = {}
+    def end(self) -> list[Any]:
+        """Writes what is left, as where a runner splits the chain of steps; tells what `add` tells."""
+        return [one for part in self._open.values() for one in self._write(part)]
 
-    def _write(self, part: Part) -> Iterator[Any]:
+    def _write(self, part: Part) -> list[Any]:
         done = part.write(self._directory)
         if done is None:
-            return
+            return []
         if part.file.index in self._written:
             self._written[part.file.index].append(done)
-        yield done
-        yield from part.id_buckets(done)
+        return [done, *part.id_buckets(done)]
+
+
+class _WriteDoFn(beam.DoFn):
+    """Writes in a thread, while the model computes: FeatureBatch → WrittenPart, and, tagged, what is told of ids."""
+
+    def __init__(self, directory: str, attempt: str, feature_dtype: str) -> None:
+        self._writer = directory, attempt, feature_dtype
+        self._thread: Threads | None = None
+
+    def start_bundle(self) -> None:
+        self.teardown()
+        # One, so that batches are written in order.
+        self._thread = Threads(1, _BATCHES_WAITING, "write")
+        self._parts = PartWriter(*self._writer)
+
+    def process(self, batch: FeatureBatch) -> Iterator[Any]:
+        assert self._thread is not None
+        for told in self._thread.call(self._parts.add, batch):
+            yield from told
+
+    def finish_bundle(self) -> Iterator[Any]:
+        assert self._thread is not None
+        for told in chain(self._thread.call(self._parts.end), self._thread.rest()):
+            yield from map(windowed, told)
+        self.teardown()
+
+    def teardown(self) -> None:
+        # What was handed over before a run died is written, so that the next one can go on from there.
+        if self._thread is not None:
+            self._thread.close()
+            self._thread = None
+
+
+def windowed(output: Any) -> Any:
+    """An output, tagged or not, as a bundle's end has to give it."""
+    if isinstance(output, beam.pvalue.TaggedOutput):
+        return beam.pvalue.TaggedOutput(output.tag, windowed(output.value))
+    return WindowedValue(output, GlobalWindow().max_timestamp(), (GlobalWindow(),))
 
 
 def repeated_hashes(bucket: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> list[list[tuple[str, int]]]:

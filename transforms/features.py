@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
+import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,15 +26,19 @@ from transforms import checkpoints, counting, inspection, rejects, staging, toke
 from transforms.checkpoints import Checkpoints, ModelSpec
 from transforms.errors import InputError
 from transforms.examples import ExampleBatch, ExampleFormat, InputFile, ReadExamples
-from transforms.feature_files import IDS, NO_FEATURES, PARTS, FeatureBatch, FindFinished, WriteFeatures, accelerated
+from transforms.feature_files import IDS, NO_FEATURES, PARTS, FeatureBatch, FindFinished, WriteFeatures, accelerated, windowed
 from transforms.incremental import Base, FindUnchanged
 from transforms.losses import active
-from transforms.records import Features, Origin
+from transforms.records import Features
 from transforms.rejects import Reject
 from transforms.sharing import OnePerMachine
+from transforms.threads import Threads
 
 # A batch of one goes through another matrix product, whose last bits differ.
 _SMALLEST_BATCH = 2
+# So many batches are extracted at once where one takes fewer seconds: what stands around a call of the model, in Python, then takes nearly
+# as long as the call. Of a larger model two would need twice the memory and gain nothing.
+_AT_ONCE, _LONG = 2, 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +88,17 @@ class Model:
         return checkpoints.load(local)
 
 
+def choose_threads(checkpoints: int) -> None:
+    """Sets TensorFlow's threads for so many checkpoints; without effect once TensorFlow computes.
+
+    Checkpoints do not wait for each other, so where there is one for each processor, each runs in one thread. To share out every single
+    operation costs a small network a fifth of its time.
+    """
+    if checkpoints >= len(os.sched_getaffinity(0)):
+        with contextlib.suppress(RuntimeError):
+            tf.config.threading.set_intra_op_parallelism_threads(1)
+
+
 def localize(spec: ModelSpec) -> ModelSpec:
     """The same model with its remote files copied to this machine."""
     model = spec.model
@@ -115,7 +133,10 @@ class FeatureExtractor:
         self._model = model
         self._plan = plan
         self._batch_size = max(plan.batch_size, _SMALLEST_BATCH)
-        self._function = tf.function(self._compute)
+        # Nothing here needs Python's control flow translated, nor do layers, for which Keras switches it off.
+        self._function = tf.function(self._compute, autograph=False)
+        # By batch size. To look for the trace that fits takes a call as long as ten examples.
+        self._traced: dict[int, Callable[..., tuple[tf.Tensor, ...]]] = {}
 
     @property
     def feature_dtype(self) -> str:
@@ -129,12 +150,15 @@ class FeatureExtractor:
         if self._plan.predicted_labels:
             labels = loss.predicted_labels(logits[-1])
         labels = tf.reshape(labels, [-1, loss.label_width])
-        loss_grads = tf.stack([loss.loss_grads(z, labels) for z in logits], axis=1)
-        activations = tf.stack([h for _, h, _ in outputs], axis=1)
-        if model.include_bias:
-            activations = tf.concat([activations, tf.ones_like(activations[..., :1])], axis=-1)
+        # Of all checkpoints at once: small networks spend as much time on starting operations as on computing them.
+        n, flat = tf.shape(labels)[0], tf.reshape(tf.stack(logits, axis=1), [-1, model.outputs])
+        repeated = tf.repeat(labels, model.size, axis=0)
+        loss_grads = tf.reshape(loss.loss_grads(flat, repeated), [n, model.size, model.outputs])
+        ones = [tf.ones_like(outputs[0][1][:, :1])] if model.include_bias else []
+        activations = tf.concat([part for _, h, _ in outputs for part in (h, *ones)], axis=1)
+        activations = tf.reshape(activations, [n, model.size, model.units + len(ones)])
         prediction, probability = loss.predict(logits[-1])
-        label_probabilities = tf.stack([loss.label_probability(z, labels) for z in logits], axis=1)
+        label_probabilities = tf.reshape(loss.label_probability(flat, repeated), [n, model.size])
         unmasked = tf.stack([tf.ones_like(z[:, 0], tf.bool) if mask is None else mask for z, _, mask in outputs], axis=1)
         return loss_grads, activations, prediction, probability, label_probabilities, labels, unmasked
 
@@ -224,7 +248,9 @@ class FeatureExtractor:
             padded = tuple(tf.constant(_pad(array[rows], batch_size)) for array in inputs)
             given = None if labels is None else tf.constant(_pad(labels[rows], batch_size))
             real = (n - start) * (self._model.positions or 1)
-            parts.append([tensor.numpy()[:real] for tensor in self._function(padded, given)])
+            if batch_size not in self._traced:
+                self._traced[batch_size] = self._function.get_concrete_function(padded, given)
+            parts.append([tensor.numpy()[:real] for tensor in self._traced[batch_size](padded, given)])
         return parts[0] if len(parts) == 1 else [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     def _halve(self, error: tf.errors.ResourceExhaustedError, tried: int) -> None:
@@ -284,27 +310,24 @@ def extract_features(
     With `per_token` an example has a record for each of its positions that counts, or is set aside whole.
     """
     aside = list(batch.rejects)
-    rows = np.arange(len(batch.example_ids))
 
     def set_aside(reason: str, details: Mapping[int, str]) -> None:
         for i, detail in details.items():
             aside.append(Reject(batch.file.path, batch.offsets[i], batch.example_ids[i], reason, detail))
 
-    if batch.labels is not None and len(rows) and not per_token:
+    if batch.labels is not None and len(batch.example_ids) and not per_token:
         wrong = {i: detail for i, detail in enumerate(invalid_labels(batch.labels)) if detail is not None}
-        set_aside(rejects.BAD_LABEL, wrong)
-        rows = np.array([i for i in rows if i not in wrong], np.int64)
+        if wrong:
+            set_aside(rejects.BAD_LABEL, wrong)
+            batch = batch.take([i for i in range(len(batch.example_ids)) if i not in wrong])
+    rows = np.arange(len(batch.example_ids))
     features = NO_FEATURES
     if len(rows) and per_token:
         features, rows, without = extractor.positions(batch.example_ids, batch.inputs, batch.labels)
         for i, (reason, detail) in without.items():
             set_aside(reason, {i: detail})
     elif len(rows):
-        features = extractor(
-            [batch.example_ids[i] for i in rows],
-            [array[rows] for array in batch.inputs],
-            None if batch.labels is None else batch.labels[rows],
-        )
+        features = extractor(batch.example_ids, batch.inputs, batch.labels)
     if len(rows):
         finite = np.isfinite(features.loss_grad_norms).all(1) & np.isfinite(features.activation_norms).all(1)
         if not finite.all():
@@ -313,24 +336,63 @@ def extract_features(
             detail = f"the model gave a NaN, an infinity or a number beyond {extractor.feature_dtype} for this example"
             set_aside(rejects.NON_FINITE_FEATURES, dict.fromkeys(rows[~finite].tolist(), detail))
             features, rows = features.take(finite), rows[finite]
-    origins = [Origin(batch.file.path, batch.offsets[i], batch.digests[i], batch.kept[i]) for i in rows]
-    return FeatureBatch(batch.file, features, origins, aside, batch.first, batch.last)
+    places = rows.tolist()
+    return FeatureBatch(
+        batch.file,
+        features,
+        [batch.offsets[i] for i in places],
+        [batch.digests[i] for i in places],
+        [batch.kept[i] for i in places],
+        aside,
+        batch.first,
+        batch.last,
+    )
 
 
 class _ExtractDoFn(beam.DoFn):
+    """Extracts in threads, so that the model computes while the steps before and after it work."""
+
     def __init__(self, model: Model, plan: ExtractionPlan) -> None:
         self._model = model
         self._plan = plan
         self._extract: Callable[[ExampleBatch, ExtractionPlan], FeatureBatch] | None = None
+        self._threads: Threads | None = None
+        self._seconds = math.inf
+
+    def setup(self) -> None:
+        # Before examples are parsed, which TensorFlow does.
+        choose_threads(len(self._model.spec.checkpoints))
 
     def process(self, batch: ExampleBatch) -> Iterator[FeatureBatch]:
         # Not in setup(), whose counters are lost on the in-process runner.
         if self._extract is None:
             self._extract = self._model.extractor()
+        if self._threads is None:
+            # Another process is asked by one thread, which then finds out by itself that it is gone.
+            threads = 1 if self._model.per_machine else _AT_ONCE
+            self._threads = Threads(threads, threads, "extract")
+        yield from self._threads.call(self._timed, batch)
+        if self._seconds > _LONG:
+            yield from self._threads.rest()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        if self._threads is not None:
+            yield from map(windowed, self._threads.rest())
+            self.teardown()
+
+    def teardown(self) -> None:
+        if self._threads is not None:
+            self._threads.close()
+            self._threads = None
+
+    def _timed(self, batch: ExampleBatch) -> FeatureBatch:
+        assert self._extract is not None
+        started = time.monotonic()
         extracted = self._extract(batch, self._plan)
+        self._seconds = time.monotonic() - started
         counting.add("examples-extracted", len(batch.example_ids) - (len(extracted.rejects) - len(batch.rejects)))
         counting.add("examples-rejected", len(extracted.rejects))
-        yield extracted
+        return extracted
 
 
 @dataclasses.dataclass

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import logging
 import os
 import posixpath
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import IO, Any, cast
 
 import google_crc32c
@@ -219,13 +220,15 @@ def read_verified(directory: str, file: StoredFile) -> bytes:
     )
 
 
-def crc32c(data: bytes) -> int:
-    """CRC-32C of `data`."""
-    return int(google_crc32c.value(data))
+def crc32c(data: bytes, before: int = 0) -> int:
+    """CRC-32C of `data`, or of what has this checksum `before` with `data` after it."""
+    return int(google_crc32c.extend(before, data))
 
 
-def write(directory: str, name: str, data: bytes, count: int) -> StoredFile:
+def write(directory: str, name: str, data: bytes | Sequence[bytes], count: int) -> StoredFile:
     """Writes a whole file, so that no reader ever sees a part of it, and returns what a manifest lists of it.
+
+    `data` may be in parts, one after the other.
 
     An object store publishes an object when it is closed. On a local disk the bytes go to a hidden neighbour first, which then takes
     the name in one step.
@@ -234,29 +237,30 @@ def write(directory: str, name: str, data: bytes, count: int) -> StoredFile:
         InputError: the disk or the store does not take it.
     """
     path = join(directory, name)
+    parts = [data] if isinstance(data, bytes) else data
     if is_local(path):
         try:
-            _write_local(path, data)
+            _write_local(path, parts)
         except OSError as error:
             raise InputError(f"{path} cannot be written: {told(error)}") from error
     else:
         for left in reversed(range(_ATTEMPTS)):
             try:
-                _upload(path, data)
+                _upload(path, parts)
                 break
             except STORE_ERRORS as error:
                 if not left:
                     raise InputError(f"{path} cannot be written: {told(error)}") from error
                 logging.getLogger(__name__).warning("%s was not written (%s): writing it again", path, told(error))
-    return StoredFile(name, len(data), crc32c(data), count)
+    return StoredFile(name, sum(map(len, parts)), functools.reduce(lambda crc, part: crc32c(part, crc), parts, 0), count)
 
 
-def _write_local(path: str, data: bytes) -> None:
+def _write_local(path: str, parts: Sequence[bytes]) -> None:
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     hidden = join(os.path.dirname(path) or ".", f".{posixpath.basename(path)}.{uuid.uuid4().hex}")
     try:
         with open(hidden, "wb") as stream:
-            stream.write(data)
+            stream.writelines(parts)
         os.replace(hidden, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -264,7 +268,7 @@ def _write_local(path: str, data: bytes) -> None:
         raise
 
 
-def _upload(path: str, data: bytes) -> None:
+def _upload(path: str, parts: Sequence[bytes]) -> None:
     """Writes a whole file to a store.
 
     An upload whose state is lost, say because its last answer was, cannot always be resumed; the same bytes can be written again.
@@ -272,7 +276,8 @@ def _upload(path: str, data: bytes) -> None:
     stream = FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)
     try:
         with stream:
-            stream.write(data)
+            for part in parts:
+                stream.write(part)
     except BaseException:
         # Else Cloud Storage's writer would try once more when it is collected, behind the back of what has been told to have failed.
         if terminate := getattr(stream, "terminate", None):

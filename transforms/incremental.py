@@ -172,8 +172,9 @@ class _CopyDoFn(beam.DoFn):
         for match in matches:
             order = np.argsort(match.offsets, kind="stable")
             selected = [payloads[row] for row in match.rows[order]]
-            for payload, example_id, offset in moved(selected, match.file.path, match.offsets[order].tolist()):
-                part.add(payload, match.file.path, offset, example_id)
+            offsets = match.offsets[order].tolist()
+            copied, example_ids = moved(selected, match.file.path, offsets)
+            part.add(copied, match.file.path, offsets, example_ids)
         counting.add("examples-unchanged", part.examples)
         written = part.write(self._directory)
         if written is not None:
@@ -181,16 +182,17 @@ class _CopyDoFn(beam.DoFn):
             yield from part.id_buckets(written)
 
 
-def moved(payloads: Sequence[bytes], source: str, offsets: Sequence[int]) -> Iterator[tuple[bytes, bytes, int]]:
-    """Feature records whose examples are at other places now, with their ids and these places."""
+def moved(payloads: Sequence[bytes], source: str, offsets: Sequence[int]) -> tuple[list[bytes], list[bytes]]:
+    """Feature records [n] whose examples are at other places now, with these places; and their ids [n]."""
     text = tf.io.FixedLenFeature([], tf.string)
     parsed = _parsed(payloads, {"example_id": text, "source": text, "offset": tf.io.FixedLenFeature([], tf.int64)})
-    columns = (parsed[name].tolist() for name in ("example_id", "source", "offset"))
-    for payload, offset, example_id, was_in, was_at in zip(payloads, offsets, *columns, strict=True):
-        if (was_in, was_at) == (source.encode(), offset):
-            yield payload, example_id, offset
-            continue
-        yield records.relocate(payload, source, offset), example_id, offset
+    places = zip(parsed["source"].tolist(), parsed["offset"].tolist(), strict=True)
+    name = source.encode()
+    relocated = [
+        payload if was == (name, offset) else records.relocate(payload, source, offset)
+        for payload, offset, was in zip(payloads, offsets, places, strict=True)
+    ]
+    return relocated, parsed["example_id"].tolist()
 
 
 def _parsed(payloads: Sequence[bytes], fields: Mapping[str, tf.io.FixedLenFeature]) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -168,17 +169,36 @@ def encode(features: Features, origins: Sequence[Origin], feature_dtype: str = "
     """Serializes n feature records, all with the same kept keys; equal records give equal bytes, fields sorted by key.
 
     Loss gradients and activations must be such as the dtype holds.
+    """
+    return encode_columns(
+        features,
+        [origin.source for origin in origins],
+        [origin.offset for origin in origins],
+        [origin.content_digest for origin in origins],
+        [origin.kept for origin in origins],
+        feature_dtype,
+    )
+
+
+def encode_columns(
+    features: Features,
+    sources: Sequence[str],
+    offsets: Sequence[int],
+    digests: Sequence[bytes],
+    kept: Sequence[Mapping[str, Any]],
+    feature_dtype: str = "float32",
+) -> list[bytes]:
+    """As `encode`, of what `Origin` holds of each record, one list for each of its fields.
 
     It frames the fields itself, whose heads are the same from record to record: to build a message of every one takes longer than a small
     network takes to compute them.
     """
-    n = len(origins)
     stored = DTYPES[feature_dtype].as_numpy_dtype
-    payloads = {
-        "example_id": (_BYTES, [bytes(example_id) for example_id in features.example_ids]),
-        "source": (_BYTES, [origin.source.encode() for origin in origins]),
-        "offset": (_INTEGERS, [_varint(origin.offset) for origin in origins]),
-        "content_digest": (_BYTES, [origin.content_digest for origin in origins]),
+    payloads: dict[str, tuple[int, np.ndarray | list[bytes]]] = {
+        "example_id": (_BYTES, features.example_ids.tolist()),
+        "source": (_BYTES, [source.encode() for source in sources]),
+        "offset": (_INTEGERS, _varints(np.array(offsets, np.int64))),
+        "content_digest": (_BYTES, list(digests)),
         "label": _numbers(features.labels),
         "prediction": _numbers(features.predictions),
         "probability": (_FLOATS, _rows(features.probabilities, "<f4")),
@@ -188,8 +208,8 @@ def encode(features: Features, origins: Sequence[Origin], feature_dtype: str = "
         "loss_grad_norms": (_BYTES, _rows(features.loss_grad_norms, "<f8")),
         "activation_norms": (_BYTES, _rows(features.activation_norms, "<f8")),
     }
-    for key in origins[0].kept if n else ():
-        payloads[key] = (_MESSAGE, [origin.kept[key].SerializeToString(deterministic=True) for origin in origins])
+    for key in kept[0] if kept else ():
+        payloads[key] = (_MESSAGE, [one[key].SerializeToString(deterministic=True) for one in kept])
     return _examples(payloads)
 
 
@@ -197,20 +217,63 @@ def encode_vectors(example_ids: np.ndarray, labels: np.ndarray, vectors: np.ndar
     """Serializes n `tf.train.Example`s of `example_id`, `label` and `vector`: [n], [n, L] and [n, d] float32, lists of floats."""
     return _examples(
         {
-            "example_id": (_BYTES, [bytes(example_id) for example_id in example_ids]),
+            "example_id": (_BYTES, example_ids.tolist()),
             "label": _numbers(labels),
             "vector": (_FLOATS, _rows(vectors, "<f4")),
         }
     )
 
 
-def _examples(payloads: Mapping[str, tuple[int, list[bytes]]]) -> list[bytes]:
-    """Serialized `tf.train.Example`s of columns: the kind of a column's lists, and the content of each."""
-    parts = []
+def _examples(payloads: Mapping[str, tuple[int, np.ndarray | list[bytes]]]) -> list[bytes]:
+    """Serialized `tf.train.Example`s of columns: the kind of a column's lists, and the content of each, as rows [n, size] or by itself.
+
+    Neighbouring columns whose contents have one size are laid side by side in an array, so that little is left to do for each record, and
+    nothing where this is so of all columns.
+    """
+    n = len(next(iter(payloads.values()))[1])
+    pieces: list[list[bytes]] = []
+    fixed: list[np.ndarray] = []
+
+    def lay() -> None:
+        if fixed:
+            pieces.append(_beside(n, fixed))
+            fixed.clear()
+
     for name, key in sorted((name.encode(), name) for name in payloads):
-        kind, values = payloads[key]
-        parts += [[_head(name, kind, len(value)) for value in values], values]
-    return [_example(b"".join(row)) for row in zip(*parts, strict=True)]
+        kind, content = payloads[key]
+        rows = content if isinstance(content, np.ndarray) else _as_rows(content)
+        if rows is not None:
+            fixed += [_constant(_head(name, kind, rows.shape[1])), rows]
+        else:
+            lay()
+            pieces.append([_head(name, kind, len(value)) + value for value in content])
+    if not pieces:
+        return _beside(n, [_constant(_example_head(sum(column.shape[1] for column in fixed))), *fixed])
+    lay()
+    return [_example(*row) for row in zip(*pieces, strict=True)]
+
+
+def _beside(n: int, columns: Sequence[np.ndarray]) -> list[bytes]:
+    """The rows of columns [n, size] or [1, size] side by side."""
+    return _one_by_one(np.concatenate([np.broadcast_to(column, (n, column.shape[1])) for column in columns], axis=1))
+
+
+def _constant(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, np.uint8)[None]
+
+
+def _one_by_one(rows: np.ndarray) -> list[bytes]:
+    """Rows [n, size] of bytes, size at least 1, as byte strings."""
+    data, size = rows.tobytes(), rows.shape[1]
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def _as_rows(contents: list[bytes]) -> np.ndarray | None:
+    """Byte strings of one length as an array [n, length]; None where they have several."""
+    lengths = set(map(len, contents))
+    if len(lengths) > 1:
+        return None
+    return np.frombuffer(b"".join(contents), np.uint8).reshape(len(contents), max(lengths, default=0))
 
 
 def relocate(serialized: bytes, source: str, offset: int) -> bytes:
@@ -226,9 +289,14 @@ def relocate(serialized: bytes, source: str, offset: int) -> bytes:
     return _example(b"".join(parts))
 
 
-def _example(entries: bytes) -> bytes:
+def _example(*entries: bytes) -> bytes:
     """A `tf.train.Example` of these entries of its map."""
-    return b"".join((b"\x0a", _varint(len(entries)), entries))
+    return b"".join((_example_head(sum(map(len, entries))), *entries))
+
+
+def _example_head(size: int) -> bytes:
+    """What stands before the entries, of `size` bytes together."""
+    return b"\x0a" + _varint(size)
 
 
 # Numbers of the lists in `tf.train.Feature`; and a Feature that is whole already.
@@ -245,6 +313,17 @@ def _varint(value: int) -> bytes:
         value >>= 7
     written.append(value)
     return bytes(written)
+
+
+def _varints(values: np.ndarray) -> np.ndarray | list[bytes]:
+    """Integers [n] as Protocol Buffers write them, as rows [n, size] where all take as many bytes."""
+    places = np.arange(10)
+    septets = values.astype(np.uint64)[:, None] >> (7 * places).astype(np.uint64)
+    sizes = np.maximum(1, np.count_nonzero(septets, axis=1))
+    written = (septets & np.uint64(0x7F)).astype(np.uint8) | np.where(places < sizes[:, None] - 1, 0x80, 0).astype(np.uint8)
+    if len(values) and sizes.min() == sizes.max():
+        return written[:, : sizes[0]]
+    return [row[:size] for row, size in zip(_one_by_one(written), sizes.tolist(), strict=True)]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -269,16 +348,17 @@ def float_list(array: np.ndarray) -> bytes:
     return b"\x0a" + _varint(len(data)) + data if data else b""
 
 
-def _rows(array: np.ndarray, dtype: Any) -> list[bytes]:
-    """The bytes of each of n rows."""
-    data, n = np.ascontiguousarray(array, dtype).tobytes(), len(array)
-    size = len(data) // n if n else 0
-    return [data[i * size : (i + 1) * size] for i in range(n)]
+def _rows(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """The bytes of each of n rows: [n, size]."""
+    flat = np.ascontiguousarray(array, dtype).reshape(len(array), math.prod(array.shape[1:]))
+    return flat.view(np.uint8) if flat.size else np.empty((len(array), 0), np.uint8)
 
 
-def _numbers(values: np.ndarray) -> tuple[int, list[bytes]]:
+def _numbers(values: np.ndarray) -> tuple[int, np.ndarray | list[bytes]]:
     """The lists of n rows: of whole numbers but `NO_LABEL`, or of float32."""
     if np.issubdtype(values.dtype, np.integer):
+        if values.shape[1] == 1 and (values != NO_LABEL).all():
+            return _INTEGERS, _varints(values[:, 0])
         return _INTEGERS, [b"".join([_varint(v) for v in row if v != NO_LABEL]) for row in values.tolist()]
     with np.errstate(over="ignore"):
         return _FLOATS, _rows(values, "<f4")

@@ -8,6 +8,7 @@ record starts. Format: `uint64 length, masked CRC-32C of it, payload, masked CRC
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import struct
 import zlib
@@ -16,9 +17,11 @@ from typing import IO
 
 import google_crc32c
 
-_CHUNK = 1 << 22
+# Stays in a processor's cache until its records have been looked at.
+_CHUNK = 1 << 20
 _UNZIPPED = 1 << 18
 _HEADER = struct.Struct("<QI")
+_LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 _GZIP_MAGIC = b"\x1f\x8b"
 # A length beyond this is damage that happens to have a valid checksum, or not a TFRecord file.
@@ -43,7 +46,8 @@ class UnreadableTail(Exception):
         self.is_no_record = is_no_record
 
 
-@dataclasses.dataclass(frozen=True)
+# Not frozen: there is one for each record, and to make a frozen one takes three times as long.
+@dataclasses.dataclass(slots=True)
 class Frame:
     """One record of a stream: its index, and its payload or None where the payload's checksum is wrong."""
 
@@ -56,15 +60,24 @@ def _masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
+@functools.lru_cache(maxsize=4096)
+def _header(length: int) -> bytes:
+    """What stands before a payload; records of a file have few lengths."""
+    packed = struct.pack("<Q", length)
+    return packed + _CRC.pack(_masked_crc(packed))
+
+
 def frame(payload: bytes) -> bytes:
     """The bytes of one record in a TFRecord file."""
-    length = struct.pack("<Q", len(payload))
-    return b"".join((length, _CRC.pack(_masked_crc(length)), payload, _CRC.pack(_masked_crc(payload))))
+    return b"".join((_header(len(payload)), payload, _CRC.pack(_masked_crc(payload))))
 
 
 def join_frames(payloads: Iterable[bytes]) -> bytes:
     """The content of a TFRecord file that holds `payloads`."""
-    return b"".join(frame(payload) for payload in payloads)
+    parts: list[bytes] = []
+    for payload in payloads:
+        parts += (_header(len(payload)), payload, _CRC.pack(_masked_crc(payload)))
+    return b"".join(parts)
 
 
 def split_frames(data: bytes, start: int = 0, stop: int | None = None) -> list[bytes]:
@@ -134,8 +147,6 @@ def _read_plain(read: Callable[[int], bytes], buffer: bytes) -> Iterator[Frame]:
     def fill(wanted: int) -> bool:
         """Makes `wanted` bytes available from `position`, if the stream has them."""
         nonlocal buffer, position, ended, broken
-        if len(buffer) - position >= wanted:
-            return True
         parts = [buffer[position:]]
         have = len(parts[0])
         while have < wanted and not ended:
@@ -150,22 +161,23 @@ def _read_plain(read: Callable[[int], bytes], buffer: bytes) -> Iterator[Frame]:
         return have >= wanted
 
     while True:
-        if not fill(_HEADER.size):
+        # Most of what is asked for is there; calls would be most of what reading costs.
+        if len(buffer) - position < _HEADER.size and not fill(_HEADER.size):
             if broken or len(buffer) > position:
                 raise UnreadableTail(
                     index, offset, broken or f"the file ends inside a record's header, after {len(buffer) - position} bytes"
                 )
             return
-        length, length_crc = _HEADER.unpack_from(buffer, position)
-        if length_crc != _masked_crc(buffer[position : position + 8]) or length > _LONGEST:
+        (length,) = _LENGTH.unpack_from(buffer, position)
+        if length > _LONGEST or buffer[position : position + _HEADER.size] != _header(length):
             reason = "the record's length is damaged" if index else "what stands there is not a record's length"
             raise UnreadableTail(index, offset, reason, is_no_record=not index)
-        if not fill(length + 16):
+        if len(buffer) - position < length + 16 and not fill(length + 16):
             raise UnreadableTail(index, offset, broken or f"the file ends inside a record of {length} bytes")
-        payload = buffer[position + 12 : position + 12 + length]
-        (payload_crc,) = _CRC.unpack_from(buffer, position + 12 + length)
-        yield Frame(index, payload if payload_crc == _masked_crc(payload) else None)
-        position += length + 16
+        end = position + 12 + length
+        payload = buffer[position + 12 : end]
+        yield Frame(index, payload if _CRC.unpack_from(buffer, end)[0] == _masked_crc(payload) else None)
+        position = end + _CRC.size
         offset += length + 16
         index += 1
 

@@ -372,6 +372,7 @@ BAD = {
     "label": example(image=SIX, label=[1, 2], id="l"),
     "id": example(image=SIX, label=1, id=b"\xff"),
     "empty id": example(image=SIX, label=1, id=""),
+    "NUL in an id": example(image=SIX, label=1, id="a\0b"),
 }
 
 
@@ -390,6 +391,13 @@ def test_a_bad_record_changes_no_bit_of_its_neighbours(kind: str, position: int)
     assert [batch.example_ids[i] for i in rows] == whole.example_ids
     # The parser is none the worse for it.
     check_against_single(batch_of(form, clean, parser), form, clean)
+
+
+def test_ids_that_only_together_are_utf_8_are_rejected() -> None:
+    form = ExampleFormat((PIXELS,), id_key="id")
+    halves = [example(image=SIX, label=1, id=half) for half in (b"\xc3", b"\xa9")]
+    check_against_single(batch_of(form, halves), form, halves)
+    assert batch_of(form, halves).example_ids == []
 
 
 def test_records_of_another_layout_are_parsed_at_once_again_after_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:

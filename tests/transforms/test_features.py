@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pathlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -512,8 +513,82 @@ def test_a_file_whose_beginning_went_elsewhere_does_not_count_as_finished(tmp_pa
     writer = feature_files._WriteDoFn(str(tmp_path), "0" * 32, "float32")
     for first, expected in ((False, 0), (True, 1)):
         writer.start_bundle()
-        list(writer.process(feature_files.FeatureBatch(file, one, [], [reject], first=first, last=True)))
+        list(writer.process(feature_files.FeatureBatch(file, one, [], [], [], [reject], first=first, last=True)))
+        list(writer.finish_bundle())
         assert len(list(tmp_path.glob("finished-*"))) == expected
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7])
+@pytest.mark.parametrize("largest", [1, 120, 10_000])
+def test_parts_are_cut_where_they_are_full_and_never_inside_an_example(monkeypatch: pytest.MonkeyPatch, most: int, largest: int) -> None:
+    monkeypatch.setattr(feature_files, "RECORDS_PER_FILE", most)
+    monkeypatch.setattr(feature_files, "BYTES_PER_FILE", largest)
+    file = InputFile(0, "in", "in", 1)
+    sizes, offsets = [20, 5, 60, 0, 31, 31, 8, 90, 2], [0, 1, 1, 1, 4, 5, 5, 7, 9]
+
+    def parts(step: int) -> list[list[tuple[int, int]]]:
+        """The places and sizes of records in each part, of records that come `step` examples at a time."""
+        part, found = feature_files.Part(file), [[]]
+        examples = sorted(set(offsets))
+        for start in range(0, len(examples), step):
+            rows = [i for i, offset in enumerate(offsets) if offset in examples[start : start + step]]
+            payloads, places = [bytes(sizes[i]) for i in rows], [offsets[i] for i in rows]
+            while payloads:
+                fit = part.room(payloads, "in", places)
+                part.add(payloads[:fit], "in", places[:fit], [b"id"] * fit)
+                found[-1] += zip(places[:fit], map(len, payloads[:fit]), strict=True)
+                payloads, places = payloads[fit:], places[fit:]
+                if payloads:
+                    assert part.is_full and part.examples == len({place for place, _ in found[-1]}) and part.count == len(found[-1])
+                    part = feature_files.Part(file)
+                    found.append([])
+        return found
+
+    # One record after the other, as whoever reads the rule would cut them.
+    expected: list[list[tuple[int, int]]] = [[]]
+    for place, size in zip(offsets, sizes, strict=True):
+        full = len(expected[-1]) >= most or sum(16 + other for _, other in expected[-1]) >= largest
+        if full and expected[-1][-1][0] != place:
+            expected.append([])
+        expected[-1].append((place, size))
+    for step in (1, 2, 6):
+        assert parts(step) == expected
+
+
+@pytest.mark.parametrize(("checkpoints", "threads"), [(1, None), (3, None), (4, 1), (9, 1)])
+def test_where_there_is_a_checkpoint_for_each_processor_none_is_split(
+    monkeypatch: pytest.MonkeyPatch, checkpoints: int, threads: int | None
+) -> None:
+    import tensorflow as tf
+
+    told: list[int] = []
+    monkeypatch.setattr(features.os, "sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", told.append)
+    features.choose_threads(checkpoints)
+    assert told == ([] if threads is None else [threads])
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["one after the other", "at once"])
+def test_batches_extracted_at_once_are_written_in_their_order(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    genuine, under_way, most = features.extract_features, [], []
+
+    def slow(batch: Any, *others: Any) -> Any:
+        under_way.append(batch)
+        most.append(len(under_way))
+        # Every other batch takes longer than the next.
+        time.sleep(0.02 if batch.offsets[0] % 8 == 0 else 0)
+        try:
+            return genuine(batch, *others)
+        finally:
+            under_way.remove(batch)
+
+    monkeypatch.setattr(features, "extract_features", slow)
+    monkeypatch.setattr(features, "_LONG", seconds)
+    assert extract(write_records(tmp_path / "examples", tiny.payloads()), "--batch_size=4").status == 0
+    assert read_set(tmp_path / "out")[1].example_ids.tolist() == [f"ex-{i:02d}".encode() for i in range(40)]
+    assert max(most) == (2 if seconds else 1)
 
 
 def test_a_changed_checkpoint_is_refused_by_the_worker(tmp_path: pathlib.Path) -> None:
