@@ -135,8 +135,8 @@ class FeatureExtractor:
         self._batch_size = max(plan.batch_size, _SMALLEST_BATCH)
         # Nothing here needs Python's control flow translated, nor do layers, for which Keras switches it off.
         self._function = tf.function(self._compute, autograph=False)
-        # By batch size. To look for the trace that fits takes a call as long as ten examples.
-        self._traced: dict[int, Callable[..., tuple[tf.Tensor, ...]]] = {}
+        # By dtypes and shapes of what a batch is made of. tf.function itself takes as long as ten examples to find the trace that fits.
+        self._traced: dict[tuple[Any, ...], Callable[..., tuple[tf.Tensor, ...]]] = {}
 
     @property
     def feature_dtype(self) -> str:
@@ -248,9 +248,10 @@ class FeatureExtractor:
             padded = tuple(tf.constant(_pad(array[rows], batch_size)) for array in inputs)
             given = None if labels is None else tf.constant(_pad(labels[rows], batch_size))
             real = (n - start) * (self._model.positions or 1)
-            if batch_size not in self._traced:
-                self._traced[batch_size] = self._function.get_concrete_function(padded, given)
-            parts.append([tensor.numpy()[:real] for tensor in self._traced[batch_size](padded, given)])
+            shapes = tuple((array.dtype, *array.shape) for array in (*padded, *([] if given is None else [given])))
+            if shapes not in self._traced:
+                self._traced[shapes] = self._function.get_concrete_function(padded, given)
+            parts.append([tensor.numpy()[:real] for tensor in self._traced[shapes](padded, given)])
         return parts[0] if len(parts) == 1 else [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     def _halve(self, error: tf.errors.ResourceExhaustedError, tried: int) -> None:

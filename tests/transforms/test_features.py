@@ -644,6 +644,21 @@ def test_padding_a_batch_does_not_touch_its_rows(tiny: Tiny) -> None:
     assert_same_features(few, whole.take(slice(0, 3)))
 
 
+def test_batches_of_other_lengths_are_computed_by_a_trace_of_their_own(tmp_path: pathlib.Path) -> None:
+    import keras
+
+    layers = keras.layers
+    model = keras.Sequential([layers.Input((None, 4)), layers.GlobalMaxPooling1D(), layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.save(tmp_path / "model.keras")
+    extractor = features.FeatureExtractor(load(ModelSpec((str(tmp_path / "model.keras"),))), ExtractionPlan(8))
+    rng = np.random.default_rng(0)
+    for length in (5, 7, 5):
+        sequences = rng.normal(size=(8, length, 4)).astype(np.float32)
+        found = extractor([f"ex-{i}" for i in range(8)], [sequences], np.zeros((8, 1)))
+        assert found.activations[:, 0, :4].tolist() == sequences.max(axis=1).tolist()
+
+
 @pytest.fixture
 def greedy(tmp_path: pathlib.Path) -> Callable[[int], Checkpoints]:
     """Loads a network that asks for more memory than any machine has where a batch has more than so many rows."""
