@@ -279,17 +279,22 @@ def _vector(start: int, record: int, width: int) -> Any:
 
 
 @_inner(forceinline=True)
-def _dots(one: int, row: int, other: int, work: _Work, t: int, checkpoints: int, width: int, products: int) -> None:
-    """The dot products of a test row's vector of checkpoint t with those of the candidates `work.quad`, to an address."""
-    dots(
+def _of_quad(one: int, row: int, other: int, work: _Work, t: int, checkpoints: int, width: int) -> tuple[Any, ...]:
+    """The addresses of a test row's vector of checkpoint t and of those of the candidates `work.quad`."""
+    return (
         _vector(one, row * checkpoints + t, width),
         _vector(other, (work.codes[work.quad[0]] >> 1) * checkpoints + t, width),
         _vector(other, (work.codes[work.quad[1]] >> 1) * checkpoints + t, width),
         _vector(other, (work.codes[work.quad[2]] >> 1) * checkpoints + t, width),
         _vector(other, (work.codes[work.quad[3]] >> 1) * checkpoints + t, width),
-        width,
-        products,
     )
+
+
+@_inner(forceinline=True)
+def _dots(one: int, row: int, other: int, work: _Work, t: int, checkpoints: int, width: int, products: int) -> None:
+    """The dot products of a test row's vector of checkpoint t with those of the candidates `work.quad`, to an address."""
+    x, y0, y1, y2, y3 = _of_quad(one, row, other, work, t, checkpoints, width)
+    dots(x, y0, y1, y2, y3, width, products)
 
 
 @_inner()
@@ -747,28 +752,9 @@ def _score_by_bounds(
 @_inner(forceinline=True)
 def _score_quad(test: _Addresses, train: _Addresses, row: int, work: _Work, rates: int) -> None:
     """Fills in `totals` of the candidates `quad`."""
-    j0, j1, j2, j3 = (
-        work.codes[work.quad[0]] >> 1,
-        work.codes[work.quad[1]] >> 1,
-        work.codes[work.quad[2]] >> 1,
-        work.codes[work.quad[3]] >> 1,
-    )
-    checkpoints, outputs, units = test.checkpoints, test.outputs, test.units
-    loss_grads = (
-        _vector(test.loss_grads, row, checkpoints * outputs),
-        _vector(train.loss_grads, j0, checkpoints * outputs),
-        _vector(train.loss_grads, j1, checkpoints * outputs),
-        _vector(train.loss_grads, j2, checkpoints * outputs),
-        _vector(train.loss_grads, j3, checkpoints * outputs),
-    )
-    activations = (
-        _vector(test.activations, row, checkpoints * units),
-        _vector(train.activations, j0, checkpoints * units),
-        _vector(train.activations, j1, checkpoints * units),
-        _vector(train.activations, j2, checkpoints * units),
-        _vector(train.activations, j3, checkpoints * units),
-    )
-    score_quad(checkpoints, loss_grads, outputs, activations, units, rates, work.totals.ctypes.data)
+    loss_grads = _of_quad(test.loss_grads, row, train.loss_grads, work, 0, test.checkpoints, test.outputs)
+    activations = _of_quad(test.activations, row, train.activations, work, 0, test.checkpoints, test.units)
+    score_quad(test.checkpoints, loss_grads, test.outputs, activations, test.units, rates, work.totals.ctypes.data)
 
 
 @_inner(forceinline=True)

@@ -191,7 +191,7 @@ class FeatureFiles:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What scoring two feature sets costs.
+    """What scoring two feature sets costs, but for test examples that have to be searched again by lower thresholds.
 
     Attributes:
         pairs: test × training examples.
