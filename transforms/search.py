@@ -55,6 +55,10 @@ _TERM_COST, _EXACT_COST = 2.0, 8.0
 # be outside of them for sketches to be of use.
 _SKETCH_SAMPLE, _SKETCH_ITERATIONS, _SKETCH_REST = 1024, 2, 0.4
 
+# Training examples that are kept as strongest of each output and sign, at most: so many over all outputs, but not fewer than the second.
+# With fewer than k a pilot proves little; to keep them takes the longer, the more there are.
+_STRONGEST, _FEWEST_STRONGEST = 4096, 64
+
 # Test examples that follow one that leads.
 _FOLLOWERS = 15
 
@@ -293,7 +297,8 @@ class _Sieve:
     def __init__(self, chunk: _Chunk, k: int, pilots: bool) -> None:
         self.blocks = chunk.blocks
         outputs = chunk.factors.loss_grads.shape[2]
-        self.strongest = chunk.strongest(min(k, 64)) if pilots else np.empty((2, outputs, 0), np.int32)
+        most = min(k, max(_FEWEST_STRONGEST, _STRONGEST // outputs))
+        self.strongest = chunk.strongest(most) if pilots else np.empty((2, outputs, 0), np.int32)
 
 
 class _Found(NamedTuple):
