@@ -13,50 +13,37 @@ from __future__ import annotations
 import argparse
 import pathlib
 import tempfile
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.feature_sets import write_set
 from benchmarks.measure import command, run
+
+if TYPE_CHECKING:
+    from transforms.records import Features
 
 SIZES = {"score": (25_000, 100_000, 400_000), "audit": (62_500, 250_000, 1_000_000)}
 CHECKPOINTS, CLASSES, UNITS = 6, 10, 129
+EXAMPLES_PER_FILE = 5000
 
 
-def write_set(directory: pathlib.Path, examples: int, seed: int) -> None:
-    """Writes a committed feature set of heavy-tailed random gradients."""
-    from transforms import files, manifest, records, tfrecords
-    from transforms.manifest import FeatureManifest
-    from transforms.records import Features, Origin
+def draw(rng: np.random.Generator, n: int, first: int) -> Features:
+    """Heavy-tailed random gradients, ids counted from `first`."""
+    from transforms.records import Features
 
-    rng = np.random.default_rng(seed)
-    written = []
-    for start in range(0, examples, 5000):
-        n = min(5000, examples - start)
-        labels = rng.integers(0, CLASSES, (n, 1))
-        loss_grads = rng.normal(size=(n, CHECKPOINTS, CLASSES)) * np.exp(2 * rng.normal(size=(n, 1, 1)))
-        activations = np.maximum(rng.normal(size=(n, CHECKPOINTS, UNITS)), 0)
-        ids = [f"{start + i:07d}" for i in range(n)]
-        part = Features.of(ids, labels, labels, np.ones(n), np.ones((n, CHECKPOINTS)), loss_grads, activations)
-        payloads = records.encode(part, [Origin("synthetic", start + i, b"") for i in range(n)])
-        written.append(files.write(str(directory), f"features-{start:07d}.tfrecord", tfrecords.join_frames(payloads), n))
-    manifest.write(
-        str(directory),
-        FeatureManifest(
-            kind="features",
-            fingerprint=f"{seed}-{examples}",
-            settings={"labels": "given", "include_bias": True, "keep_keys": [], "parse_fn": None},
-            files=tuple(written),
-            counts={"examples": examples},
-            model_fingerprint="synthetic",
-            task="class",
-            outputs=CLASSES,
-            units=UNITS,
-            checkpoints=tuple(f"{t}" for t in range(CHECKPOINTS)),
-            learning_rates=(0.1,) * CHECKPOINTS,
-            rejected_files=(),
-            rejected={},
-        ),
-    )
+    labels = rng.integers(0, CLASSES, (n, 1))
+    loss_grads = rng.normal(size=(n, CHECKPOINTS, CLASSES)) * np.exp(2 * rng.normal(size=(n, 1, 1)))
+    activations = np.maximum(rng.normal(size=(n, CHECKPOINTS, UNITS)), 0)
+    ids = [f"{first + i:07d}" for i in range(n)]
+    return Features.of(ids, labels, labels, np.ones(n), np.ones((n, CHECKPOINTS)), loss_grads, activations)
+
+
+def write(directory: pathlib.Path, examples: int, seed: int) -> None:
+    """Writes a committed feature set."""
+    rng, starts = np.random.default_rng(seed), range(0, examples, EXAMPLES_PER_FILE)
+    parts = (draw(rng, min(EXAMPLES_PER_FILE, examples - first), first) for first in starts)
+    write_set(directory, parts, f"{seed}-{examples}", examples)
 
 
 def main() -> None:
@@ -67,11 +54,11 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         directory = pathlib.Path(scratch)
-        write_set(directory / "test", args.tests, 1)
+        write(directory / "test", args.tests, 1)
         first = None
         for size in SIZES[args.command]:
             features, output = directory / str(size), f"--output={directory}/out-{size}"
-            write_set(features, size, 2)
+            write(features, size, 2)
             if args.command == "score":
                 sets = [f"--train_features={features}", f"--test_features={directory / 'test'}"]
                 measured = run(command("score", *sets, output, "--k=50", f"--memory_gb={args.memory_gb}"))

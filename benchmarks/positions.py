@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.feature_sets import write_set
 from benchmarks.measure import command, in_own_process, median_seconds, run, timed
 
 if TYPE_CHECKING:
@@ -39,36 +40,11 @@ def draw(rng: np.random.Generator, examples: int, first: int, args: argparse.Nam
     return Features.of(ids, labels, labels, np.ones(total), np.ones((total, args.checkpoints)), loss_grads, activations)
 
 
-def write_set(directory: pathlib.Path, examples: int, seed: int, args: argparse.Namespace) -> None:
+def write(directory: pathlib.Path, examples: int, seed: int, args: argparse.Namespace) -> None:
     """Writes a committed feature set."""
-    from transforms import files, manifest, records, tfrecords
-    from transforms.manifest import FeatureManifest
-    from transforms.records import Origin
-
-    rng, written = np.random.default_rng(seed), []
-    for first in range(0, examples, _EXAMPLES_PER_FILE):
-        part = draw(rng, min(_EXAMPLES_PER_FILE, examples - first), first, args)
-        payloads = records.encode(part, [Origin("synthetic", i, b"") for i in range(len(part))])
-        written.append(files.write(str(directory), f"features-{first:07d}.tfrecord", tfrecords.join_frames(payloads), len(part)))
-    manifest.write(
-        str(directory),
-        FeatureManifest(
-            kind="features",
-            fingerprint=f"{seed}-{examples}",
-            settings={"labels": "given", "include_bias": True, "keep_keys": [], "parse_fn": None},
-            files=tuple(written),
-            counts={"examples": examples, "positions": sum(file.count for file in written)},
-            model_fingerprint="synthetic",
-            task="class",
-            outputs=args.outputs,
-            units=args.units,
-            checkpoints=tuple(f"{t}" for t in range(args.checkpoints)),
-            learning_rates=(0.1,) * args.checkpoints,
-            rejected_files=(),
-            rejected={},
-            per_token=True,
-        ),
-    )
+    rng, starts = np.random.default_rng(seed), range(0, examples, _EXAMPLES_PER_FILE)
+    parts = (draw(rng, min(_EXAMPLES_PER_FILE, examples - first), first, args) for first in starts)
+    write_set(directory, parts, f"{seed}-{examples}", examples, per_token=True)
 
 
 def search(args: argparse.Namespace) -> None:
@@ -119,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         directory = pathlib.Path(scratch)
         for name, examples, seed in (("test", args.tests, 1), ("train", args.trains, 2)):
-            in_own_process(write_set, directory / name, examples, seed, args)
+            in_own_process(write, directory / name, examples, seed, args)
         sets = [f"--{name}_features={directory / name}" for name in ("train", "test")]
         words = [*sets, "--sum_positions", f"--k={args.k}", f"--memory_gb={args.memory_gb}", f"--output={directory / 'out'}"]
         measured = run(command("score", *words))
