@@ -20,10 +20,11 @@ from transforms.vectors import (
     BLOCK,
     QUAD,
     SKETCH,
-    SKETCH_ERROR,
+    SKETCH_COLUMNS,
     TILE,
     add_block,
     add_scaled_block,
+    add_sketches,
     at_least,
     at_most,
     borrowed,
@@ -33,7 +34,7 @@ from transforms.vectors import (
     dots,
     load_float64,
     lowest_bit,
-    multiply_block,
+    multiply_sketches,
     score_quad,
 )
 
@@ -55,7 +56,7 @@ _MANY_UNITS = 512
 # Tiles of test rows that share a block of training columns, which the processor's cache then holds.
 _TILES = 8
 
-NO_ROW = np.iinfo(np.int32).max
+NO_PLACE = np.iinfo(np.int32).max
 
 # How many outputs of a test example are taken as those that it is strongest in.
 STRONGEST = 4
@@ -85,8 +86,15 @@ def _inner(**options: Any) -> Callable[[Callable], Callable]:
 
 @_inner(inline="always")
 def _parts(n: int) -> int:
-    """Into how many parts `multiply_rows` cuts a sum of n terms, each of `PART` terms at most."""
+    """Into how many parts a float32 sum of n terms is cut, each of `PART` terms at most."""
     return -(-n // PART)
+
+
+@_inner(forceinline=True)
+def _part(n: int, part: int) -> tuple[int, int]:
+    """Where a part of a sum of n terms starts, and how many terms it has."""
+    width = -(-n // _parts(n))
+    return part * width, max(0, min(width, n - part * width))
 
 
 class Factors(NamedTuple):
@@ -97,7 +105,8 @@ class Factors(NamedTuple):
         lengths: √η_t ‖ĥ_t‖, [n, T] float64.
         negatives: the norm of ĥ_t's negative entries over ‖ĥ_t‖, rounded up, [n, T] float64. After a ReLU it is 0.
         sketches: [n, T, SKETCH] float32, ĥ_t over its length in as many orthonormal directions; or [n, T, 0], where nothing is sketched.
-        rests: the length of what is outside of these directions, rounded up, [n, T] float64.
+        rests: the length of what is outside of these directions, [n, T] float64, with room for all errors of sketches: a product of two
+            of these lengths is no less than what the product of two vectors may be off from that of their sketches.
         norms: n_t = √η_t ‖δ_t‖ ‖ĥ_t‖, [n, T] float64.
         norm: N = √self-influence, [n] float64.
         divisors: what normalisation divides this side's scores by, [n] float64.
@@ -174,7 +183,8 @@ class Pool(NamedTuple):
         bounds: [2, n, L] float64, upper bounds of candidates' scores times the test example's divisor.
         listed: [2, n, L] int32, their training rows.
         counts: [2, n] int64.
-        pilots: [2, n, P] int32, training rows that are searched before all others, ascending and perhaps repeated; `NO_ROW` fills up.
+        pilots: [2, n, P] int32, places in `Blocks.columns` of training rows that are searched before all others, ascending and perhaps
+            repeated; `NO_PLACE` fills up.
         tally: [n, 3] int64, pairs skipped in whole blocks, examined, and scored.
     """
 
@@ -332,7 +342,7 @@ def _bound_parts(test: _Addresses, train: _Addresses, row: int, work: _Work, n: 
                 against = min(1.0, load_float64(test.negatives, i) + load_float64(train.negatives, j))
                 highest, lowest = 1.0, -against
                 if test.sketched:
-                    outside = load_float64(test.rests, i) * load_float64(train.rests, j) + SKETCH_ERROR
+                    outside = load_float64(test.rests, i) * load_float64(train.rests, j)
                     highest, lowest = min(highest, work.dots[q] + outside), max(lowest, work.dots[q] - outside)
                 length = load_float64(test.lengths, i) * load_float64(train.lengths, j)
                 work.uppers[t, place] = max(towards * highest, towards * lowest) * length
@@ -468,6 +478,7 @@ def look_at_activations(
     activations: np.ndarray,
     lengths: np.ndarray,
     directions: np.ndarray,
+    error: float,
     first: int,
     last: int,
     negatives: np.ndarray,
@@ -476,38 +487,43 @@ def look_at_activations(
 ) -> None:
     """For rows `first` to `last` of activations [n, T, D] with these lengths [n, T], fills in the fields of `Factors`.
 
-    `directions` [T, R, D] float32 are orthonormal but for rounding, R being `SKETCH` or 0. Additions may come in any order, since all
-    is rounded up.
+    `directions` [T, D, SKETCH_COLUMNS] float32 are orthonormal but for rounding, zeros behind them; or there are none, [T, D, 0]. `error`
+    is of `scoring.sketch_error`. Additions may come in any order, since all is rounded up.
     """
     _, checkpoints, units = activations.shape
-    shares = np.empty(SKETCH)
-    for i in range(first, last):
+    scaled = np.zeros((TILE, units), np.float32)
+    sums = np.empty((TILE, SKETCH_COLUMNS), np.float32)
+    addresses = np.empty(TILE, np.uintp)
+    for start in range(first, last, TILE):
+        count = min(TILE, last - start)
         for t in range(checkpoints):
-            vector = activations[i, t]
-            least = np.float32(0)
-            for d in range(units):
-                least = min(least, vector[d])
-            negatives[i, t] = 0
-            if least < 0:
+            for place in range(count):
+                i = start + place
+                vector = activations[i, t]
+                inverse = 1 / lengths[i, t] if lengths[i, t] > 0 else 0.0
                 total = 0.0
                 for d in range(units):
-                    value = min(np.float32(0), vector[d])
-                    total += np.float64(value) * np.float64(value)
-                negatives[i, t] = min(1.0, np.sqrt(total) / lengths[i, t] * (1 + 1e-6))
-            if directions.shape[1]:
-                inverse = 1 / lengths[i, t] if lengths[i, t] > 0 else 0.0
-                for r in range(0, SKETCH, QUAD):
-                    at = directions.ctypes.data + np.uintp(4 * units * (t * SKETCH + r))
-                    size = np.uintp(4 * units)
-                    target = shares.ctypes.data + np.uintp(8 * r)
-                    dots(vector.ctypes.data, at, at + size, at + np.uintp(2) * size, at + np.uintp(3) * size, units, target)
+                    # To length 1, lest products underflow.
+                    value = inverse * np.float64(vector[d])
+                    scaled[place, d] = np.float32(value)
+                    value = min(value, 0.0)
+                    total += value * value
+                negatives[i, t] = min(1.0, np.sqrt(total) * (1 + 1e-6))
+            if not directions.shape[2]:
+                continue
+            sums[:] = 0
+            for part in range(_parts(units)):
+                begin, width = _part(units, part)
+                for place in range(TILE):
+                    addresses[place] = scaled.ctypes.data + np.uintp(4 * (place * units + begin))
+                columns = directions.ctypes.data + np.uintp(4 * SKETCH_COLUMNS * (t * units + begin))
+                add_sketches(addresses.ctypes.data, width, columns, sums.ctypes.data)
+            for place in range(count):
                 total = 0.0
                 for r in range(SKETCH):
-                    share = shares[r] * inverse
-                    sketches[i, t, r] = np.float32(share)
-                    total += share * share
-                # Rounded, 24 directions are off by 5 · 2⁻²⁴ together, and the square of a part of length 1 by twice that.
-                rests[i, t] = np.sqrt(max(0.0, 1 - total) + 1e-6)
+                    sketches[start + place, t, r] = sums[place, r]
+                    total += np.float64(sums[place, r]) * np.float64(sums[place, r])
+                rests[start + place, t] = np.sqrt(max(0.0, 1 - total) + error)
 
 
 @compiled()
@@ -594,38 +610,35 @@ def _magnitude(value: float) -> int:
     return min(255, max(1, exponent + 250))
 
 
-@compiled()
-def strongest_rows(
-    loss_grads: np.ndarray, lengths: np.ndarray, scales: np.ndarray, columns: np.ndarray, first: int, last: int, rows: np.ndarray
-) -> None:
-    """For outputs `first` to `last`, the training rows with the largest `Σ_t √η_t ‖ĥ_t‖ δ_tc`, above and below zero: rows [2, C, P].
+@compiled(fastmath={"nnan", "nsz", "contract", "reassoc"})
+def strongest_places(blocks: Blocks, first: int, last: int, places: np.ndarray) -> None:
+    """For outputs `first` to `last`, where the largest `Σ_t √η_t ‖ĥ_t‖ δ_tc` are, above and below zero: places in `columns` [2, C, P].
 
-    Places without a row hold −1.
+    Where there are fewer, the rest is −1. Sums are in float32; what is a little weaker serves as well.
     """
-    checkpoints = loss_grads.shape[1]
-    places = rows.shape[2]
-    held = np.empty((2, last - first, places), np.float64)
-    least = np.empty((2, last - first), np.int64)
-    sums = np.empty(last - first, np.float64)
-    held[:], least[:], rows[:, first:last] = 0, 0, -1
-    for j in columns:
-        sums[:] = 0
-        for t in range(checkpoints):
-            factor = lengths[j, t] * scales[j]
-            for c in range(first, last):
-                sums[c - first] += factor * loss_grads[j, t, c]
-        for c in range(last - first):
-            sign = 0 if sums[c] > 0 else 1
-            value = abs(sums[c])
-            place = least[sign, c]
-            if value > held[sign, c, place]:
-                held[sign, c, place] = value
-                rows[sign, first + c, place] = j
-                place = 0
-                for other in range(1, places):
-                    if held[sign, c, other] < held[sign, c, place]:
-                        place = other
-                least[sign, c] = place
+    checkpoints, most = blocks.loss_grads.shape[1], places.shape[2]
+    held = np.zeros((2, last - first, most), np.float64)
+    least = np.zeros((2, last - first), np.int64)
+    places[:, first:last] = -1
+    sums = np.empty(BLOCK, np.float32)
+    for block in range(len(blocks.units)):
+        for c in range(first, last):
+            sums[:] = 0
+            for t in range(checkpoints):
+                for column in range(BLOCK):
+                    sums[column] += blocks.loss_grads[block, t, c, column]
+            for column in range(min(BLOCK, len(blocks.columns) - block * BLOCK)):
+                value = np.float64(sums[column]) * blocks.units[block]
+                sign = 0 if value > 0 else 1
+                place = least[sign, c - first]
+                if abs(value) > held[sign, c - first, place]:
+                    held[sign, c - first, place] = abs(value)
+                    places[sign, c, place] = block * BLOCK + column
+                    place = 0
+                    for other in range(1, most):
+                        if held[sign, c - first, other] < held[sign, c - first, place]:
+                            place = other
+                    least[sign, c - first] = place
 
 
 @_inner(inline="always")
@@ -679,7 +692,7 @@ def _sink(scores: np.ndarray, rows: np.ndarray, ranks: np.ndarray, n: int) -> No
         place = child
 
 
-@_inner()
+@_inner(forceinline=True)
 def _score(
     pool: Pool, i: int, test: _Addresses, train: _Addresses, row: int, work: _Work, n: int, rates: np.ndarray, ranks: np.ndarray
 ) -> None:
@@ -839,46 +852,55 @@ def _row_terms(terms: Terms, i: int) -> tuple[Any, ...]:
 
 
 def choose_by_outputs(pool: Pool, rows: np.ndarray, chosen: np.ndarray, outputs: np.ndarray, strongest: np.ndarray) -> None:
-    """Makes the pilots of the rows `chosen`: the training rows that are strongest in the outputs that a test row is strongest in.
+    """Makes the pilots of the rows `chosen`: what is strongest in the outputs that a test row is strongest in.
 
-    `outputs` is of `strongest_outputs`, `strongest` of `strongest_rows`.
+    `outputs` is of `strongest_outputs`, `strongest` of `strongest_places`.
     """
     places = np.flatnonzero(chosen)
     codes = outputs[rows[places]]
     for sign in range(2):
         pilots = strongest[sign ^ (codes & 1), codes >> 1]
-        pilots[(pilots < 0) | (codes < 0)[:, :, None]] = NO_ROW
+        pilots[(pilots < 0) | (codes < 0)[:, :, None]] = NO_PLACE
         width = pilots.shape[1] * pilots.shape[2]
         pool.pilots[sign, places, :width] = np.sort(pilots.reshape(len(places), width))
 
 
-def choose_by_leaders(pool: Pool, rows: np.ndarray, chosen: np.ndarray, leaders: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+def choose_by_leaders(
+    pool: Pool, rows: np.ndarray, chosen: np.ndarray, leaders: np.ndarray, outputs: np.ndarray, places: np.ndarray
+) -> np.ndarray:
     """Makes the pilots of the rows `chosen`: the best of the pool's rows `leaders`, ascending, before and after each.
 
     Of those alone that are strongest in the same output; returns which of the rows have such a leader, [n] bool. `outputs` is of
-    `strongest_outputs`.
+    `strongest_outputs`; `places` are of training rows, in `Blocks.columns`.
     """
     led = np.zeros(len(chosen), bool)
     k = pool.scores.shape[2]
-    following = np.searchsorted(leaders, np.arange(len(chosen)))
+    before = np.searchsorted(leaders, np.arange(len(chosen)))
     for side in range(2):
-        near = following - 1 + side
-        places = np.flatnonzero(chosen & (near >= 0) & (near < len(leaders)))
-        leading = leaders[near[places]]
-        same = outputs[rows[leading], STRONGEST - 1] == outputs[rows[places], STRONGEST - 1]
-        places, leading = places[same], leading[same]
-        best = np.where(np.arange(k) < pool.filled[:, leading, None], pool.rows[:, leading], NO_ROW)
-        pool.pilots[:, places, side * k : (side + 1) * k] = best
-        led[places] = True
+        near = before - 1 + side
+        following = np.flatnonzero(chosen & (near >= 0) & (near < len(leaders)))
+        leading = leaders[near[following]]
+        same = outputs[rows[leading], STRONGEST - 1] == outputs[rows[following], STRONGEST - 1]
+        following, leading = following[same], leading[same]
+        best = np.where(np.arange(k) < pool.filled[:, leading, None], places[pool.rows[:, leading]], NO_PLACE)
+        pool.pilots[:, following, side * k : (side + 1) * k] = best
+        led[following] = True
     pool.pilots[:, led] = np.sort(pool.pilots[:, led])
     return led
 
 
 @compiled()
 def search_pilots(
-    pool: Pool, test: Factors, rows: np.ndarray, train: Factors, chosen: np.ndarray, rates: np.ndarray, ranks: np.ndarray
+    pool: Pool,
+    test: Factors,
+    rows: np.ndarray,
+    train: Factors,
+    columns: np.ndarray,
+    chosen: np.ndarray,
+    rates: np.ndarray,
+    ranks: np.ndarray,
 ) -> None:
-    """Searches the pilots of the rows `chosen` [n]."""
+    """Searches the pilots of the rows `chosen` [n]; `columns` are of `Blocks`."""
     one, other = _addresses(test), _addresses(train)
     held = _work(one.checkpoints)
     work = borrowed(held)
@@ -889,16 +911,16 @@ def search_pilots(
         count = 0
         for sign in range(2):
             for place in range(pool.pilots.shape[2]):
-                j = np.int64(pool.pilots[sign, i, place])
-                if j == NO_ROW:
+                pilot = pool.pilots[sign, i, place]
+                if pilot == NO_PLACE:
                     break
-                if place > 0 and j == pool.pilots[sign, i, place - 1]:
+                if place > 0 and pilot == pool.pilots[sign, i, place - 1]:
                     continue
                 if count == _ROOM:
                     _score(pool, i, one, other, rows[i], work, count, rates, ranks)
                     count = 0
                 pool.tally[i, 1] += 1
-                work.codes[count] = 2 * j + sign
+                work.codes[count] = 2 * np.int64(columns[pilot]) + sign
                 count += 1
         _score(pool, i, one, other, rows[i], work, count, rates, ranks)
     _hold(held)
@@ -1004,7 +1026,9 @@ def search_blocks(
     work = borrowed(held)
     bounds = np.empty((2, BLOCK), np.float32)
     masks = np.zeros(len(chosen), np.uint64)
+    reached = np.zeros((2, len(chosen)), np.int64)
     waiting = np.empty(TILE, np.int64)
+    sketches = np.empty(TILE, np.uintp)
     cosines = np.empty((TILE, one.checkpoints, BLOCK), np.float32)
     pool, terms, blocks, rates, ranks = borrowed(pool), borrowed(terms), borrowed(blocks), borrowed(rates), borrowed(ranks)
     for page in range(first, last):
@@ -1020,46 +1044,57 @@ def search_blocks(
             for i in range(len(chosen) + 1):
                 if i < len(chosen) and chosen[i]:
                     if masks[i] >> np.uint64(place) & np.uint64(1):
-                        waiting[count] = i
-                        count += 1
+                        above, below = _passing_columns(pool, i, one, rows[i], blocks, block, terms, np.uintp(0), margin, bounds)
+                        if one.sketched:
+                            waiting[count] = i
+                            count += (above | below) != 0
+                        elif above | below:
+                            _search_columns(pool, i, one, other, rows[i], blocks, block, above, below, reached, work, rates, ranks)
                     else:
                         pool.tally[i, 0] += count_bits(columns)
                 if count < TILE and (i < len(chosen) or count == 0):
                     continue
                 # Rows that wait share the block's sketches.
-                if one.sketched:
-                    _multiply_sketches(one, rows, blocks, block, waiting, count, cosines)
+                for own in range(TILE):
+                    sketches[own] = _vector(one.sketches, rows[waiting[min(own, count - 1)]] * one.checkpoints, SKETCH)
+                theirs = _vector(blocks.sketches.ctypes.data, block * one.checkpoints * SKETCH, BLOCK)
+                multiply_sketches(one.checkpoints, sketches.ctypes.data, theirs, cosines.ctypes.data)
                 for own in range(count):
                     at = waiting[own]
-                    row = rows[at]
-                    limits = (_limit(pool, 0, at, test.divisors[row]), _limit(pool, 1, at, test.divisors[row]))
-                    levels = _levels(limits, blocks.units[block] * test.norm[row], margin)
-                    known = cosines.ctypes.data + np.uintp(4 * BLOCK * one.checkpoints * own) if one.sketched else np.uintp(0)
-                    bound_block(blocks, block, terms, row, known, bounds.ctypes.data, bounds.ctypes.data + np.uintp(4 * BLOCK))
-                    above = at_least(bounds.ctypes.data, levels[0]) & columns
-                    below = at_least(bounds.ctypes.data + np.uintp(4 * BLOCK), levels[1]) & columns
+                    known = cosines.ctypes.data + np.uintp(4 * BLOCK * one.checkpoints * own)
+                    above, below = _passing_columns(pool, at, one, rows[at], blocks, block, terms, known, margin, bounds)
                     if above | below:
-                        _search_columns(pool, at, one, other, row, blocks, block, above, below, work, rates, ranks)
+                        _search_columns(pool, at, one, other, rows[at], blocks, block, above, below, reached, work, rates, ranks)
                 count = 0
     _hold(held)
 
 
-@_inner()
-def _multiply_sketches(
-    test: _Addresses, rows: np.ndarray, blocks: Blocks, block: int, waiting: np.ndarray, count: int, cosines: np.ndarray
-) -> None:
-    """The products of the sketches of `count` rows of the pool that wait with those of a block: cosines [TILE, T, BLOCK]."""
-    addresses = np.empty(TILE, np.uintp)
-    for t in range(test.checkpoints):
-        for place in range(TILE):
-            row = rows[waiting[min(place, count - 1)]]
-            addresses[place] = _vector(test.sketches, row * test.checkpoints + t, SKETCH)
-        vectors = blocks.sketches.ctypes.data + np.uintp(4 * SKETCH * BLOCK * (block * test.checkpoints + t))
-        products, stride = cosines.ctypes.data + np.uintp(4 * BLOCK * t), 4 * BLOCK * test.checkpoints
-        multiply_block(addresses.ctypes.data, SKETCH, vectors, products, stride)
+@_inner(forceinline=True)
+def _passing_columns(
+    pool: Pool,
+    i: int,
+    test: _Addresses,
+    row: int,
+    blocks: Blocks,
+    block: int,
+    terms: Terms,
+    cosines: int,
+    margin: float,
+    bounds: np.ndarray,
+) -> tuple[np.uint64, np.uint64]:
+    """Which columns of a block may be proponents of the pool's row i (test row `row`), and which opponents, but for its pilots.
+
+    `cosines` as for `bound_block`; `bounds` [2, BLOCK] float32 is room.
+    """
+    divisor = load_float64(test.divisors, row)
+    limits = (_limit(pool, 0, i, divisor), _limit(pool, 1, i, divisor))
+    levels = _levels(limits, blocks.units[block] * load_float64(test.norm, row), margin)
+    bound_block(blocks, block, terms, row, cosines, bounds.ctypes.data, bounds.ctypes.data + np.uintp(4 * BLOCK))
+    columns = _columns(blocks, block)
+    return at_least(bounds.ctypes.data, levels[0]) & columns, at_least(bounds.ctypes.data + np.uintp(4 * BLOCK), levels[1]) & columns
 
 
-@_inner()
+@_inner(forceinline=True)
 def _search_columns(
     pool: Pool,
     i: int,
@@ -1070,34 +1105,39 @@ def _search_columns(
     block: int,
     above: np.uint64,
     below: np.uint64,
+    reached: np.ndarray,
     work: _Work,
     rates: np.ndarray,
     ranks: np.ndarray,
 ) -> None:
-    """Scores the columns of a block that pass, above or below, for the pool's row i, but for its pilots."""
+    """Scores the columns of a block that pass, above or below, for the pool's row i, but for its pilots; `reached` is of `_pilots`."""
     count = 0
     for sign in range(2):
-        mask = above if sign == 0 else below
+        mask = (above if sign == 0 else below) & ~_pilots(pool, sign, i, block, reached)
         while mask:
             j = np.int64(blocks.columns[block * BLOCK + lowest_bit(mask)])
             mask &= mask - np.uint64(1)
-            if not _holds(pool.pilots[sign, i], j):
-                work.codes[count] = 2 * j + sign
-                count += 1
+            work.codes[count] = 2 * j + sign
+            count += 1
     pool.tally[i, 1] += count
     _score(pool, i, test, train, row, work, count, rates, ranks)
 
 
 @_inner(forceinline=True)
-def _holds(ascending: np.ndarray, row: int) -> bool:
-    low, high = 0, len(ascending)
-    while low < high:
-        middle = (low + high) // 2
-        if ascending[middle] < row:
-            low = middle + 1
-        else:
-            high = middle
-    return low < len(ascending) and ascending[low] == row
+def _pilots(pool: Pool, sign: int, i: int, block: int, reached: np.ndarray) -> np.uint64:
+    """Which columns of a block are among the pilots of the pool's row i: a bit mask.
+
+    Blocks are asked for in their order: `reached` [2, n] is how many pilots were before the block that was asked for last.
+    """
+    mask, first = np.uint64(0), block * BLOCK
+    while reached[sign, i] < pool.pilots.shape[2]:
+        place = np.int64(pool.pilots[sign, i, reached[sign, i]])
+        if place >= first + BLOCK:
+            break
+        if place >= first:
+            mask |= np.uint64(1) << np.uint64(place - first)
+        reached[sign, i] += 1
+    return mask
 
 
 def give_up(pool: Pool, chosen: np.ndarray) -> None:
@@ -1106,7 +1146,7 @@ def give_up(pool: Pool, chosen: np.ndarray) -> None:
     proven = np.where(full, np.maximum(pool.floors, pool.scores[:, :, 0]), pool.floors)
     pool.floors[:, ~chosen] = proven[:, ~chosen]
     pool.filled[:, ~chosen] = 0
-    pool.pilots[:, ~chosen] = NO_ROW
+    pool.pilots[:, ~chosen] = NO_PLACE
 
 
 @compiled()
@@ -1156,13 +1196,6 @@ def multiply_rows(
 def _ahead(columns: int, width: int, turn: int) -> Any:
     """The address of what a tile, the turn-th of a part of a block, brings into the cache of the next part, which follows in memory."""
     return columns + np.uintp(4 * BLOCK * width + AHEAD * width * turn)
-
-
-@_inner(forceinline=True)
-def _part(n: int, part: int) -> tuple[int, int]:
-    """Where a part of a sum of n terms starts, and how many terms it has."""
-    width = -(-n // _parts(n))
-    return part * width, max(0, min(width, n - part * width))
 
 
 @_inner(forceinline=True)

@@ -28,16 +28,16 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from transforms import kernels
-from transforms.kernels import NO_ROW, PAGE, STRONGEST, Blocks, Factors, Pool, Terms
+from transforms.kernels import NO_PLACE, PAGE, STRONGEST, Blocks, Factors, Pool, Terms
 from transforms.records import Features
-from transforms.scoring import Scoring, bound_margin, product_margin, self_influence
+from transforms.scoring import Scoring, bound_margin, product_margin, self_influence, sketch_error
 from transforms.thresholds import nth
 from transforms.topk import Ranking, TopK, concatenate, cut
-from transforms.vectors import BLOCK, SKETCH
+from transforms.vectors import BLOCK, SKETCH, SKETCH_COLUMNS
 
-# Test examples that go through the blocks together: enough that blocks are read from memory seldom, few enough that a processor's cache
-# holds their vectors.
-_GROUP_TESTS = 512
+# Test examples that go through the blocks together, at most and, so that threads end together, at least: enough that blocks are read from
+# memory seldom, few enough that a processor's cache holds their vectors.
+_GROUP_TESTS, _FEWEST_TESTS = 512, 64
 
 # What the heaps and lists of the groups in work may take; for a large k they have fewer test examples.
 _POOL_BYTES = 96 << 20
@@ -54,6 +54,10 @@ _TERM_COST, _EXACT_COST = 2.0, 8.0
 # Rows whose activations are sampled for the directions of sketches, iterations to find them, and the part of the squared length that may
 # be outside of them for sketches to be of use.
 _SKETCH_SAMPLE, _SKETCH_ITERATIONS, _SKETCH_REST = 1024, 2, 0.4
+
+# Rows of the sample that are multiplied at once, if that is a small product. OpenBLAS shares out products of more terms than the second
+# among threads, which then wait for others, busily, and take tens of milliseconds from ours.
+_SMALL, _SHARED_PRODUCT = 64, 1 << 18
 
 # Training examples that are kept as strongest of each output and sign, at most: so many over all outputs, but not fewer than the second.
 # With fewer than k a pilot proves little; to keep them takes the longer, the more there are.
@@ -106,12 +110,14 @@ def _factors(features: Features, scoring: Scoring, divides: bool, directions: np
     activations = np.ascontiguousarray(features.activations, np.float32)
     lengths = np.sqrt(np.asarray(scoring.learning_rates)) * features.activation_norms
     negatives = np.zeros(lengths.shape)
-    sketches, rests = np.zeros((*lengths.shape, directions.shape[1]), np.float32), np.zeros(lengths.shape)
+    _, units, sketched = directions.shape
+    sketches, rests = np.empty((*lengths.shape, SKETCH if sketched else 0), np.float32), np.zeros(lengths.shape)
     norm = np.sqrt(self_influence(features, scoring.learning_rates))
+    error = sketch_error(SKETCH, units)
     _threads().share(
         len(features),
         lambda first, last: kernels.look_at_activations(
-            activations, features.activation_norms, directions, first, last, negatives, sketches, rests
+            activations, features.activation_norms, directions, error, first, last, negatives, sketches, rests
         ),
     )
     divisors = norm if divides else np.ones(len(norm))
@@ -120,7 +126,7 @@ def _factors(features: Features, scoring: Scoring, divides: bool, directions: np
 
 def score_pairs(test: Features, train: Features, tests: np.ndarray, trains: np.ndarray, scoring: Scoring) -> np.ndarray:
     """`scoring.canonical_scores` of P pairs, rows `tests` and `trains` [P], the same bits, compiled and on all cores: [P] float64."""
-    nothing = np.empty((len(scoring.learning_rates), 0, test.activations.shape[2]), np.float32)
+    nothing = np.empty((*test.activations.shape[1:], 0), np.float32)
     sides = (_factors(test, scoring, scoring.divides_test, nothing), _factors(train, scoring, scoring.divides_train, nothing))
     rates = np.asarray(scoring.learning_rates, np.float64)
     scores = np.empty(len(tests))
@@ -133,27 +139,29 @@ def score_pairs(test: Features, train: Features, tests: np.ndarray, trains: np.n
 
 
 def _directions(train: Features, none: bool) -> np.ndarray:
-    """Orthonormal directions in which the activations of strong training examples lie: [T, R, D] float32.
+    """Orthonormal directions in which the activations of strong training examples lie: [T, D, SKETCH_COLUMNS] float32, filled up by zeros.
 
-    Found by subspace iteration on a sample; any are valid, better ones leave less outside. R is 0 where they would tell little, or `none`
-    are wanted.
+    Found by subspace iteration on a sample; any are valid, better ones leave less outside. There are none, [T, D, 0], where they would
+    tell little, or `none` are wanted.
     """
     _, checkpoints, units = train.activations.shape
-    nothing = np.empty((checkpoints, 0, units), np.float32)
+    nothing = np.empty((checkpoints, units, 0), np.float32)
     if none or units <= 2 * SKETCH:
         return nothing
-    rows = np.linspace(0, len(train) - 1, min(len(train), _SKETCH_SAMPLE)).astype(np.int64)
-    found = np.empty((checkpoints, SKETCH, units), np.float32)
+    size = min(len(train), _SKETCH_SAMPLE)
+    step = _SMALL if size >= _SMALL and units * SKETCH * _SMALL < _SHARED_PRODUCT else size
+    rows = np.linspace(0, len(train) - 1, size // step * step).astype(np.int64).reshape(-1, step)
+    found = np.zeros((checkpoints, units, SKETCH_COLUMNS), np.float32)
     outside = []
     for t in range(checkpoints):
         lengths = train.activation_norms[rows, t]
-        sample = train.activations[rows, t] * _inverse(lengths)[:, None]
+        sample = train.activations[rows, t] * _inverse(lengths)[..., None]
         strength = train.loss_grad_norms[rows, t] * lengths
-        weighted = sample * (strength / max(strength.max(), 1e-300))[:, None]
+        weighted = sample * (strength / max(strength.max(), 1e-300))[..., None]
         basis = np.random.default_rng(0).standard_normal((units, SKETCH))
         for _ in range(_SKETCH_ITERATIONS):
-            basis = np.linalg.qr(weighted.T @ (weighted @ basis))[0]
-        found[t] = basis.T
+            basis = np.linalg.qr((weighted.swapaxes(1, 2) @ (weighted @ basis)).sum(0))[0]
+        found[t, :, :SKETCH] = basis
         outside.append(np.median(1 - np.square(sample @ basis).sum(-1)))
     return found if np.mean(outside) < _SKETCH_REST else nothing
 
@@ -176,6 +184,8 @@ class _Chunk:
         strength = np.zeros(len(alive)) if self._normalized else np.frexp(norm[alive])[1] // 2
         order = np.lexsort((outputs[alive, 1], outputs[alive, 0], -strength))
         self.columns = alive[order].astype(np.int32)
+        self.places = np.empty(len(norm), np.int32)
+        self.places[self.columns] = np.arange(len(self.columns), dtype=np.int32)
         self._scales = _inverse(norm) if self._normalized else np.ones(len(norm))
         self.ranks = np.empty(len(train), np.int32)
         self.ranks[np.argsort(train.example_ids, kind="stable")] = np.arange(len(train), dtype=np.int32)
@@ -222,15 +232,12 @@ class _Chunk:
         _threads().share(len(blocks), lambda first, last: kernels.cut_blocks(blocks, first, last, vectors, factors, units, self.columns))
 
     def strongest(self, most: int) -> np.ndarray:
-        """See `kernels.strongest_rows`."""
-        factors = self.factors
-        outputs = factors.loss_grads.shape[2]
-        rows = np.empty((2, outputs, most), np.int32)
-        _threads().share(
-            outputs,
-            lambda first, last: kernels.strongest_rows(factors.loss_grads, factors.lengths, self._scales, self.columns, first, last, rows),
-        )
-        return rows
+        """See `kernels.strongest_places`."""
+        blocks = self.blocks
+        outputs = blocks.loss_grads.shape[2]
+        found = np.empty((2, outputs, most), np.int32)
+        _threads().share(outputs, lambda first, last: kernels.strongest_places(blocks, first, last, found))
+        return found
 
 
 def _inverse(lengths: np.ndarray) -> np.ndarray:
@@ -401,19 +408,17 @@ class Search:
         dense = self._alive.copy()
         sieve = None if self._dense else _Sieve(chunk, self._scoring.k, pilots=not (self.floors[:, self._alive] > 0).all())
         if sieve and self._pays(chunk, sieve):
-            groups = self._groups(self._tests.order, chunk, _GROUP_TESTS, _threads().count)
-            for part in _threads().map(lambda rows: self._search_blocks(rows, chunk, sieve, 1.0), groups):
-                found.append(self._account(part))
-                dense[part.rows] = part.left
-                yield (len(part.rows) - int(part.left.sum())) * len(train)
-            few = self._tests.order[dense[self._tests.order]]
-            if len(few) < min(_BLOCK_TESTS, len(self._test)) / 4:
-                # Not worth cutting all activations for.
-                for rows in self._groups(few, chunk, _GROUP_TESTS, 1):
-                    part = self._search_blocks(rows, chunk, sieve, np.inf)
+            rows = self._tests.order
+            for most in (1.0, np.inf):
+                groups = self._groups(rows, chunk, _GROUP_TESTS, _threads().count)
+                for part in _threads().map(functools.partial(self._search_blocks, chunk=chunk, sieve=sieve, most=most), groups):
                     found.append(self._account(part))
-                    dense[rows] = part.left
-                    yield len(rows) * len(train)
+                    dense[part.rows] = part.left
+                    yield (len(part.rows) - int(part.left.sum())) * len(train)
+                rows = rows[dense[rows]]
+                if len(rows) >= min(_BLOCK_TESTS, len(self._test)) / 4:
+                    break
+                # Else so few are left that it is not worth cutting all activations for them.
         for rows in self._groups(np.flatnonzero(dense), chunk, _BLOCK_TESTS, 1):
             yield from self._search_products(rows, chunk, found)
             yield len(rows) * (len(train) - len(chunk))
@@ -428,8 +433,14 @@ class Search:
             self.counts[name] += count
 
     def _groups(self, rows: np.ndarray, chunk: _Chunk, most: int, at_once: int) -> list[np.ndarray]:
-        size = int(np.clip(_POOL_BYTES // at_once // (8 * (5 * self._scoring.k + 3 * (self._room(chunk) + BLOCK))), 16, most))
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
+        """Cuts test rows into groups, `at_once` of which are in work; where it is more than one, the last are smaller, to end together."""
+        most = int(np.clip(_POOL_BYTES // at_once // (8 * (5 * self._scoring.k + 3 * (self._room(chunk) + BLOCK))), 16, most))
+        groups = []
+        while len(rows):
+            size = most if at_once == 1 else int(np.clip(len(rows) // (2 * at_once), min(_FEWEST_TESTS, most), most))
+            groups.append(rows[:size])
+            rows = rows[size:]
+        return groups
 
     def _room(self, chunk: _Chunk) -> int:
         """How many candidates of a test example are listed before they are sifted."""
@@ -447,7 +458,7 @@ class Search:
             np.empty((2, n, most)),
             np.empty((2, n, most), np.int32),
             np.zeros((2, n), np.int64),
-            np.full((2, n, pilot), NO_ROW, np.int32),
+            np.full((2, n, pilot), NO_PLACE, np.int32),
             np.zeros((n, 3), np.int64),
         )
 
@@ -462,7 +473,7 @@ class Search:
         pool = self._pool(rows, chunk, sieve.strongest.shape[2] * STRONGEST)
         unknown = np.any(self.floors[:, rows] <= 0, axis=0)
         kernels.choose_by_outputs(pool, everyone, unknown, few.outputs, sieve.strongest)
-        kernels.search_pilots(pool, few.factors, everyone, chunk.factors, unknown, self._rates, chunk.ranks)
+        kernels.search_pilots(pool, few.factors, everyone, chunk.factors, chunk.columns, unknown, self._rates, chunk.ranks)
         self._count(_tallied(pool))
         return bool((self._costs(pool, few, everyone, chunk, np.ones(len(rows), bool), 0) <= _HOPELESS).any())
 
@@ -502,7 +513,7 @@ class Search:
             kernels.search_blocks(pool, test, rows, tests.terms, train, blocks, chosen, rates, ranks, first, last, self._bound_margin)
 
         kernels.choose_by_outputs(pool, rows, leads, tests.outputs, sieve.strongest)
-        kernels.search_pilots(pool, test, rows, train, leads, rates, ranks)
+        kernels.search_pilots(pool, test, rows, train, chunk.columns, leads, rates, ranks)
         chosen = leads & (cost(leads, 0) <= most * _HOPELESS)
         search(chosen, 0, first)
         if first < last:
@@ -510,14 +521,14 @@ class Search:
             search(chosen, first, last)
         followers = alive & ~leads
         if 2 * chosen.sum() >= leads.sum():
-            led = kernels.choose_by_leaders(pool, rows, followers & ~known, np.flatnonzero(chosen), tests.outputs)
-            kernels.search_pilots(pool, test, rows, train, led, rates, ranks)
+            led = kernels.choose_by_leaders(pool, rows, followers & ~known, np.flatnonzero(chosen), tests.outputs, chunk.places)
+            kernels.search_pilots(pool, test, rows, train, chunk.columns, led, rates, ranks)
             # Where leaders tell too little, outputs may tell more.
             costs = cost(followers & (known | led), 0)
             weak = followers & ~known & ~(costs <= _WEAK)
             kernels.give_up(pool, ~weak)
             kernels.choose_by_outputs(pool, rows, weak, tests.outputs, sieve.strongest)
-            kernels.search_pilots(pool, test, rows, train, weak, rates, ranks)
+            kernels.search_pilots(pool, test, rows, train, chunk.columns, weak, rates, ranks)
             followers &= np.where(weak, cost(weak, 0), costs) <= most
             search(followers, 0, last)
             chosen |= followers
@@ -567,15 +578,19 @@ class Search:
 
     def _take(self, found: Sequence[list[_Found]], chunk: _Chunk) -> None:
         """Merges what was found in a chunk with what was known before, and raises the floors."""
-        for sign, before in enumerate(self._best):
+
+        def merge(sign: int) -> Ranking:
             rows, scores, trains = (np.concatenate(arrays) for arrays in zip(*(part[sign] for part in found), strict=True))
             order = _by_row(rows, len(self._test))
             trains = trains[order]
             best = Ranking(rows[order], scores[order], chunk.features.example_ids[trains], chunk.features.labels[trains])
+            before = self._best[sign]
             if before is not None:
                 best = cut(concatenate([before, best]), self._scoring.k)
-            self._best[sign] = best
             self.floors[sign] = np.maximum(self.floors[sign], nth(best, len(self._test), self._scoring.k))
+            return best
+
+        self._best = list(_threads().map(merge, range(2)))
 
     def result(self) -> TopK:
         """The top k of what was scanned; rows are those of the test examples."""

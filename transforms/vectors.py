@@ -8,6 +8,7 @@ calls do, and threads would wait for each other's counting.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -30,14 +31,10 @@ TILE, QUAD = 6, 4
 AHEAD = 4 * BLOCK // 8
 
 # Of a block's columns, those whose sums are in registers at once, beside TILE rows: by the 32 long or the 16 short registers there are.
-_TILE_COLUMNS = BLOCK if llvm.get_host_cpu_features().get("avx512f") else LANES
+_AT_ONCE = BLOCK if llvm.get_host_cpu_features().get("avx512f") else LANES
 
-# Directions of a sketch: more leave less outside, and take longer.
-SKETCH = 24
-
-# Error of a float32 product of two sketches of length 1 at most, whose entries and directions were rounded, γ(SKETCH + 3) + 8e-7, and that
-# of the product of the rests.
-SKETCH_ERROR = 4e-6
+# Directions of a sketch: more leave less outside, and take longer. In memory, zeros fill them up to whole vectors.
+SKETCH, SKETCH_COLUMNS = 24, 32
 
 _f32, _f64, _i32, _i64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
 _floats, _doubles = ir.VectorType(_f32, LANES), ir.VectorType(_f64, LANES)
@@ -273,70 +270,120 @@ def score_quad(
     return types.void(types.intp, _ROWS, types.intp, _ROWS, types.intp, types.uintp, types.uintp), generate
 
 
-def _multiply(finish: Callable, fetches: bool = False) -> Callable:
-    """Code that multiplies `TILE` vectors of length n, given by an array of addresses, with a block [n, BLOCK].
+def _multiply(code: _Code, vectors: Sequence[Any], n: Any, block: Any, finish: Callable, width: int = BLOCK, ahead: Any = None) -> None:
+    """Code that multiplies `TILE` vectors of length n, given by their addresses, with a block [n, width].
 
-    `finish(code, sum, row, column, *more)` makes code that takes the sums of `LANES` columns. Where it `fetches`, an address comes before
-    `more`, from which on `n * AHEAD` bytes are brought into the cache meanwhile.
+    `finish(sum, row, column)` makes code that takes the sums of `LANES` columns. `ahead`, if given, is an address from which on `n * AHEAD`
+    bytes are brought into the cache meanwhile.
     """
+    builder = code.builder
+    at_once = min(width, _AT_ONCE)
+    sums = [code.variables(at_once // LANES, _floats) for _ in range(TILE)]
+    for first in range(0, width, at_once):
+        for row in sums:
+            code.clear(row)
+        with cgutils.for_range(builder, n) as loop:
+            start = builder.add(builder.mul(loop.index, _number(width)), _number(first))
+            columns = [code.at(block, builder.add(start, _number(place)), _floats) for place in range(0, at_once, LANES)]
+            if ahead is not None:
+                code.fetch(ahead, loop.index, AHEAD)
+            for vector, row in zip(vectors, sums, strict=True):
+                factor = code.spread(code.at(vector, loop.index, _f32))
+                for variable, column in zip(row, columns, strict=True):
+                    code.add_product(variable, factor, column)
+        for place, row in enumerate(sums):
+            for column, variable in enumerate(row):
+                finish(builder.load(variable), place, _number(first + column * LANES))
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        code = _Code(builder)
-        addresses, n, block, *more = arguments
-        ahead = more.pop(0) if fetches else None
-        vectors = [code.at(addresses, _number(place), _i64, 8) for place in range(TILE)]
-        count = _TILE_COLUMNS // LANES
-        sums = [code.variables(count, _floats) for _ in range(TILE)]
-        for first in range(0, BLOCK, _TILE_COLUMNS):
-            for row in sums:
-                code.clear(row)
-            with cgutils.for_range(builder, n) as loop:
-                start = builder.add(builder.mul(loop.index, _number(BLOCK)), _number(first))
-                columns = [code.at(block, builder.add(start, _number(place * LANES)), _floats) for place in range(count)]
-                if ahead is not None:
-                    code.fetch(ahead, loop.index, AHEAD)
-                for vector, row in zip(vectors, sums, strict=True):
-                    factor = code.spread(code.at(vector, loop.index, _f32))
-                    for variable, column in zip(row, columns, strict=True):
-                        code.add_product(variable, factor, column)
-            for place, row in enumerate(sums):
-                for column, variable in enumerate(row):
-                    finish(code, builder.load(variable), place, _number(first + column * LANES), *more)
-        return context.get_dummy_value()
 
-    return generate
+def _tile(code: _Code, addresses: Any) -> list[Any]:
+    """The `TILE` addresses in an array."""
+    return [code.at(addresses, _number(place), _i64, 8) for place in range(TILE)]
 
 
 @intrinsic
-def multiply_block(_context: Any, vectors: Any, n: Any, block: Any, products: Any, stride: Any) -> Any:
-    """The float32 products of `TILE` vectors of length n with a block [n, BLOCK], into `products`, whose rows are `stride` bytes apart."""
+def multiply_sketches(_context: Any, checkpoints: Any, sketches: Any, block: Any, products: Any) -> Any:
+    """The float32 products of sketches with those of a block [T, SKETCH, BLOCK], into `products` [TILE, T, BLOCK].
 
-    def finish(code: _Code, total: Any, row: int, column: Any, products: Any, stride: Any) -> None:
-        code.put(total, code.builder.add(products, code.builder.mul(stride, _number(row))), column)
+    `sketches` are the addresses of `TILE` sketches [T, SKETCH].
+    """
 
-    return types.void(types.uintp, types.intp, types.uintp, types.uintp, types.intp), _multiply(finish)
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        checkpoints, addresses, block, products = arguments
+        code = _Code(builder)
+        vectors = _tile(code, addresses)
+        with cgutils.for_range(builder, checkpoints) as checkpoint:
+            t = checkpoint.index
+            own = [builder.add(vector, builder.mul(t, _number(4 * SKETCH))) for vector in vectors]
+
+            def finish(total: Any, row: int, column: Any) -> None:
+                start = builder.add(builder.mul(checkpoints, _number(row)), t)
+                code.put(total, products, builder.add(builder.mul(start, _number(BLOCK)), column))
+
+            _multiply(code, own, _number(SKETCH), builder.add(block, builder.mul(t, _number(4 * SKETCH * BLOCK))), finish)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.uintp, types.uintp, types.uintp), generate
+
+
+@intrinsic
+def add_sketches(_context: Any, vectors: Any, n: Any, directions: Any, sketches: Any) -> Any:
+    """Adds float32 products of `TILE` vectors of length n with directions [n, SKETCH_COLUMNS] to `sketches` [TILE, SKETCH_COLUMNS].
+
+    `vectors` are their addresses.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        addresses, n, directions, sketches = arguments
+        code = _Code(builder)
+
+        def finish(total: Any, row: int, column: Any) -> None:
+            place = builder.add(column, _number(row * SKETCH_COLUMNS))
+            code.put(builder.fadd(total, code.at(sketches, place, _floats)), sketches, place)
+
+        _multiply(code, _tile(code, addresses), n, directions, finish, SKETCH_COLUMNS)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.intp, types.uintp, types.uintp), generate
 
 
 @intrinsic
 def add_block(_context: Any, vectors: Any, n: Any, block: Any, ahead: Any, sums: Any) -> Any:
-    """Adds the products of `multiply_block` to `sums` [TILE, BLOCK] float32."""
+    """Adds the float32 products of `TILE` vectors of length n, given by their addresses, with a block [n, BLOCK] to `sums` [TILE, BLOCK].
 
-    def finish(code: _Code, total: Any, row: int, column: Any, sums: Any) -> None:
-        place = code.builder.add(column, _number(row * BLOCK))
-        code.put(code.builder.fadd(total, code.at(sums, place, _floats)), sums, place)
+    From `ahead` on, `n * AHEAD` bytes are brought into the cache meanwhile.
+    """
 
-    return types.void(types.uintp, types.intp, types.uintp, types.uintp, types.uintp), _multiply(finish, fetches=True)
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        addresses, n, block, ahead, sums = arguments
+        code = _Code(builder)
+
+        def finish(total: Any, row: int, column: Any) -> None:
+            place = builder.add(column, _number(row * BLOCK))
+            code.put(builder.fadd(total, code.at(sums, place, _floats)), sums, place)
+
+        _multiply(code, _tile(code, addresses), n, block, finish, ahead=ahead)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.intp, types.uintp, types.uintp, types.uintp), generate
 
 
 @intrinsic
 def add_scaled_block(_context: Any, vectors: Any, n: Any, block: Any, ahead: Any, factors: Any, sums: Any) -> Any:
-    """Adds the products of `multiply_block`, each multiplied by its own of `factors`, to `sums`; both [TILE, BLOCK] float32."""
+    """Adds the products of `add_block`, each multiplied by its own of `factors`, to `sums`; both [TILE, BLOCK] float32."""
 
-    def finish(code: _Code, total: Any, row: int, column: Any, factors: Any, sums: Any) -> None:
-        place = code.builder.add(column, _number(row * BLOCK))
-        code.put(code.fused(total, code.at(factors, place, _floats), code.at(sums, place, _floats)), sums, place)
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        addresses, n, block, ahead, factors, sums = arguments
+        code = _Code(builder)
 
-    return types.void(types.uintp, types.intp, types.uintp, types.uintp, types.uintp, types.uintp), _multiply(finish, fetches=True)
+        def finish(total: Any, row: int, column: Any) -> None:
+            place = builder.add(column, _number(row * BLOCK))
+            code.put(code.fused(total, code.at(factors, place, _floats), code.at(sums, place, _floats)), sums, place)
+
+        _multiply(code, _tile(code, addresses), n, block, finish, ahead=ahead)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.intp, types.uintp, types.uintp, types.uintp, types.uintp), generate
 
 
 # Addresses of a test row's share of `kernels.Terms`, field by field; and of what is compared with it: loss gradients or their outlines.
@@ -367,24 +414,36 @@ def bound_columns(_context: Any, checkpoints: Any, outputs: Any, terms: Any, blo
                 factor = code.spread(code.at(term_values, e, _f32))
                 for place, product in enumerate(products):
                     code.add_product(product, factor, code.at(loss_grads, builder.add(index, _number(place * LANES)), _floats))
-            against = _against(code, code.at(test_negatives, t, _f32), code.spread(code.at(train_negatives, t, _f32)))
+            own, others = code.at(test_negatives, t, _f32), code.at(train_negatives, t, _f32)
+            against = _against(code, own, code.spread(others))
             rest, outside = code.spread(code.at(term_rests, t, _f32)), code.spread(code.at(test_rests, t, _f32))
-            for place in range(count):
-                there = builder.add(builder.mul(t, _number(BLOCK)), _number(place * LANES))
-                slack, product = builder.fmul(rest, code.at(norms, there, _floats)), builder.load(products[place])
-                high, low = builder.fadd(product, slack), builder.fsub(product, slack)
-                with builder.if_else(sketched) as (yes, no):
-                    with yes:
-                        room = code.fused(outside, code.at(train_rests, there, _floats), _all(SKETCH_ERROR))
-                        cosine = code.at(cosines, there, _floats)
-                        top = code.smaller(builder.fadd(cosine, room), _all(1.0))
-                        bottom = code.larger(builder.fsub(cosine, room), code.minus(against))
-                        corners = [builder.fmul(p, q) for p in (high, low) for q in (top, bottom)]
-                        most = code.larger(code.larger(corners[0], corners[1]), code.larger(corners[2], corners[3]))
-                        least = code.smaller(code.smaller(corners[0], corners[1]), code.smaller(corners[2], corners[3]))
-                        code.add(aboves[place], most)
-                        code.add(belows[place], code.minus(least))
-                    with no:
+
+            def places() -> Iterator[tuple[int, Any, Any, Any]]:
+                for place in range(count):
+                    there = builder.add(builder.mul(t, _number(BLOCK)), _number(place * LANES))
+                    slack, product = builder.fmul(rest, code.at(norms, there, _floats)), builder.load(products[place])
+                    yield place, there, builder.fadd(product, slack), builder.fsub(product, slack)
+
+            def corners(signed: bool) -> None:
+                for place, there, high, low in places():
+                    room, cosine = builder.fmul(outside, code.at(train_rests, there, _floats)), code.at(cosines, there, _floats)
+                    top = code.smaller(builder.fadd(cosine, room), _all(1.0))
+                    bottom = code.larger(builder.fsub(cosine, room), code.minus(against) if signed else _all(0.0))
+                    most = [builder.fmul(p, q) for p in ((high, low) if signed else (high,)) for q in (top, bottom)]
+                    least = [builder.fmul(p, q) for p in ((low, high) if signed else (low,)) for q in (top, bottom)]
+                    code.add(aboves[place], functools.reduce(code.larger, most))
+                    code.add(belows[place], code.minus(functools.reduce(code.smaller, least)))
+
+            with builder.if_else(sketched) as (yes, no):
+                with yes:
+                    either = builder.fcmp_ordered(">", builder.fadd(own, others), ir.Constant(_f32, 0.0))
+                    with builder.if_else(either) as (signed, positive):
+                        with signed:
+                            corners(True)
+                        with positive:
+                            corners(False)
+                with no:
+                    for place, _, high, low in places():
                         code.add(aboves[place], code.larger(high, builder.fmul(against, code.minus(low))))
                         code.add(belows[place], code.larger(code.minus(low), builder.fmul(against, high)))
         code.put_all(aboves, above)

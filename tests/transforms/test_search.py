@@ -14,7 +14,7 @@ from transforms.kernels import PAGE
 from transforms.records import Features
 from transforms.scoring import NORMALIZATIONS, Scoring, bound_margin, canonical_scores, product_margin
 from transforms.search import COUNTS, Search
-from transforms.vectors import BLOCK
+from transforms.vectors import BLOCK, SKETCH, SKETCH_COLUMNS
 
 
 @numba.njit
@@ -261,6 +261,26 @@ def test_no_score_is_above_its_bounds(seed, checkpoints, outputs, units, scale, 
                 codes = 2 * chunk.columns.astype(np.int64) + sign
                 listed = bounds_of_candidates(tests.factors, chunk.factors, i, codes)
                 assert (direction * scores[i] * norm[i] * blocks.units[0] <= np.maximum(listed, 0)).all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e18])
+@pytest.mark.parametrize("units", [49, 128, 353, 2048])
+def test_lengths_outside_of_sketches_cover_all_errors(units, scale):
+    # Activations that lie in the sketches' directions, so that nothing but errors is outside.
+    rng = np.random.default_rng(units)
+    basis = np.linalg.qr(rng.standard_normal((units, SKETCH)))[0]
+    activations = (rng.standard_normal((300, 1, SKETCH)) @ basis.T * scale).astype(np.float32)
+    train = features(rng.standard_normal((300, 1, 4)), activations)
+    directions = search._directions(train, none=False)
+    assert directions.shape == (1, units, SKETCH_COLUMNS)
+    factors = search._factors(train, Scoring((0.1,), 1), False, directions)
+    vectors = activations[:, 0].astype(np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    sketches = factors.sketches[:, 0]
+    errors = np.abs(vectors @ vectors.T - (sketches @ sketches.T).astype(np.float64))
+    assert (errors <= np.outer(factors.rests, factors.rests)).all()
+    outside = np.sqrt(np.maximum(0, 1 - np.square(sketches.astype(np.float64)).sum(1)))
+    assert (errors > np.outer(outside, outside)).any()
 
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
