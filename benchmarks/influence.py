@@ -82,7 +82,7 @@ def main() -> None:
 
 def report(data: pathlib.Path, scratch: pathlib.Path, k: int, runs: int) -> None:
     """Measures and prints."""
-    from pipeline.score import read_set
+    from pipeline.feature_sets import read_set
 
     output = scratch / "out"
     whole, halves = [], {"features": [], "score": []}

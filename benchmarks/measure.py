@@ -127,7 +127,7 @@ def _status(name: str) -> int:
 
 def read_features(output: pathlib.Path) -> tuple[Features, Features, tuple[float, ...]]:
     """The test and training features that `tracin influence` left in its output, and the learning rates."""
-    from pipeline.score import read_set
+    from pipeline.feature_sets import read_set
     from transforms.manifest import usable_rates
     from transforms.tiles import spans
 

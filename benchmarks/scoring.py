@@ -317,7 +317,7 @@ class Parts:
 
 def measure_parts(output: pathlib.Path, scratch: pathlib.Path, k: int, runs: int) -> Parts:
     """Measures reading all features, scoring them and writing the rows, each alone."""
-    from pipeline.score import read_set
+    from pipeline.feature_sets import read_set
     from transforms.scores import ScoredBlock
     from transforms.scoring import Scoring, self_influence
     from transforms.sinks import schema, write_rows

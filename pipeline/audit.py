@@ -13,8 +13,8 @@ from typing import Any
 import apache_beam as beam
 
 from pipeline import inputs, names, options, output_table, progress, report, runner
-from pipeline.features import extraction, feature_set
-from pipeline.score import name_set
+from pipeline.feature_sets import feature_set, name_set
+from pipeline.features import extraction
 from transforms import audits, files, manifest
 from transforms.audit_files import SuspectsWanted, WriteAudit, read_summary, table_rows, told_crossed
 from transforms.audits import AuditLabels

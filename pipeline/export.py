@@ -12,7 +12,7 @@ from typing import Any
 import apache_beam as beam
 
 from pipeline import options, progress, report, runner
-from pipeline.score import name_set
+from pipeline.feature_sets import name_set
 from transforms import faiss_index, files, manifest, projections
 from transforms.errors import InputError
 from transforms.fitting import FitProjection, ProjectionWanted

@@ -6,13 +6,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-import apache_beam as beam
-
 from pipeline import inputs, options, progress, report, runner
-from pipeline.score import read_set
 from transforms import files, manifest
 from transforms.manifest import FeatureManifest
-from transforms.scores import FeatureSet
 
 
 def run(argv: Sequence[str]) -> int:
@@ -40,23 +36,6 @@ def _run(argv: Sequence[str]) -> None:
     written = runner.read_back(args.output, FeatureManifest)
     print(report.features(args.output, written))
     print(report.done(started, written.counts["examples"] + written.counts["rejected"], counts))
-
-
-def feature_set(pipeline: beam.Pipeline, name: str, one: inputs.PreparedFeatures) -> beam.PCollection:
-    """A set that is there already, or else is computed first: FeatureSet (one). `name` is part of the steps' names."""
-    if one.complete:
-        return (
-            pipeline
-            | f"Name{name}Set" >> beam.Create([one.directory])  # directory
-            | f"Read{name}Manifest" >> beam.Map(read_set, "output", one.fingerprint)  # FeatureSet
-        )
-    return (
-        pipeline
-        | f"Compute{name}Features" >> one.stage  # FeatureManifest
-        | f"Name{name}Set" >> beam.Map(lambda committed, directory=one.directory: FeatureSet(directory, committed))  # FeatureSet
-        # Planning waits for the set. Without a border it would be fused with the commit of one, which then waited for another.
-        | f"Publish{name}Set" >> beam.Reshuffle()  # FeatureSet
-    )
 
 
 def extraction(wanted: Sequence[inputs.PreparedFeatures]) -> list[progress.Stage]:

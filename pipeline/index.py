@@ -12,7 +12,7 @@ import apache_beam as beam
 
 from pipeline import options, report, runner
 from pipeline.export import PROJECTING, check_not_empty, projection_settings, projection_wanted
-from pipeline.score import name_set
+from pipeline.feature_sets import name_set
 from transforms import faiss_index, files, manifest, projections
 from transforms.fitting import FitProjection
 from transforms.indexes import build_index, rows_per_index

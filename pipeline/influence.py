@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import apache_beam as beam
 
 from pipeline import inputs, names, options, output_table, progress, report, runner
-from pipeline.features import extraction, feature_set
+from pipeline.feature_sets import feature_set
+from pipeline.features import extraction
 from pipeline.score import influence_draft, influence_rows, pairs_of, scoring_plan, write_influence
 from transforms import files, manifest
 from transforms.bigquery import check_credentials

@@ -41,7 +41,8 @@ def _run(argv: Sequence[str]) -> None:
 def scoring_graph(pipeline: beam.Pipeline, args: argparse.Namespace, beam_options: PipelineOptions) -> None:
     """The graph of the planned `tracin score`, as far as its shape goes: what it carries of sets that are not there yet is empty."""
     from pipeline import output_table
-    from pipeline.score import influence_draft, influence_rows, read_set, scoring_plan, write_influence
+    from pipeline.feature_sets import read_set
+    from pipeline.score import influence_draft, influence_rows, scoring_plan, write_influence
     from transforms.sinks import ReportWanted
 
     sets = [

@@ -12,6 +12,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import names, options, output_table, progress, report, runner
+from pipeline.feature_sets import name_set
 from transforms import files, manifest
 from transforms.bigquery import TableRows, WriteTable, check_credentials
 from transforms.errors import InputError
@@ -69,27 +70,6 @@ def _run(argv: Sequence[str]) -> None:
     pairs = pairs_of(test, train, plan)
     print(report.skipped(counts, pairs))
     print(report.done(started, scored=pairs))
-
-
-def name_set(pipeline: beam.Pipeline, name: str, directory: str, flag: str, found: FeatureManifest) -> beam.PCollection:
-    """A committed feature set as the graph reads it: FeatureSet (one). It must still be the one that was `found`."""
-    return (
-        pipeline
-        | f"Name{name}Set" >> beam.Create([directory])  # directory
-        | f"Read{name}Manifest" >> beam.Map(read_set, flag, found.fingerprint)  # FeatureSet
-    )
-
-
-def read_set(directory: str, flag: str, expected: str | None = None) -> FeatureSet:
-    """A committed feature set.
-
-    Raises:
-        InputError: there is none, or one with another fingerprint than `expected`.
-    """
-    found = manifest.read(directory, FeatureManifest, flag)
-    if expected not in (None, found.fingerprint):
-        raise InputError(f"--{flag}={directory!r} was computed anew since this run was started: start it again")
-    return FeatureSet(directory, found)
 
 
 def pairs_of(test: FeatureManifest, train: FeatureManifest, plan: ScoringPlan) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import apache_beam as beam
 
 from pipeline import names, options, progress, report, runner
-from pipeline.score import name_set
+from pipeline.feature_sets import name_set
 from transforms import faiss_index, files, manifest
 from transforms.errors import InputError
 from transforms.indexes import RECALL_FILE, MeasureRecall, SearchIndex, SearchPlan, find_rows

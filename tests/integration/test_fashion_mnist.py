@@ -44,7 +44,7 @@ def arrays(data, measured) -> tuple[Features, Features, Scoring]:
 
 
 def read_sets(output: pathlib.Path) -> tuple[Features, Features, Scoring]:
-    from pipeline.score import read_set
+    from pipeline.feature_sets import read_set
     from transforms.tiles import spans
 
     test, train = (read_set(str(output / f"{name}_features"), "output") for name in ("test", "train"))
@@ -122,7 +122,7 @@ def test_planted_wrong_labels_are_found_by_the_model_and_not_by_a_randomised_one
     # The randomisation test of Adebayo et al.: what a model without knowledge says must not look like knowledge.
     import keras
 
-    from pipeline.score import read_set
+    from pipeline.feature_sets import read_set
     from transforms.tiles import spans
 
     rng = np.random.default_rng(1)

@@ -86,7 +86,7 @@ def test_what_is_predicted_is_what_score_then_does(
 
 
 def test_the_grid_is_that_of_the_run(sets: list[str], tracin: Run) -> None:
-    from pipeline.score import read_set
+    from pipeline.feature_sets import read_set
     from transforms.scores import ScoringPlan, plan_tiles
 
     train, test = (read_set(word.split("=")[1], "features") for word in sets)
