@@ -77,7 +77,7 @@ class Model:
     def _load(self) -> Checkpoints:
         local = localize(self.spec)
         for path, stored, digest in zip(local.checkpoints, self.spec.checkpoints, self.digests, strict=True):
-            if inspection.inspect(path).digest != digest:
+            if inspection.digest(path) != digest:
                 raise InputError(f"{stored} has changed since the run was started: start it again")
         for gpu in tf.config.list_physical_devices("GPU"):
             # It cannot be changed once the GPU is in use.

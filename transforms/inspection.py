@@ -90,8 +90,7 @@ def inspect(path: str) -> CheckpointInfo:
     Raises:
         InputError: the file is missing, cut off or of another kind.
     """
-    files = files_of(path)
-    digest = _digest(path, files)
+    content = digest(path)
     try:
         if path.endswith(".keras"):
             step, rate, note = _inspect_archive(path)
@@ -106,7 +105,7 @@ def inspect(path: str) -> CheckpointInfo:
         raise
     except Exception as error:
         raise unreadable(path, error) from error
-    return CheckpointInfo(path=path, step=step, learning_rate=rate, digest=digest, note=note)
+    return CheckpointInfo(path=path, step=step, learning_rate=rate, digest=content, note=note)
 
 
 def order(infos: Sequence[CheckpointInfo], keep: bool) -> list[CheckpointInfo]:
@@ -145,17 +144,21 @@ def files_of(path: str) -> list[str]:
     return files
 
 
-def _digest(path: str, files: Sequence[str]) -> str:
-    """Computes the SHA-256 of the files' content, one after the other."""
-    digest = hashlib.sha256()
+def digest(path: str) -> str:
+    """Computes the SHA-256 of a checkpoint's content, its files one after the other; hexadecimal.
+
+    Raises:
+        InputError: a file is missing or cannot be read.
+    """
+    content = hashlib.sha256()
     try:
-        for file in files:
+        for file in files_of(path):
             with open(file, "rb") as stream:
                 while block := stream.read(1 << 20):
-                    digest.update(block)
+                    content.update(block)
     except OSError as error:
         raise unreadable(path, error) from error
-    return digest.hexdigest()
+    return content.hexdigest()
 
 
 def unreadable(path: str, error: Exception) -> InputError:
