@@ -25,8 +25,9 @@ from transforms.losses import Loss
 from transforms.manifest import FeatureManifest, usable_rate
 from transforms.rejects import Reject
 
-# One call of the model takes at most this much input, so that activations inside it stay within a worker's memory.
-_BATCH_BYTES = 64 << 20
+# One call of the model takes at most so much input, and gives so much of features, that what is inside it stays within a worker's memory. A
+# larger call is no faster: it costs the first one the time to get the memory, and the last of a file that for the rows it is padded with.
+_INPUT_BYTES, _FEATURE_BYTES = 16 << 20, 64 << 20
 _BATCH_EXAMPLES = 256
 _FIRST_RECORDS = 5
 # The key of a model's only input, whose own name is mostly one that Keras made up.
@@ -246,7 +247,7 @@ def _example_format(args: argparse.Namespace, labels: str, loaded: Checkpoints) 
 
 def _batch_size(inputs: Sequence[InputSpec], position_bytes: int = 0) -> int:
     size = sum(math.prod(spec.shape) * tf.as_dtype(spec.dtype).size for spec in inputs)
-    return max(1, min(_BATCH_EXAMPLES, _BATCH_BYTES // max(size, position_bytes)))
+    return max(1, min(_BATCH_EXAMPLES, _INPUT_BYTES // size, _FEATURE_BYTES // max(position_bytes, 1)))
 
 
 def _position_bytes(loaded: Checkpoints) -> int:
