@@ -247,7 +247,7 @@ def _example_format(args: argparse.Namespace, labels: str, loaded: Checkpoints) 
 
 def _batch_size(inputs: Sequence[InputSpec], position_bytes: int = 0) -> int:
     size = sum(math.prod(spec.shape) * tf.as_dtype(spec.dtype).size for spec in inputs)
-    return max(1, min(_BATCH_EXAMPLES, _INPUT_BYTES // size, _FEATURE_BYTES // max(position_bytes, 1)))
+    return max(1, min(_BATCH_EXAMPLES, _INPUT_BYTES // max(size, 1), _FEATURE_BYTES // max(position_bytes, 1)))
 
 
 def _position_bytes(loaded: Checkpoints) -> int:

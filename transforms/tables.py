@@ -13,7 +13,6 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tensorflow as tf
 
@@ -78,7 +77,7 @@ def _values(column: pa.Array) -> Iterable[Any]:
     """A column's values, lists of numbers as arrays, which are made much faster."""
     lists = any(is_one(column.type) for is_one in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
     numbers = lists and pa.types.is_primitive(column.type.value_type)
-    if numbers and not pc.list_flatten(column).null_count:
+    if numbers and not column.flatten().null_count:
         return column.to_numpy(zero_copy_only=False)
     return column.to_pylist()
 

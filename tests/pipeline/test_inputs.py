@@ -314,6 +314,8 @@ def test_a_batch_fits_into_its_share_of_memory() -> None:
     assert inputs._batch_size([InputSpec("a", SHAPE, "float32")]) == 256
     assert inputs._batch_size([InputSpec("a", (224, 224, 3), "float32")]) == 27
     assert inputs._batch_size([InputSpec("a", (10**5, 10**4), "float32")]) == 1
+    # Of strings nobody knows how long they are.
+    assert inputs._batch_size([InputSpec("a", (), "string")]) == 256
     # 512 positions of 6 checkpoints, 10 outputs and 768 units.
     assert inputs._batch_size([InputSpec("a", (512,), "int32")], 4 * 512 * 6 * 778) == 7
 
