@@ -137,7 +137,7 @@ def main() -> None:
 
             def extract_images(times: int, *flags: str) -> Measured:
                 examples = ",".join(f"{data}/resnet/examples/part-{part}" for part in range(times))
-                return extract(examples, data / "resnet" / "*.keras", f"--batch_size={BATCH}", *flags)
+                return extract(examples, data / "resnet" / "*.keras", *flags)
 
             forward = in_own_process(resnet_forward_seconds, data / "resnet", args.images)
             report("resnet", forward, [1, 2], extract_images, from_base(extract_images))
