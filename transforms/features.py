@@ -23,6 +23,7 @@ import tensorflow as tf
 from apache_beam.utils.shared import Shared
 
 from transforms import checkpoints, counting, inspection, rejects, staging, tokens
+from transforms.allocation import keep_freed_memory
 from transforms.checkpoints import Checkpoints, ModelSpec
 from transforms.errors import InputError
 from transforms.examples import ExampleBatch, ExampleFormat, InputFile, ReadExamples
@@ -363,6 +364,7 @@ class _ExtractDoFn(beam.DoFn):
     def setup(self) -> None:
         # Before examples are parsed, which TensorFlow does.
         choose_threads(len(self._model.spec.checkpoints))
+        keep_freed_memory()
 
     def process(self, batch: ExampleBatch) -> Iterator[FeatureBatch]:
         # Not in setup(), whose counters are lost on the in-process runner.
