@@ -4,12 +4,12 @@
 
 Workloads:
 
-    fashion  Fashion-MNIST's 70,000 examples, 6 checkpoints of a small network, and the same files `--times` over
-    resnet   `--images` synthetic JPEGs of 224 × 224, and twice as many; 2 checkpoints of ResNet-50 with random weights
+    fashion  Fashion-MNIST's 70,000 examples, 6 checkpoints of a small network
+    resnet   `--images` synthetic JPEGs of 224 × 224, 2 checkpoints of ResNet-50 with random weights
 
-Of each size it prints wall time, peak memory, and the forward passes' part of the whole command; then their part of what each further
-example costs, which leaves start-up out: Python's imports, loading and tracing the model. Machines are noisy: quote the ratios. DIR keeps
-the data (a temporary directory otherwise).
+both with the same files `--times` over. Of each size it prints wall time, peak memory, and the forward passes' part of the whole command;
+then their part of what each further example costs, which leaves start-up out: Python's imports, loading and tracing the model. Machines are
+noisy: quote the ratios. DIR keeps the data (a temporary directory otherwise).
 """
 
 from __future__ import annotations
@@ -29,23 +29,22 @@ SIZE, BATCH, RESNETS = 224, 64, 2
 
 
 def prepare_resnet(directory: pathlib.Path, images: int) -> None:
-    """Writes twice as many JPEGs as `images`, in two files, and the checkpoints."""
+    """Writes JPEGs, in one file, and the checkpoints."""
     import keras
     import numpy as np
     import tensorflow as tf
 
     (directory / "examples").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    for part in range(2):
-        with tf.io.TFRecordWriter(str(directory / "examples" / f"part-{part}")) as writer:
-            for i in range(images):
-                coarse = rng.integers(0, 256, (SIZE // 8, SIZE // 8, 3)).astype(np.float32)
-                pixels = tf.cast(tf.clip_by_value(tf.image.resize(coarse, (SIZE, SIZE), "bicubic"), 0, 255), tf.uint8)
-                feature = {
-                    "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[tf.io.encode_jpeg(pixels).numpy()])),
-                    "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[i % 1000])),
-                }
-                writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+    with tf.io.TFRecordWriter(str(directory / "examples" / "jpegs.tfrecord")) as writer:
+        for i in range(images):
+            coarse = rng.integers(0, 256, (SIZE // 8, SIZE // 8, 3)).astype(np.float32)
+            pixels = tf.cast(tf.clip_by_value(tf.image.resize(coarse, (SIZE, SIZE), "bicubic"), 0, 255), tf.uint8)
+            feature = {
+                "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[tf.io.encode_jpeg(pixels).numpy()])),
+                "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[i % 1000])),
+            }
+            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
     for t in range(RESNETS):
         keras.utils.set_random_seed(t)
         layers = [keras.layers.Input((SIZE, SIZE, 3)), keras.layers.Rescaling(1 / 255), keras.applications.ResNet50(weights=None)]
@@ -54,16 +53,16 @@ def prepare_resnet(directory: pathlib.Path, images: int) -> None:
         model.save(directory / f"resnet-{t}.keras")
 
 
-def resnet_forward_seconds(directory: pathlib.Path, images: int) -> float:
+def resnet_forward_seconds(directory: pathlib.Path) -> float:
     """Seconds of the bare forward passes over decoded images in memory, in one tf.function."""
     import keras
     import tensorflow as tf
 
     models = [keras.models.load_model(directory / f"resnet-{t}.keras", compile=False) for t in range(RESNETS)]
-    records = tf.data.TFRecordDataset(str(directory / "examples" / "part-0")).map(
+    records = tf.data.TFRecordDataset(str(directory / "examples" / "jpegs.tfrecord")).map(
         lambda record: tf.io.decode_jpeg(tf.io.parse_single_example(record, {"image": tf.io.FixedLenFeature([], tf.string)})["image"])
     )
-    batches = [tf.cast(batch, tf.float32) for batch in records.take(images).batch(BATCH)]
+    batches = [tf.cast(batch, tf.float32) for batch in records.batch(BATCH)]
 
     @tf.function(reduce_retracing=True)
     def forward(batch: tf.Tensor) -> list[tf.Tensor]:
@@ -117,30 +116,27 @@ def main() -> None:
 
             return copy
 
+        def measure(name: str, forward: float, examples: pathlib.Path, checkpoints: pathlib.Path) -> None:
+            copies = pathlib.Path(scratch) / name
+            for i in range(max(args.times)):
+                (copies / f"copy-{i:03d}").mkdir(parents=True)
+                for path in examples.iterdir():
+                    (copies / f"copy-{i:03d}" / path.name).symlink_to(path.resolve())
+
+            def extract_copies(times: int, *flags: str) -> Measured:
+                return extract(",".join(f"{copies}/copy-{i:03d}/*" for i in range(times)), checkpoints, *flags)
+
+            report(name, forward, args.times, extract_copies, from_base(extract_copies))
+
         if args.workload in ("fashion", "all"):
             if not fashion_mnist.available():
                 sys.exit(fashion_mnist.MISSING)
             in_own_process(fashion_mnist.prepare, data)
-            copies = pathlib.Path(scratch) / "copies"
-            for i in range(max(args.times)):
-                (copies / f"copy-{i:03d}").mkdir(parents=True)
-                for path in (data / "examples").iterdir():
-                    (copies / f"copy-{i:03d}" / path.name).symlink_to(path.resolve())
-
-            def extract_copies(times: int, *flags: str) -> Measured:
-                examples = ",".join(f"{copies}/copy-{i:03d}*/t*" for i in range(times))
-                return extract(examples, data / "checkpoints" / "*.keras", *flags)
-
-            report("fashion", in_own_process(forward_seconds, data), args.times, extract_copies, from_base(extract_copies))
+            measure("fashion", in_own_process(forward_seconds, data), data / "examples", data / "checkpoints" / "*.keras")
         if args.workload in ("resnet", "all"):
             in_own_process(prepare_resnet, data / "resnet", args.images)
-
-            def extract_images(times: int, *flags: str) -> Measured:
-                examples = ",".join(f"{data}/resnet/examples/part-{part}" for part in range(times))
-                return extract(examples, data / "resnet" / "*.keras", *flags)
-
-            forward = in_own_process(resnet_forward_seconds, data / "resnet", args.images)
-            report("resnet", forward, [1, 2], extract_images, from_base(extract_images))
+            forward = in_own_process(resnet_forward_seconds, data / "resnet")
+            measure("resnet", forward, data / "resnet" / "examples", data / "resnet" / "*.keras")
 
 
 if __name__ == "__main__":
