@@ -124,7 +124,8 @@ def main() -> None:
                     (copies / f"copy-{i:03d}" / path.name).symlink_to(path.resolve())
 
             def extract_copies(times: int, *flags: str) -> Measured:
-                return extract(",".join(f"{copies}/copy-{i:03d}/*" for i in range(times)), checkpoints, *flags)
+                # A glob for the copy, whose name is then part of the ids.
+                return extract(",".join(f"{copies}/copy-{i:03d}*/*" for i in range(times)), checkpoints, *flags)
 
             report(name, forward, args.times, extract_copies, from_base(extract_copies))
 
