@@ -162,7 +162,7 @@ def _set(
     """A feature set that is extracted, or was named: FeatureSet (one)."""
     if wanted:
         return feature_set(pipeline, name, wanted)
-    return name_set(pipeline, name, directory, flag, found)
+    return name_set(pipeline, name, directory, flag, found.fingerprint)
 
 
 def _check_kept(keys: Sequence[str], test: FeatureManifest, name: str) -> None:

@@ -63,7 +63,7 @@ def _run(argv: Sequence[str]) -> None:
     write = functools.partial(write_vectors, directory=args.output, formats=args.formats)
 
     def build(pipeline: beam.Pipeline) -> None:
-        sets = name_set(pipeline, "Feature", args.features, "features", found)  # FeatureSet
+        sets = name_set(pipeline, "Feature", args.features, "features", found.fingerprint)  # FeatureSet
         if args.projection_of:
             projection = (
                 sets

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from pipeline.inputs import PreparedFeatures
 
 
-def name_set(pipeline: beam.Pipeline, name: str, directory: str, flag: str, found: FeatureManifest) -> beam.PCollection:
-    """A committed feature set as the graph reads it: FeatureSet (one). It must still be the one that was `found`."""
+def name_set(pipeline: beam.Pipeline, name: str, directory: str, flag: str, fingerprint: str) -> beam.PCollection:
+    """A committed feature set as the graph reads it: FeatureSet (one). It must still be the one with this fingerprint."""
     return (
         pipeline
         | f"Name{name}Set" >> beam.Create([directory])  # directory
-        | f"Read{name}Manifest" >> beam.Map(read_set, flag, found.fingerprint)  # FeatureSet
+        | f"Read{name}Manifest" >> beam.Map(read_set, flag, fingerprint)  # FeatureSet
     )
 
 
@@ -39,11 +39,7 @@ def read_set(directory: str, flag: str, expected: str | None = None) -> FeatureS
 def feature_set(pipeline: beam.Pipeline, name: str, one: PreparedFeatures) -> beam.PCollection:
     """A set that is there already, or else is computed first: FeatureSet (one). `name` is part of the steps' names."""
     if one.complete:
-        return (
-            pipeline
-            | f"Name{name}Set" >> beam.Create([one.directory])  # directory
-            | f"Read{name}Manifest" >> beam.Map(read_set, "output", one.fingerprint)  # FeatureSet
-        )
+        return name_set(pipeline, name, one.directory, "output", one.fingerprint)
     return (
         pipeline
         | f"Compute{name}Features" >> one.stage  # FeatureManifest

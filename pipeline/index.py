@@ -51,7 +51,7 @@ def _run(argv: Sequence[str]) -> None:
     build_one = functools.partial(build_index, directory=args.output, kind=args.kind, seed=args.seed)
 
     def build(pipeline: beam.Pipeline) -> None:
-        sets = name_set(pipeline, "Train", args.train_features, "train_features", train)  # FeatureSet
+        sets = name_set(pipeline, "Train", args.train_features, "train_features", train.fingerprint)  # FeatureSet
         projection = sets | "FitProjection" >> FitProjection(wanted)  # Projection
         (sets, projection) | "BuildIndex" >> WriteVectors(args.output, draft, args.overwrite, rows, build_one)  # Manifest
 

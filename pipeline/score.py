@@ -55,8 +55,8 @@ def _run(argv: Sequence[str]) -> None:
 
     def build(pipeline: beam.Pipeline) -> None:
         sets = (
-            name_set(pipeline, "Test", args.test_features, "test_features", test),
-            name_set(pipeline, "Train", args.train_features, "train_features", train),
+            name_set(pipeline, "Test", args.test_features, "test_features", test.fingerprint),
+            name_set(pipeline, "Train", args.train_features, "train_features", train.fingerprint),
         )  # FeatureSet, FeatureSet
         wanted = ReportWanted.of(test, train, class_names, plan.sum_positions)
         write_influence(sets, args.output, plan, draft, train, args.overwrite, wanted, table)

@@ -72,8 +72,8 @@ def _run(argv: Sequence[str]) -> None:
 
     def build(pipeline: beam.Pipeline) -> None:
         sets = (
-            name_set(pipeline, "Test", args.test_features, "test_features", test),
-            name_set(pipeline, "Train", args.train_features, "train_features", train),
+            name_set(pipeline, "Test", args.test_features, "test_features", test.fingerprint),
+            name_set(pipeline, "Train", args.train_features, "train_features", train.fingerprint),
         )  # FeatureSet, FeatureSet
         rows = sets | "SearchIndex" >> SearchIndex(plan)  # (row, ScoredBlock)
         beside = (sets, rows) | "MeasureRecall" >> MeasureRecall(plan) if sample else None  # (name, content)

@@ -1082,7 +1082,7 @@ def _passing_columns(
     margin: float,
     bounds: np.ndarray,
 ) -> tuple[np.uint64, np.uint64]:
-    """Which columns of a block may be proponents of the pool's row i (test row `row`), and which opponents, but for its pilots.
+    """Which columns of a block may be proponents of the pool's row i (test row `row`), and which opponents: two bit masks.
 
     `cosines` as for `bound_block`; `bounds` [2, BLOCK] float32 is room.
     """

@@ -301,6 +301,16 @@ def _tile(code: _Code, addresses: Any) -> list[Any]:
     return [code.at(addresses, _number(place), _i64, 8) for place in range(TILE)]
 
 
+def _adding(code: _Code, sums: Any, width: int) -> Callable:
+    """What adds the sums of `_multiply` to `sums` [TILE, width] float32."""
+
+    def finish(total: Any, row: int, column: Any) -> None:
+        place = code.builder.add(column, _number(row * width))
+        code.put(code.builder.fadd(total, code.at(sums, place, _floats)), sums, place)
+
+    return finish
+
+
 @intrinsic
 def multiply_sketches(_context: Any, checkpoints: Any, sketches: Any, block: Any, products: Any) -> Any:
     """The float32 products of sketches with those of a block [T, SKETCH, BLOCK], into `products` [TILE, T, BLOCK].
@@ -336,12 +346,7 @@ def add_sketches(_context: Any, vectors: Any, n: Any, directions: Any, sketches:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         addresses, n, directions, sketches = arguments
         code = _Code(builder)
-
-        def finish(total: Any, row: int, column: Any) -> None:
-            place = builder.add(column, _number(row * SKETCH_COLUMNS))
-            code.put(builder.fadd(total, code.at(sketches, place, _floats)), sketches, place)
-
-        _multiply(code, _tile(code, addresses), n, directions, finish, SKETCH_COLUMNS)
+        _multiply(code, _tile(code, addresses), n, directions, _adding(code, sketches, SKETCH_COLUMNS), SKETCH_COLUMNS)
         return context.get_dummy_value()
 
     return types.void(types.uintp, types.intp, types.uintp, types.uintp), generate
@@ -357,12 +362,7 @@ def add_block(_context: Any, vectors: Any, n: Any, block: Any, ahead: Any, sums:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         addresses, n, block, ahead, sums = arguments
         code = _Code(builder)
-
-        def finish(total: Any, row: int, column: Any) -> None:
-            place = builder.add(column, _number(row * BLOCK))
-            code.put(builder.fadd(total, code.at(sums, place, _floats)), sums, place)
-
-        _multiply(code, _tile(code, addresses), n, block, finish, ahead=ahead)
+        _multiply(code, _tile(code, addresses), n, block, _adding(code, sums, BLOCK), ahead=ahead)
         return context.get_dummy_value()
 
     return types.void(types.uintp, types.intp, types.uintp, types.uintp, types.uintp), generate
@@ -429,8 +429,9 @@ def bound_columns(_context: Any, checkpoints: Any, outputs: Any, terms: Any, blo
                     room, cosine = builder.fmul(outside, code.at(train_rests, there, _floats)), code.at(cosines, there, _floats)
                     top = code.smaller(builder.fadd(cosine, room), _all(1.0))
                     bottom = code.larger(builder.fsub(cosine, room), code.minus(against) if signed else _all(0.0))
-                    most = [builder.fmul(p, q) for p in ((high, low) if signed else (high,)) for q in (top, bottom)]
-                    least = [builder.fmul(p, q) for p in ((low, high) if signed else (low,)) for q in (top, bottom)]
+                    highs, lows = ([builder.fmul(p, q) for q in (top, bottom)] for p in (high, low))
+                    # Where no cosine is below 0, products with the higher p are the higher ones.
+                    most, least = (highs + lows, highs + lows) if signed else (highs, lows)
                     code.add(aboves[place], functools.reduce(code.larger, most))
                     code.add(belows[place], code.minus(functools.reduce(code.smaller, least)))
 
