@@ -8,15 +8,20 @@ do all lanes at once.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 LANES = 16
+# So many rows' squares stay in a processor's cache until they are added.
+_ROWS = 512
 
 
 def lane_sum(terms: np.ndarray) -> np.ndarray:
     """Sums float64 `terms` [..., n] over their last axis, in the module's order: [...]; zeros where n is 0."""
     n = terms.shape[-1]
-    lanes = np.zeros((*terms.shape[:-1], LANES))
+    # Lane by lane, so that where terms are laid out so too, long rows of them are added, not sixteen numbers at a time.
+    lanes = np.moveaxis(np.zeros((LANES, *terms.shape[:-1])), 0, -1)
     for start in range(0, n, LANES):
         lanes[..., : n - start] += terms[..., start : start + LANES]
     width = LANES
@@ -28,4 +33,10 @@ def lane_sum(terms: np.ndarray) -> np.ndarray:
 
 def norms(vectors: np.ndarray) -> np.ndarray:
     """Euclidean norms, in float64, of `vectors` [..., n] of any float type."""
-    return np.sqrt(lane_sum(np.square(vectors, dtype=np.float64)))
+    shape, width = vectors.shape[:-1], vectors.shape[-1]
+    rows = vectors.reshape(math.prod(shape), width)
+    sums = np.empty(len(rows))
+    for start in range(0, len(rows), _ROWS):
+        terms = rows[start : start + _ROWS].T.astype(np.float64, order="C")
+        sums[start : start + _ROWS] = lane_sum(np.square(terms, out=terms).T)
+    return np.sqrt(sums).reshape(shape)
