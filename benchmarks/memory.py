@@ -35,7 +35,7 @@ def draw(rng: np.random.Generator, n: int, first: int) -> Features:
     labels = rng.integers(0, CLASSES, (n, 1))
     loss_grads = rng.normal(size=(n, CHECKPOINTS, CLASSES)) * np.exp(2 * rng.normal(size=(n, 1, 1)))
     activations = np.maximum(rng.normal(size=(n, CHECKPOINTS, UNITS)), 0)
-    ids = [f"{first + i:07d}" for i in range(n)]
+    ids = [b"%07d" % (first + i) for i in range(n)]
     return Features.of(ids, labels, labels, np.ones(n), np.ones((n, CHECKPOINTS)), loss_grads, activations)
 
 

@@ -36,7 +36,7 @@ def draw(rng: np.random.Generator, examples: int, first: int, args: argparse.Nam
     loss_grads = rng.normal(size=(total, args.checkpoints, args.outputs)) * scale
     activations = np.maximum(rng.normal(size=(total, args.checkpoints, args.units)), 0)
     labels = rng.integers(0, args.outputs, (total, 1))
-    ids = [record_id(f"{first + i:07d}", a) for i, size in enumerate(sizes) for a in range(size)]
+    ids = [record_id(b"%07d" % (first + i), a) for i, size in enumerate(sizes) for a in range(size)]
     return Features.of(ids, labels, labels, np.ones(total), np.ones((total, args.checkpoints)), loss_grads, activations)
 
 

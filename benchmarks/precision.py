@@ -47,7 +47,7 @@ def stored_as(features: Features, dtype: str) -> Features:
     from transforms.records import Features
 
     return Features.of(
-        [example_id.decode() for example_id in features.example_ids],
+        features.example_ids,
         features.labels,
         features.predictions,
         features.probabilities,

@@ -18,7 +18,13 @@ def features(loss_grads, activations, prefix: str = "", labels=None) -> Features
     n, checkpoints, _ = loss_grads.shape
     classes = np.asarray(labels).reshape(n, -1) if labels is not None else np.arange(n)[:, None] % 3
     return Features.of(
-        [f"{prefix}{i:05d}" for i in range(n)], classes, classes, np.full(n, 0.5), np.full((n, checkpoints), 0.5), loss_grads, activations
+        [f"{prefix}{i:05d}".encode() for i in range(n)],
+        classes,
+        classes,
+        np.full(n, 0.5),
+        np.full((n, checkpoints), 0.5),
+        loss_grads,
+        activations,
     )
 
 

@@ -10,25 +10,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import IO, Any
 
 import apache_beam as beam
 import numpy as np
 import tensorflow as tf
+import xxhash
 
 from transforms import counting, files, rejects
 from transforms.errors import InputError
 from transforms.overlap import prefetch
-from transforms.records import FIELDS
+from transforms.records import FIELDS, id_array
 from transforms.rejects import Reject
 from transforms.tables import ARCHIVE_MAGIC, PARQUET_MAGIC, read_archive, read_parquet
-from transforms.tfrecords import Frame, UnreadableTail, read_frames
+from transforms.tfrecords import UnreadableTail, read_frames
 
 # Ids are held in arrays as wide as the longest.
 _LONGEST_ID = 512
@@ -107,10 +108,10 @@ class ExampleBatch:
 
     Attributes:
         file: where they come from.
-        example_ids: [n] ids.
-        offsets: [n] record indices in the file.
-        digests: [n] BLAKE2b digests of the serialized examples.
-        kept: [n] kept keys.
+        example_ids: [n] byte strings (dtype S), UTF-8.
+        offsets: [n] int64, record indices in the file.
+        digests: [n, 16] uint8, content digests of the serialized examples.
+        kept: by kept key the serialized `tf.train.Feature` of each, [n].
         inputs: an array [n, …] for each input of the model.
         labels: [n, label_width] float64, or None where labels are not read.
         rejects: what was set aside since the batch before.
@@ -119,10 +120,10 @@ class ExampleBatch:
     """
 
     file: InputFile
-    example_ids: list[str]
-    offsets: list[int]
-    digests: list[bytes]
-    kept: list[Mapping[str, tf.train.Feature]]
+    example_ids: np.ndarray
+    offsets: np.ndarray
+    digests: np.ndarray
+    kept: Mapping[str, Sequence[bytes]]
     inputs: tuple[np.ndarray, ...]
     labels: np.ndarray | None
     rejects: list[Reject]
@@ -130,17 +131,25 @@ class ExampleBatch:
     last: bool = False
     bytes_read: int = 0
 
-    def take(self, rows: Sequence[int]) -> ExampleBatch:
+    def __len__(self) -> int:
+        return len(self.example_ids)
+
+    def take(self, rows: np.ndarray) -> ExampleBatch:
         """The batch with these of its examples alone."""
         return dataclasses.replace(
             self,
-            example_ids=[self.example_ids[i] for i in rows],
-            offsets=[self.offsets[i] for i in rows],
-            digests=[self.digests[i] for i in rows],
-            kept=[self.kept[i] for i in rows],
+            example_ids=self.example_ids[rows],
+            offsets=self.offsets[rows],
+            digests=self.digests[rows],
+            kept=take_kept(self.kept, rows),
             inputs=tuple(array[rows] for array in self.inputs),
             labels=None if self.labels is None else self.labels[rows],
         )
+
+
+def take_kept(kept: Mapping[str, Sequence[bytes]], rows: np.ndarray) -> Mapping[str, Sequence[bytes]]:
+    """What is kept of these rows alone."""
+    return {key: [features[row] for row in rows.tolist()] for key, features in kept.items()}
 
 
 class _Unusable(Exception):
@@ -336,13 +345,13 @@ class BatchParser:
     def __init__(self, form: ExampleFormat, file: InputFile) -> None:
         self._form = form
         self._file = file
-        self._guess: dict[str, tf.io.FixedLenFeature] | None = None
+        self._guess: _Layout | None = None
         self._fast = not form.parse_fn and not form.keep_keys
 
     def parse(self, serialized: Sequence[bytes], offsets: Sequence[int]) -> ExampleBatch:
         """Parses the records at `offsets` of the file; the batch's rejects are what is wrong among them."""
         batch = self._parse_at_once(serialized, offsets) if self._fast and serialized else None
-        return batch or self._parse_singly(serialized, offsets)
+        return self._parse_singly(serialized, offsets) if batch is None else batch
 
     def _parse_at_once(self, serialized: Sequence[bytes], offsets: Sequence[int]) -> ExampleBatch | None:
         self._guess = self._guess or self._layout(serialized[0])
@@ -350,62 +359,54 @@ class BatchParser:
             return None
         form = self._form
         try:
-            with tf.device("/CPU:0"):
-                # Where only places are asked for, as ids, there is nothing to parse.
-                parsed = tf.io.parse_example(tf.constant(serialized, tf.string), self._guess) if self._guess else {}
+            parsed = self._guess.parse(serialized)
         except (tf.errors.InvalidArgumentError, UnicodeDecodeError):
             # The second where TensorFlow's message quotes bytes of a record that is no example.
             self._guess = None
             return None
-        arrays = [parsed[spec.key].numpy() for spec in form.inputs]
+        arrays = [parsed[spec.key] for spec in form.inputs]
         inputs = [_cast(array, spec) for array, spec in zip(arrays, form.inputs, strict=True)]
         if any(array is None for array in inputs) or not all(np.isfinite(array).all() for array in arrays):
             return None
-        if form.id_key is None:
-            ids = [f"{self._file.name}#{offset}" for offset in offsets]
-            longest = len(ids[-1].encode())
-        elif (given := parsed[form.id_key].numpy()).dtype == np.int64:
-            ids, longest = list(map(str, given.tolist())), 0
-        else:
-            raw = given.tolist()
-            try:
-                # All at once, with what no id may hold between them.
-                ids, longest = b"\0".join(raw).decode().split("\0"), max(map(len, raw))
-            except UnicodeDecodeError:
-                return None
-        if len(ids) != len(offsets) or not all(ids) or longest > _LONGEST_ID:
+        ids = self._ids(offsets) if form.id_key is None else _usable_ids(parsed[form.id_key])
+        if ids is None or ids.itemsize > _LONGEST_ID:
             return None
         return ExampleBatch(
             self._file,
             ids,
-            list(offsets),
-            [digest(record) for record in serialized],
-            [{} for _ in ids],
+            np.array(offsets, np.int64),
+            digests(serialized),
+            {},
             tuple(array.reshape(-1, *spec.shape) for array, spec in zip(inputs, form.inputs, strict=True) if array is not None),
-            parsed[form.label_key].numpy().astype(np.float64) if form.labelled else None,
+            parsed[form.label_key].astype(np.float64) if form.labelled else None,
             [],
         )
 
-    def _layout(self, serialized: bytes) -> dict[str, tf.io.FixedLenFeature] | None:
-        """The features of a record as TensorFlow's batch parser wants them, or None where it cannot serve."""
+    def _ids(self, offsets: Sequence[int]) -> np.ndarray:
+        name = self._file.name.encode()
+        return id_array([b"%s#%d" % (name, offset) for offset in offsets])
+
+    def _layout(self, serialized: bytes) -> _Layout | None:
+        """How a record is laid out, or None where TensorFlow's batch parser cannot serve."""
         try:
             features = tf.train.Example.FromString(serialized).features.feature
         except Exception:
             return None
-        form, layout = self._form, {}
-        sizes: dict[str, list[int]] = {spec.key: [math.prod(spec.shape)] for spec in form.inputs}
+        form = self._form
+        layout: dict[str, tuple[tuple[int, ...], tf.DType]] = {}
+        sizes: dict[str, tuple[int, ...]] = {spec.key: (math.prod(spec.shape),) for spec in form.inputs}
         if form.labelled:
-            sizes[form.label_key] = [form.label_width]
+            sizes[form.label_key] = (form.label_width,)
         if form.id_key is not None:
-            sizes[form.id_key] = []
+            sizes[form.id_key] = ()
         for key, size in sizes.items():
             kind = str(features[key].WhichOneof("kind")) if key in features else "missing"
             dtype = {"float_list": tf.float32, "int64_list": tf.int64, "bytes_list": tf.string}.get(kind)
             if dtype is None or dtype not in ((tf.string, tf.int64) if key == form.id_key else (tf.float32, tf.int64)):
                 return None
-            layout[key] = tf.io.FixedLenFeature(size, dtype)
+            layout[key] = size, dtype
         # A key in two roles, say id and label, is left to the parser of single records.
-        return layout if len(layout) == len(form.inputs) + form.labelled + (form.id_key is not None) else None
+        return _Layout(layout) if len(layout) == len(form.inputs) + form.labelled + (form.id_key is not None) else None
 
     def _parse_singly(self, serialized: Sequence[bytes], offsets: Sequence[int]) -> ExampleBatch:
         form, file = self._form, self._file
@@ -423,26 +424,94 @@ class BatchParser:
         labels = np.array([example.label for _, example in good]).reshape(len(good), form.label_width) if form.labelled else None
         return ExampleBatch(
             file,
-            [example.example_id for _, example in good],
-            [offsets[i] for i, _ in good],
-            [digest(serialized[i]) for i, _ in good],
-            [example.kept for _, example in good],
+            id_array([example.example_id.encode() for _, example in good]),
+            np.array([offsets[i] for i, _ in good], np.int64),
+            digests([serialized[i] for i, _ in good]),
+            {key: [example.kept[key].SerializeToString(deterministic=True) for _, example in good] for key in form.keep_keys},
             inputs,
             labels,
             [outcome for outcome in outcomes if isinstance(outcome, Reject)],
         )
 
 
+class _Layout:
+    """A layout that records have in common: by key the shape of its values, and their dtype."""
+
+    def __init__(self, features: Mapping[str, tuple[tuple[int, ...], tf.DType]]) -> None:
+        self._keys = sorted(features)
+        with tf.device("/CPU:0"):
+            nothing = tf.constant([], tf.string)
+            # The operation itself: to make its arguments anew, as `tf.io.parse_example` does, takes as long as parsing a batch.
+            self._parse = functools.partial(
+                tf.raw_ops.ParseExampleV2,
+                names=nothing,
+                sparse_keys=nothing,
+                dense_keys=tf.constant(self._keys, tf.string),
+                ragged_keys=nothing,
+                dense_defaults=[tf.constant([], features[key][1]) for key in self._keys],
+                num_sparse=0,
+                sparse_types=[],
+                ragged_value_types=[],
+                ragged_split_types=[],
+                dense_shapes=[features[key][0] for key in self._keys],
+            )
+
+    def parse(self, serialized: Sequence[bytes]) -> dict[str, np.ndarray]:
+        """The values of n records, [n, …] by key.
+
+        Raises:
+            tf.errors.InvalidArgumentError, UnicodeDecodeError: one of them is laid out otherwise.
+        """
+        if not self._keys:
+            # Where only places are asked for, as ids, there is nothing to parse.
+            return {}
+        with tf.device("/CPU:0"):
+            values = self._parse(serialized=tf.constant(serialized, tf.string)).dense_values
+        # Views of TensorFlow's memory, except of strings.
+        return {key: np.asarray(value) for key, value in zip(self._keys, values, strict=True)}
+
+
+def _usable_ids(given: np.ndarray) -> np.ndarray | None:
+    """Ids [n] as byte strings, of integers or byte strings; None where some may not be used."""
+    if given.dtype == np.int64:
+        return id_array(list(map(b"%d".__mod__, given.tolist())))
+    raw = given.tolist()
+    try:
+        # All at once, with what no id may hold between them.
+        parts = b"\0".join(raw).decode().split("\0")
+    except UnicodeDecodeError:
+        return None
+    return id_array(raw) if len(parts) == len(raw) and all(raw) else None
+
+
 def digest(serialized: bytes) -> bytes:
-    """The content digest of a serialized example: BLAKE2b, 16 bytes."""
-    return hashlib.blake2b(serialized, digest_size=16).digest()
+    """The content digest of a serialized example: XXH3, 128 bits.
+
+    It tells apart what differs by accident; it is not made to withstand somebody who looks for two examples with one digest.
+    """
+    return xxhash.xxh3_128_digest(serialized)
 
 
-def _records(stream: IO[bytes]) -> Iterator[Frame]:
-    """The records of a file, whose kind its first bytes tell."""
+def digests(serialized: Sequence[bytes]) -> np.ndarray:
+    """The content digests of n serialized examples: [n, 16] uint8."""
+    return np.frombuffer(b"".join(map(digest, serialized)), np.uint8).reshape(len(serialized), 16)
+
+
+def _records(stream: IO[bytes]) -> Iterator[list[bytes | None]]:
+    """The records of a file, whose kind its first bytes tell; None for one whose checksum is wrong."""
     head = stream.read(4)
     stream.seek(0)
     return {PARQUET_MAGIC: read_parquet, ARCHIVE_MAGIC: read_archive}.get(head, read_frames)(stream)
+
+
+def _runs(payloads: list[bytes | None], start: int, known: Collection[int]) -> Iterator[tuple[list[Any], Sequence[int]]]:
+    """Runs of records that are read, with their places, of which the first is `start`; a damaged one is by itself."""
+    if not known and None not in payloads:
+        yield payloads, range(start, start + len(payloads))
+        return
+    for place, payload in enumerate(payloads, start):
+        if payload is None or place not in known:
+            yield [payload], [place]
 
 
 def read_examples(file: InputFile, form: ExampleFormat, batch_size: int, allow_truncated: bool) -> Iterator[ExampleBatch]:
@@ -468,60 +537,59 @@ def read_examples(file: InputFile, form: ExampleFormat, batch_size: int, allow_t
             serialized, offsets, aside, position, first = [], [], [], reached, False
             return parsed
 
-        frames = _records(stream)
-        while True:
-            try:
-                frame = next(frames, None)
-            except UnreadableTail as error:
-                if not allow_truncated or error.is_no_record:
-                    hint = (
-                        "is it a TFRecord, Parquet or .npz file?"
-                        if error.is_no_record
-                        else "write the file again, or accept the loss with --allow_truncated_files"
-                    )
-                    raise InputError(
-                        f"{file.path}: the file cannot be read from record {error.index} at byte {error.offset} on ({error.reason}), "
-                        f"and nobody knows how many records that is: {hint}"
-                    ) from error
-                aside.append(Reject(file.path, error.index, None, rejects.UNREADABLE_TAIL, f"from byte {error.offset} on: {error.reason}"))
-                frame = None
-            if frame is None:
-                yield batch(last=True)
-                return
-            if frame.payload is None:
-                aside.append(Reject(file.path, frame.index, None, rejects.BAD_CHECKSUM, "the record's checksum does not match its content"))
-                continue
-            if frame.index in known:
-                continue
-            if len(serialized) == batch_size:
-                yield batch(last=False)
-            serialized.append(frame.payload)
-            offsets.append(frame.index)
+        reached = 0
+        try:
+            for payloads in _records(stream):
+                for run, places in _runs(payloads, reached, known):
+                    if run[0] is None:
+                        detail = "the record's checksum does not match its content"
+                        aside.append(Reject(file.path, places[0], None, rejects.BAD_CHECKSUM, detail))
+                        continue
+                    while run:
+                        if len(serialized) == batch_size:
+                            yield batch(last=False)
+                        room = batch_size - len(serialized)
+                        serialized += run[:room]
+                        offsets += places[:room]
+                        run, places = run[room:], places[room:]
+                reached += len(payloads)
+        except UnreadableTail as error:
+            if not allow_truncated or error.is_no_record:
+                hint = (
+                    "is it a TFRecord, Parquet or .npz file?"
+                    if error.is_no_record
+                    else "write the file again, or accept the loss with --allow_truncated_files"
+                )
+                raise InputError(
+                    f"{file.path}: the file cannot be read from record {error.index} at byte {error.offset} on ({error.reason}), "
+                    f"and nobody knows how many records that is: {hint}"
+                ) from error
+            aside.append(Reject(file.path, error.index, None, rejects.UNREADABLE_TAIL, f"from byte {error.offset} on: {error.reason}"))
+        yield batch(last=True)
 
 
 def records_at(path: str, offsets: Collection[int]) -> dict[int, bytes]:
     """The readable records of a file at some places, by place."""
-    found: dict[int, bytes] = {}
     last = max(offsets, default=-1)
-    with files.open_raw(path) as stream, contextlib.suppress(UnreadableTail):
-        for frame in _records(stream):
-            if frame.payload is not None and frame.index in offsets:
-                found[frame.index] = frame.payload
-            if frame.index >= last:
-                break
-    return found
+    return {place: payload for place, payload in _readable(path, last + 1) if place in offsets}
 
 
 def first_records(file: InputFile, n: int) -> list[bytes]:
     """The first readable records of a file, at most n."""
-    found: list[bytes] = []
-    with files.open_raw(file.path) as stream, contextlib.suppress(UnreadableTail):
-        for frame in _records(stream):
-            if frame.payload is not None:
-                found.append(frame.payload)
-            if len(found) == n:
-                break
-    return found
+    return [payload for _, payload in islice(_readable(file.path), n)]
+
+
+def _readable(path: str, stop: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """The readable records of a file, up to some place or all, with their places."""
+    place = 0
+    with files.open_raw(path) as stream, contextlib.suppress(UnreadableTail):
+        for payloads in _records(stream):
+            for payload in payloads:
+                if place == stop:
+                    return
+                if payload is not None:
+                    yield place, payload
+                place += 1
 
 
 @dataclasses.dataclass
@@ -534,7 +602,7 @@ class ReadExamples(beam.PTransform):
 
     def _read(self, file: InputFile) -> Iterator[ExampleBatch]:
         for batch in prefetch(read_examples(file, self.form, self.batch_size, self.allow_truncated)):
-            counting.add("examples-read", len(batch.example_ids) + len(batch.rejects))
+            counting.add("examples-read", len(batch) + len(batch.rejects))
             counting.add("example-bytes-read", batch.bytes_read)
             yield batch
 

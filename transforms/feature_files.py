@@ -6,7 +6,6 @@ Only small things are grouped: what each written file holds, and a hash of each 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import uuid
 from collections import Counter
@@ -16,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 import apache_beam as beam
 import numpy as np
-import tensorflow as tf
+import xxhash
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -24,9 +23,9 @@ from transforms import attempts, counting, files, manifest, records, rejects, tf
 from transforms.attempts import WrittenPart
 from transforms.errors import InputError
 from transforms.examples import InputFile
-from transforms.files import StoredFile
+from transforms.files import NewFile, StoredFile
 from transforms.manifest import BYTES_PER_FILE, RECORDS_PER_FILE, FeatureManifest
-from transforms.records import Features
+from transforms.records import Features, Origins
 from transforms.rejects import Reject
 from transforms.threads import Threads
 
@@ -45,25 +44,27 @@ _Step = TypeVar("_Step", bound=beam.PTransform)
 class FeatureBatch:
     """Features of up to a batch of examples of one file, in order, and what was set aside among them; fields as in `ExampleBatch`.
 
-    Of a model that works on positions `offsets`, `digests` and `kept` are those of their examples, once for each of their positions.
+    Of a model that works on positions they are those of their examples, once for each of their positions.
     """
 
     file: InputFile
     features: Features
-    offsets: list[int]
-    digests: list[bytes]
-    kept: list[Mapping[str, tf.train.Feature]]
+    offsets: np.ndarray
+    digests: np.ndarray
+    kept: Mapping[str, Sequence[bytes]]
     rejects: list[Reject]
     first: bool
     last: bool
 
 
-NO_FEATURES = Features.of([], np.empty((0, 1)), np.empty((0, 1)), np.empty(0), np.empty((0, 0)), np.empty((0, 0, 0)), np.empty((0, 0, 0)))
+NO_FEATURES = Features.of(
+    records.id_array([]), np.empty((0, 1)), np.empty((0, 1)), np.empty(0), np.empty((0, 0)), np.empty((0, 0, 0)), np.empty((0, 0, 0))
+)
 
 
 def id_hashes(example_ids: Iterable[bytes]) -> np.ndarray:
     """64 bits of each id [n]; equal for two different ids once in a very long while."""
-    return np.frombuffer(b"".join([hashlib.blake2b(example_id, digest_size=8).digest() for example_id in example_ids]), "<u8")
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, example_ids), np.uint64)
 
 
 def id_buckets(file: StoredFile, hashes: np.ndarray) -> Iterator[beam.pvalue.TaggedOutput]:
@@ -72,7 +73,8 @@ def id_buckets(file: StoredFile, hashes: np.ndarray) -> Iterator[beam.pvalue.Tag
     for bucket in range(_ID_BUCKETS):
         (rows,) = np.nonzero(buckets == bucket)
         if len(rows):
-            yield beam.pvalue.TaggedOutput(IDS, (bucket, (file.name, rows.astype(np.int32), hashes[rows])))
+            # As bytes, which Beam encodes by itself; arrays it would have pickled.
+            yield beam.pvalue.TaggedOutput(IDS, (bucket, (file.name, rows.astype(np.int32).tobytes(), hashes[rows].tobytes())))
 
 
 class _FindFinishedDoFn(beam.DoFn):
@@ -109,31 +111,38 @@ class FindFinished(beam.PTransform):
 class Part:
     """A feature file in the making, and what is set aside beside it."""
 
-    def __init__(self, file: InputFile) -> None:
+    def __init__(self, file: InputFile, directory: str) -> None:
         self.file = file
-        self.start: int | None = None
         self.count = 0
-        self.size = 0
         self.rejects: list[Reject] = []
         self.examples = 0
-        self._frames: list[bytes] = []
+        self._directory = directory
+        self._start: int | None = None
+        self._writer = uuid.uuid4().hex[:8]
+        self._features: NewFile | None = None
         self._hashes: list[np.ndarray] = []
         self._last: tuple[str, int] | None = None
 
-    def add(self, payloads: Sequence[bytes], source: str, offsets: Sequence[int], example_ids: Sequence[bytes]) -> None:
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+        return self._features.size if self._features else 0
+
+    def add(self, payloads: Sequence[bytes], source: str, offsets: np.ndarray, example_ids: Sequence[bytes]) -> None:
         """Adds records [n] of the examples at these places, in order and after all others of the same."""
         if not payloads:
             return
-        places = np.array(offsets)
-        self.examples += int(np.count_nonzero(np.diff(places))) + (self._last != (source, offsets[0]))
-        self._last = source, offsets[-1]
-        self.start = offsets[0] if self.start is None else self.start
-        self._frames.append(tfrecords.join_frames(payloads))
+        first, last = int(offsets[0]), int(offsets[-1])
+        self.examples += int(np.count_nonzero(np.diff(offsets))) + (self._last != (source, first))
+        self._last = source, last
+        if self._features is None:
+            self._start = first
+            self._features = NewFile(self._directory, f"features-{self._stem(first)}.tfrecord")
+        self._features.add(tfrecords.join_frames(payloads))
         self._hashes.append(id_hashes(example_ids))
         self.count += len(payloads)
-        self.size += len(self._frames[-1])
 
-    def room(self, payloads: Sequence[bytes], source: str, offsets: Sequence[int]) -> int:
+    def room(self, payloads: Sequence[bytes], source: str, offsets: np.ndarray) -> int:
         """How many of these records belong into it: until it is full, and whatever else there is of an example that it has records of."""
         if self.is_full:
             fit = 0
@@ -150,21 +159,28 @@ class Part:
         """Whether it is as large as files become."""
         return self.count >= RECORDS_PER_FILE or len(self.rejects) >= RECORDS_PER_FILE or self.size >= BYTES_PER_FILE
 
-    def write(self, directory: str) -> WrittenPart | None:
-        """Writes it, unless there is nothing in it."""
-        if not self.count and not self.rejects:
+    def finish(self) -> WrittenPart | None:
+        """Writes the rest of it, and gives it its name, unless there is nothing in it."""
+        if not self._features and not self.rejects:
             return None
-        start = self.start if self.start is not None else self.rejects[0].offset
-        stem = f"{self.file.index:05d}-{start:010d}-{uuid.uuid4().hex[:8]}"
+        start = self.rejects[0].offset if self._start is None else self._start
         ordered = sorted(self.rejects, key=lambda reject: reject.offset)
         written = set_aside = None
-        if self.count:
-            written = files.write(directory, f"features-{stem}.tfrecord", self._frames, self.count)
+        if self._features:
+            written = self._features.finish(self.count)
             counting.add("feature-bytes-written", written.size)
         if ordered:
-            set_aside = files.write(directory, f"rejected-{stem}.jsonl", rejects.to_jsonl(ordered), len(ordered))
+            set_aside = files.write(self._directory, f"rejected-{self._stem(start)}.jsonl", rejects.to_jsonl(ordered), len(ordered))
         reasons = rejects.count_reasons(self.rejects)
         return WrittenPart((self.file.index, start), written, set_aside, self.examples, reasons, ordered[0] if ordered else None)
+
+    def discard(self) -> None:
+        """Gives it up, unless it is finished."""
+        if self._features:
+            self._features.discard()
+
+    def _stem(self, start: int) -> str:
+        return f"{self.file.index:05d}-{start:010d}-{self._writer}"
 
     def id_buckets(self, written: WrittenPart) -> Iterator[beam.pvalue.TaggedOutput]:
         """What is told of its ids once it is written."""
@@ -194,30 +210,39 @@ class PartWriter:
         told: list[Any] = []
         if batch.first:
             self._written[batch.file.index] = []
-        part = self._open.setdefault(batch.file.index, Part(batch.file))
+        part = self._open.setdefault(batch.file.index, Part(batch.file, self._directory))
         part.rejects.extend(batch.rejects)
         source, offsets, example_ids = batch.file.path, batch.offsets, batch.features.example_ids.tolist()
-        payloads = records.encode_columns(batch.features, [source] * len(offsets), offsets, batch.digests, batch.kept, self._feature_dtype)
+        origins = Origins((source,), np.zeros(len(offsets), np.int32), offsets, batch.digests)
+        payloads = records.encode_columns(batch.features, origins, batch.kept, self._feature_dtype)
         while payloads:
             fit = part.room(payloads, source, offsets)
             part.add(payloads[:fit], source, offsets[:fit], example_ids[:fit])
             payloads, offsets, example_ids = payloads[fit:], offsets[fit:], example_ids[fit:]
             if payloads:
-                told += self._write(part)
-                part = self._open[batch.file.index] = Part(batch.file)
+                told += self._finish(part)
+                part = self._open[batch.file.index] = Part(batch.file, self._directory)
         if batch.last or part.is_full:
             del self._open[batch.file.index]
-            told += self._write(part)
+            told += self._finish(part)
         if batch.last and batch.file.index in self._written:
             attempts.record(self._directory, self._attempt, batch.file, self._written.pop(batch.file.index))
         return told
 
     def end(self) -> list[Any]:
         """Writes what is left, as where a runner splits the chain of steps; tells what `add` tells."""
-        return [one for part in self._open.values() for one in self._write(part)]
+        told = [one for part in self._open.values() for one in self._finish(part)]
+        self._open.clear()
+        return told
 
-    def _write(self, part: Part) -> list[Any]:
-        done = part.write(self._directory)
+    def discard(self) -> None:
+        """Gives up what is not finished."""
+        for part in self._open.values():
+            part.discard()
+        self._open.clear()
+
+    def _finish(self, part: Part) -> list[Any]:
+        done = part.finish()
         if done is None:
             return []
         if part.file.index in self._written:
@@ -254,6 +279,7 @@ class _WriteDoFn(beam.DoFn):
         if self._thread is not None:
             self._thread.close()
             self._thread = None
+            self._parts.discard()
 
 
 def windowed(output: Any) -> Any:
@@ -263,13 +289,13 @@ def windowed(output: Any) -> Any:
     return WindowedValue(output, GlobalWindow().max_timestamp(), (GlobalWindow(),))
 
 
-def repeated_hashes(bucket: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> list[list[tuple[str, int]]]:
+def repeated_hashes(bucket: Iterable[tuple[str, bytes, bytes]]) -> list[list[tuple[str, int]]]:
     """Finds records whose ids have the same hash.
 
-    `bucket` holds, per feature file, its name, row numbers [n] and hashes [n]. Returns up to five groups of (file name, row). Different
-    ids with one 64-bit hash are rare; whoever uses this looks at the ids.
+    `bucket` holds, per feature file, its name, row numbers [n] int32 and hashes [n] uint64. Returns up to five groups of (file name, row).
+    Different ids with one 64-bit hash are rare; whoever uses this looks at the ids.
     """
-    parts = list(bucket)
+    parts = [(name, np.frombuffer(rows, np.int32), np.frombuffer(hashes, np.uint64)) for name, rows, hashes in bucket]
     hashes = np.concatenate([h for _, _, h in parts])
     places = np.concatenate([np.full(len(h), i) for i, (_, _, h) in enumerate(parts)])
     rows = np.concatenate([r for _, r, _ in parts])
@@ -297,9 +323,8 @@ def check_repeats(directory: str, parts: Sequence[WrittenPart], groups: Iterable
             if name not in by_name:
                 continue
             (payload,) = tfrecords.split_frames(files.read_verified(directory, by_name[name]), row, row + 1)
-            feature = tf.train.Example.FromString(payload).features.feature
-            example_id = feature["example_id"].bytes_list.value[0].decode()
-            place = f"{feature['source'].bytes_list.value[0].decode()} record {feature['offset'].int64_list.value[0]}"
+            (encoded,), (origin,) = records.example_ids([payload]), records.origins([payload])
+            example_id, place = encoded.decode(), f"{origin.source} record {origin.offset}"
             if example_id in seen:
                 raise InputError(
                     f"the id {example_id!r} is used twice, by {seen[example_id]} and {place}: ids must be unique in a data set; "

@@ -26,7 +26,7 @@ from transforms import checkpoints, counting, inspection, rejects, staging, toke
 from transforms.allocation import keep_freed_memory
 from transforms.checkpoints import Checkpoints, ModelSpec
 from transforms.errors import InputError
-from transforms.examples import ExampleBatch, ExampleFormat, InputFile, ReadExamples
+from transforms.examples import ExampleBatch, ExampleFormat, InputFile, ReadExamples, take_kept
 from transforms.feature_files import IDS, NO_FEATURES, PARTS, FeatureBatch, FindFinished, WriteFeatures, accelerated, windowed
 from transforms.incremental import Base, FindUnchanged
 from transforms.losses import active
@@ -163,8 +163,8 @@ class FeatureExtractor:
         unmasked = tf.stack([tf.ones_like(z[:, 0], tf.bool) if mask is None else mask for z, _, mask in outputs], axis=1)
         return loss_grads, activations, prediction, probability, label_probabilities, labels, unmasked
 
-    def __call__(self, example_ids: Sequence[str], inputs: Sequence[np.ndarray], labels: np.ndarray | None) -> Features:
-        """Extracts the features of n examples: `inputs` arrays [n, …], `labels` [n, label_width] or None where predicted.
+    def __call__(self, example_ids: np.ndarray, inputs: Sequence[np.ndarray], labels: np.ndarray | None) -> Features:
+        """Extracts the features of examples: ids [n] (dtype S), `inputs` arrays [n, …], `labels` [n, label_width] or None where predicted.
 
         Raises:
             InputError: the model runs out of memory even with the smallest batch.
@@ -173,12 +173,12 @@ class FeatureExtractor:
         return self._features(example_ids, arrays)
 
     def positions(
-        self, example_ids: Sequence[str], inputs: Sequence[np.ndarray], labels: np.ndarray | None
+        self, example_ids: np.ndarray, inputs: Sequence[np.ndarray], labels: np.ndarray | None
     ) -> tuple[Features, np.ndarray, dict[int, tuple[str, str]]]:
         """Extracts the features of all positions of n examples that are neither masked nor ignored, of a model that works on P of them.
 
         Args:
-            example_ids: n ids.
+            example_ids: [n] byte strings (dtype S).
             inputs: arrays [n, …].
             labels: [n, P · label_width], or None where predicted.
 
@@ -213,10 +213,11 @@ class FeatureExtractor:
         rows = np.array([row for row in np.flatnonzero(present).tolist() if row // size not in without], np.int64)
         loss_grads, *others = (array[rows] for array in arrays)
         loss_grads = (loss_grads * weights[rows][..., None]).astype(np.float32)
-        ids = [tokens.record_id(example_ids[row // size], row % size) for row in rows.tolist()]
+        texts = example_ids.tolist()
+        ids = [tokens.record_id(texts[row // size], row % size) for row in rows.tolist()]
         return self._features(ids, [loss_grads, *others]), rows // size, without
 
-    def _features(self, ids: Sequence[str], arrays: Sequence[np.ndarray]) -> Features:
+    def _features(self, ids: Sequence[bytes] | np.ndarray, arrays: Sequence[np.ndarray]) -> Features:
         loss = self._model.loss
         loss_grads, activations, prediction, probability, label_probabilities, labels = arrays[:6]
         return Features.of(
@@ -252,7 +253,8 @@ class FeatureExtractor:
             shapes = tuple((array.dtype, *array.shape) for array in (*padded, *([] if given is None else [given])))
             if shapes not in self._traced:
                 self._traced[shapes] = self._function.get_concrete_function(padded, given)
-            parts.append([tensor.numpy()[:real] for tensor in self._traced[shapes](padded, given)])
+            # Views of TensorFlow's memory: `numpy()` would copy it.
+            parts.append([np.asarray(tensor)[:real] for tensor in self._traced[shapes](padded, given)])
         return parts[0] if len(parts) == 1 else [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     def _halve(self, error: tf.errors.ResourceExhaustedError, tried: int) -> None:
@@ -315,14 +317,14 @@ def extract_features(
 
     def set_aside(reason: str, details: Mapping[int, str]) -> None:
         for i, detail in details.items():
-            aside.append(Reject(batch.file.path, batch.offsets[i], batch.example_ids[i], reason, detail))
+            aside.append(Reject(batch.file.path, int(batch.offsets[i]), batch.example_ids[i].decode(), reason, detail))
 
-    if batch.labels is not None and len(batch.example_ids) and not per_token:
+    if batch.labels is not None and len(batch) and not per_token:
         wrong = {i: detail for i, detail in enumerate(invalid_labels(batch.labels)) if detail is not None}
         if wrong:
             set_aside(rejects.BAD_LABEL, wrong)
-            batch = batch.take([i for i in range(len(batch.example_ids)) if i not in wrong])
-    rows = np.arange(len(batch.example_ids))
+            batch = batch.take(np.delete(np.arange(len(batch)), list(wrong)))
+    rows = np.arange(len(batch))
     features = NO_FEATURES
     if len(rows) and per_token:
         features, rows, without = extractor.positions(batch.example_ids, batch.inputs, batch.labels)
@@ -338,17 +340,8 @@ def extract_features(
             detail = f"the model gave a NaN, an infinity or a number beyond {extractor.feature_dtype} for this example"
             set_aside(rejects.NON_FINITE_FEATURES, dict.fromkeys(rows[~finite].tolist(), detail))
             features, rows = features.take(finite), rows[finite]
-    places = rows.tolist()
-    return FeatureBatch(
-        batch.file,
-        features,
-        [batch.offsets[i] for i in places],
-        [batch.digests[i] for i in places],
-        [batch.kept[i] for i in places],
-        aside,
-        batch.first,
-        batch.last,
-    )
+    kept = take_kept(batch.kept, rows)
+    return FeatureBatch(batch.file, features, batch.offsets[rows], batch.digests[rows], kept, aside, batch.first, batch.last)
 
 
 class _ExtractDoFn(beam.DoFn):
@@ -373,7 +366,8 @@ class _ExtractDoFn(beam.DoFn):
         if self._threads is None:
             # Another process is asked by one thread, which then finds out by itself that it is gone.
             threads = 1 if self._model.per_machine else _AT_ONCE
-            self._threads = Threads(threads, threads, "extract")
+            # As many wait, so that none is idle while this one hands results on.
+            self._threads = Threads(threads, 2 * threads, "extract")
         yield from self._threads.call(self._timed, batch)
         if self._seconds > _LONG:
             yield from self._threads.rest()
@@ -393,7 +387,7 @@ class _ExtractDoFn(beam.DoFn):
         started = time.monotonic()
         extracted = self._extract(batch, self._plan)
         self._seconds = time.monotonic() - started
-        counting.add("examples-extracted", len(batch.example_ids) - (len(extracted.rejects) - len(batch.rejects)))
+        counting.add("examples-extracted", len(batch) - (len(extracted.rejects) - len(batch.rejects)))
         counting.add("examples-rejected", len(extracted.rejects))
         return extracted
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import io
 import logging
 import os
 import posixpath
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, cast
 
 import google_crc32c
@@ -225,54 +224,110 @@ def crc32c(data: bytes, before: int = 0) -> int:
     return int(google_crc32c.extend(before, data))
 
 
-def write(directory: str, name: str, data: bytes | Sequence[bytes], count: int) -> StoredFile:
+class NewFile:
+    """A file in the making, of which no reader ever sees a part.
+
+    On a local disk its bytes go to a hidden neighbour, which takes the name in one step. What goes to a store is kept in memory until it is
+    whole: an upload whose state is lost, say because its last answer was, cannot always be resumed; the same bytes can be written again.
+    """
+
+    def __init__(self, directory: str, name: str) -> None:
+        """Begins it; `finish` or `discard` ends it.
+
+        Raises:
+            InputError: the disk does not take it.
+        """
+        self.size = 0
+        self._crc = 0
+        self._name = name
+        self._path = join(directory, name)
+        self._parts: list[bytes] = []
+        self._stream: IO[bytes] | None = None
+        if is_local(self._path):
+            self._hidden = join(os.path.dirname(self._path) or ".", hidden_name(name, uuid.uuid4().hex))
+            with self._told():
+                os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
+                # `finish` or `discard` closes it.
+                self._stream = open(self._hidden, "wb")  # noqa: SIM115
+
+    def add(self, data: bytes) -> None:
+        """Adds bytes at its end.
+
+        Raises:
+            InputError: the disk does not take them.
+        """
+        self.size += len(data)
+        self._crc = crc32c(data, self._crc)
+        if self._stream is None:
+            self._parts.append(data)
+            return
+        with self._told():
+            self._stream.write(data)
+
+    def finish(self, count: int) -> StoredFile:
+        """Gives it its name, and returns what a manifest lists of it: it holds `count` records.
+
+        Raises:
+            InputError: the disk or the store does not take it.
+        """
+        if self._stream is not None:
+            with self._told():
+                self._stream.close()
+                os.replace(self._hidden, self._path)
+        else:
+            self._upload()
+        return StoredFile(self._name, self.size, self._crc, count)
+
+    def discard(self) -> None:
+        """Gives it up; without effect on one that is finished."""
+        if self._stream is not None:
+            with contextlib.suppress(OSError):
+                self._stream.close()
+            with contextlib.suppress(OSError):
+                os.remove(self._hidden)
+        self._parts.clear()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.discard()
+            raise InputError(f"{self._path} cannot be written: {told(error)}") from error
+
+    def _upload(self) -> None:
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                _upload(self._path, self._parts)
+                return
+            except STORE_ERRORS as error:
+                if not left:
+                    raise InputError(f"{self._path} cannot be written: {told(error)}") from error
+                logging.getLogger(__name__).warning("%s was not written (%s): writing it again", self._path, told(error))
+
+
+def hidden_name(name: str, writer: str) -> str:
+    """The name that a local file has while it is written; globs as parts of it give a glob for such names."""
+    return f".{name}.{writer}.part"
+
+
+def write(directory: str, name: str, data: bytes, count: int) -> StoredFile:
     """Writes a whole file, so that no reader ever sees a part of it, and returns what a manifest lists of it.
-
-    `data` may be in parts, one after the other.
-
-    An object store publishes an object when it is closed. On a local disk the bytes go to a hidden neighbour first, which then takes
-    the name in one step.
 
     Raises:
         InputError: the disk or the store does not take it.
     """
-    path = join(directory, name)
-    parts = [data] if isinstance(data, bytes) else data
-    if is_local(path):
-        try:
-            _write_local(path, parts)
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {told(error)}") from error
-    else:
-        for left in reversed(range(_ATTEMPTS)):
-            try:
-                _upload(path, parts)
-                break
-            except STORE_ERRORS as error:
-                if not left:
-                    raise InputError(f"{path} cannot be written: {told(error)}") from error
-                logging.getLogger(__name__).warning("%s was not written (%s): writing it again", path, told(error))
-    return StoredFile(name, sum(map(len, parts)), functools.reduce(lambda crc, part: crc32c(part, crc), parts, 0), count)
-
-
-def _write_local(path: str, parts: Sequence[bytes]) -> None:
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    hidden = join(os.path.dirname(path) or ".", f".{posixpath.basename(path)}.{uuid.uuid4().hex}")
+    file = NewFile(directory, name)
     try:
-        with open(hidden, "wb") as stream:
-            stream.writelines(parts)
-        os.replace(hidden, path)
+        file.add(data)
+        return file.finish(count)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(hidden)
+        file.discard()
         raise
 
 
 def _upload(path: str, parts: Sequence[bytes]) -> None:
-    """Writes a whole file to a store.
-
-    An upload whose state is lost, say because its last answer was, cannot always be resumed; the same bytes can be written again.
-    """
+    """Writes a whole file to a store."""
     stream = FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)
     try:
         with stream:

@@ -7,13 +7,13 @@ place of each record are grouped; features are copied from file to file, and nev
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import tensorflow as tf
+import xxhash
 
 from transforms import counting, files, manifest, records, tfrecords, tokens
 from transforms.errors import InputError
@@ -83,7 +83,7 @@ class Match:
 
 def example_key(example_id: bytes, content_digest: bytes) -> bytes:
     """16 bytes that are equal for the same id and content, and for nothing else that ever occurs."""
-    return hashlib.blake2b(example_id + b"\0" + content_digest, digest_size=_KEY_BYTES).digest()
+    return xxhash.xxh3_128_digest(example_id + b"\0" + content_digest)
 
 
 def _bucketed(keys: Sequence[bytes], buckets: int) -> Iterator[tuple[int, np.ndarray, bytes]]:
@@ -107,16 +107,18 @@ class _DigestDoFn(beam.DoFn):
 
     def process(self, file: InputFile) -> Iterator[Any]:
         keys: list[bytes] = []
-        offsets: list[int] = []
+        offsets: list[np.ndarray] = []
         count = 0
         for batch in read_examples(file, self._form, _BATCH, self._allow_truncated):
-            keys += [example_key(example_id.encode(), digest) for example_id, digest in zip(batch.example_ids, batch.digests, strict=True)]
-            offsets += batch.offsets
-            count += len(batch.example_ids) + len(batch.rejects)
+            digests = batch.digests.view("V16").ravel().tolist()
+            keys += [example_key(*pair) for pair in zip(batch.example_ids.tolist(), digests, strict=True)]
+            offsets.append(batch.offsets)
+            count += len(batch) + len(batch.rejects)
             counting.add("example-bytes-compared", batch.bytes_read)
-            counting.add("examples-compared", len(batch.example_ids) + len(batch.rejects))
+            counting.add("examples-compared", len(batch) + len(batch.rejects))
+        joined_offsets = np.concatenate(offsets)
         for bucket, places, joined in _bucketed(keys, self._buckets):
-            yield bucket, (file, np.array(offsets)[places], joined)
+            yield bucket, (file, joined_offsets[places], joined)
         yield beam.pvalue.TaggedOutput(_KNOWN, (file.index, (file, count)))
 
 
@@ -168,15 +170,15 @@ class _CopyDoFn(beam.DoFn):
         matches = sorted(element[1], key=lambda match: match.file.index)
         payloads = tfrecords.split_frames(files.read_verified(self._base, matches[0].stored))
         # All into one file, so that there are no more files than the base has, however much examples have moved.
-        part = Part(matches[0].file)
+        part = Part(matches[0].file, self._directory)
         for match in matches:
             order = np.argsort(match.offsets, kind="stable")
             selected = [payloads[row] for row in match.rows[order]]
-            offsets = match.offsets[order].tolist()
-            copied, example_ids = moved(selected, match.file.path, offsets)
+            offsets = match.offsets[order]
+            copied, example_ids = moved(selected, match.file.path, offsets.tolist())
             part.add(copied, match.file.path, offsets, example_ids)
         counting.add("examples-unchanged", part.examples)
-        written = part.write(self._directory)
+        written = part.finish()
         if written is not None:
             yield written
             yield from part.id_buckets(written)

@@ -36,7 +36,7 @@ _PATTERNS = {
         "weighed-*.npz",
     ),
 }
-_FORMAT = 1
+_FORMAT = 2
 # Settings of a feature set that say which examples are in it, and not what its records are.
 _ABOUT_FILES = ("examples", "allow_truncated_files")
 
@@ -296,7 +296,10 @@ def commit(directory: str, manifest: _M, overwrite: bool) -> _M:
         files.delete(directory, sorted(_names(manifest) - _names(before)))
         return cast(_M, before)  # of the same kind, or its fingerprint would differ
     write(directory, manifest)
-    files.delete(directory, sorted(files.names_matching(directory, _PATTERNS[manifest.kind]) - _names(manifest)))
+    patterns = _PATTERNS[manifest.kind]
+    # A writer that was killed has left its files hidden.
+    hidden = [files.hidden_name(pattern, "*") for pattern in patterns]
+    files.delete(directory, sorted(files.names_matching(directory, [*patterns, *hidden]) - _names(manifest)))
     return manifest
 
 

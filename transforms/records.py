@@ -4,7 +4,7 @@
 |---|---|---|
 | `example_id` | bytes | the example's id, UTF-8 |
 | `source`, `offset` | bytes, int64 | the file it came from and its record index there |
-| `content_digest` | bytes | BLAKE2b, 16 bytes, of the serialized example |
+| `content_digest` | bytes | XXH3, 128 bits, of the serialized example |
 | `label`, `prediction` | int64 or float list | by task: class index; 0 or 1; indices of the active outputs; values of a regression |
 | `probability` | float | of the last checkpoint's prediction; NaN for a regression |
 | `label_probability` | T floats | of the label at each checkpoint; NaN for a regression |
@@ -83,7 +83,7 @@ class Features:
 
     @staticmethod
     def of(
-        example_ids: Sequence[str],
+        example_ids: Sequence[bytes] | np.ndarray,
         labels: np.ndarray,
         predictions: np.ndarray,
         probabilities: np.ndarray,
@@ -95,7 +95,7 @@ class Features:
         """Features of examples whose arrays are given: rounds loss gradients and activations to the dtype, and computes the norms."""
         loss_grads, activations = (_rounded(array, feature_dtype) for array in (loss_grads, activations))
         return Features(
-            id_array([example_id.encode() for example_id in example_ids]),
+            id_array(example_ids),
             labels,
             predictions,
             np.asarray(probabilities, np.float32),
@@ -144,6 +144,17 @@ class Origins:
     offsets: np.ndarray
     digests: np.ndarray
 
+    @staticmethod
+    def of(origins: Sequence[Origin]) -> Origins:
+        """The same of each by itself; digests of one length."""
+        place = {one.source: i for i, one in enumerate({one.source: one for one in origins}.values())}
+        return Origins(
+            tuple(place),
+            np.array([place[one.source] for one in origins], np.int32),
+            np.array([one.offset for one in origins], np.int64),
+            np.frombuffer(b"".join(one.content_digest for one in origins), np.uint8).reshape(len(origins), -1 if origins else 0),
+        )
+
 
 def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
     """The nearest float32 numbers that the dtype holds; infinity for what is beyond it."""
@@ -152,7 +163,7 @@ def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
     return np.ascontiguousarray(stored, np.float32)
 
 
-def id_array(ids: Sequence[bytes]) -> np.ndarray:
+def id_array(ids: Sequence[bytes] | np.ndarray) -> np.ndarray:
     """Byte strings as an array [n] of dtype S, which sorts like the strings."""
     return np.array(ids, dtype=np.bytes_) if len(ids) else np.empty(0, "S1")
 
@@ -170,35 +181,27 @@ def encode(features: Features, origins: Sequence[Origin], feature_dtype: str = "
 
     Loss gradients and activations must be such as the dtype holds.
     """
-    return encode_columns(
-        features,
-        [origin.source for origin in origins],
-        [origin.offset for origin in origins],
-        [origin.content_digest for origin in origins],
-        [origin.kept for origin in origins],
-        feature_dtype,
-    )
+    kept = {
+        key: [origin.kept[key].SerializeToString(deterministic=True) for origin in origins] for key in (origins[0].kept if origins else ())
+    }
+    return encode_columns(features, Origins.of(origins), kept, feature_dtype)
 
 
 def encode_columns(
-    features: Features,
-    sources: Sequence[str],
-    offsets: Sequence[int],
-    digests: Sequence[bytes],
-    kept: Sequence[Mapping[str, Any]],
-    feature_dtype: str = "float32",
+    features: Features, origins: Origins, kept: Mapping[str, Sequence[bytes]], feature_dtype: str = "float32"
 ) -> list[bytes]:
-    """As `encode`, of what `Origin` holds of each record, one list for each of its fields.
+    """As `encode`, of origins in columns; `kept` has by key the serialized `tf.train.Feature` of each.
 
     It frames the fields itself, whose heads are the same from record to record: to build a message of every one takes longer than a small
     network takes to compute them.
     """
     stored = DTYPES[feature_dtype].as_numpy_dtype
-    payloads: dict[str, tuple[int, np.ndarray | list[bytes]]] = {
-        "example_id": (_BYTES, features.example_ids.tolist()),
-        "source": (_BYTES, [source.encode() for source in sources]),
-        "offset": (_INTEGERS, _varints(np.array(offsets, np.int64))),
-        "content_digest": (_BYTES, list(digests)),
+    sources = [source.encode() for source in origins.sources]
+    payloads: dict[str, tuple[int, np.ndarray | Sequence[bytes]]] = {
+        "example_id": (_BYTES, _texts(features.example_ids)),
+        "source": (_BYTES, _constant(sources[0]) if len(sources) == 1 else [sources[i] for i in origins.source.tolist()]),
+        "offset": (_INTEGERS, _varints(origins.offsets)),
+        "content_digest": (_BYTES, origins.digests),
         "label": _numbers(features.labels),
         "prediction": _numbers(features.predictions),
         "probability": (_FLOATS, _rows(features.probabilities, "<f4")),
@@ -207,30 +210,30 @@ def encode_columns(
         "activations": (_BYTES, _rows(features.activations, stored)),
         "loss_grad_norms": (_BYTES, _rows(features.loss_grad_norms, "<f8")),
         "activation_norms": (_BYTES, _rows(features.activation_norms, "<f8")),
+        **{key: (_MESSAGE, serialized) for key, serialized in kept.items()},
     }
-    for key in kept[0] if kept else ():
-        payloads[key] = (_MESSAGE, [one[key].SerializeToString(deterministic=True) for one in kept])
-    return _examples(payloads)
+    return _examples(len(features), payloads)
 
 
 def encode_vectors(example_ids: np.ndarray, labels: np.ndarray, vectors: np.ndarray) -> list[bytes]:
     """Serializes n `tf.train.Example`s of `example_id`, `label` and `vector`: [n], [n, L] and [n, d] float32, lists of floats."""
     return _examples(
+        len(vectors),
         {
-            "example_id": (_BYTES, example_ids.tolist()),
+            "example_id": (_BYTES, _texts(example_ids)),
             "label": _numbers(labels),
             "vector": (_FLOATS, _rows(vectors, "<f4")),
-        }
+        },
     )
 
 
-def _examples(payloads: Mapping[str, tuple[int, np.ndarray | list[bytes]]]) -> list[bytes]:
-    """Serialized `tf.train.Example`s of columns: the kind of a column's lists, and the content of each, as rows [n, size] or by itself.
+def _examples(n: int, payloads: Mapping[str, tuple[int, np.ndarray | Sequence[bytes]]]) -> list[bytes]:
+    """Serialized `tf.train.Example`s [n] of columns: the kind of a column's lists, and the content of each, as rows [n, size] of bytes, a
+    row [1, size] for all, or by itself.
 
     Neighbouring columns whose contents have one size are laid side by side in an array, so that little is left to do for each record, and
     nothing where this is so of all columns.
     """
-    n = len(next(iter(payloads.values()))[1])
     pieces: list[list[bytes]] = []
     fixed: list[np.ndarray] = []
 
@@ -262,13 +265,20 @@ def _constant(data: bytes) -> np.ndarray:
     return np.frombuffer(data, np.uint8)[None]
 
 
+def _texts(texts: np.ndarray) -> np.ndarray | list[bytes]:
+    """Byte strings [n] (dtype S) as rows [n, size] where all are of one length."""
+    rows = np.ascontiguousarray(texts).view(np.uint8).reshape(len(texts), -1 if len(texts) else 0)
+    # A shorter one is filled up with NULs, which none ends with.
+    return rows if rows.shape[1] and rows[:, -1].all() else texts.tolist()
+
+
 def _one_by_one(rows: np.ndarray) -> list[bytes]:
     """Rows [n, size] of bytes, size at least 1, as byte strings."""
     data, size = rows.tobytes(), rows.shape[1]
     return [data[start : start + size] for start in range(0, len(data), size)]
 
 
-def _as_rows(contents: list[bytes]) -> np.ndarray | None:
+def _as_rows(contents: Sequence[bytes]) -> np.ndarray | None:
     """Byte strings of one length as an array [n, length]; None where they have several."""
     lengths = set(map(len, contents))
     if len(lengths) > 1:
@@ -450,15 +460,7 @@ def origins(serialized: Sequence[bytes]) -> list[Origin]:
 
 def packed_origins(serialized: Sequence[bytes]) -> Origins:
     """Where n feature records came from, likewise."""
-    found = origins(serialized)
-    sources = tuple(dict.fromkeys(one.source for one in found))
-    place = {source: i for i, source in enumerate(sources)}
-    return Origins(
-        sources,
-        np.array([place[one.source] for one in found], np.int32),
-        np.array([one.offset for one in found], np.int64),
-        np.frombuffer(b"".join(one.content_digest for one in found), np.uint8).reshape(len(found), -1),
-    )
+    return Origins.of(origins(serialized))
 
 
 def _padded(ragged: tf.RaggedTensor) -> np.ndarray:

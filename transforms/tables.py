@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from transforms.records import float_list
-from transforms.tfrecords import Frame, UnreadableTail
+from transforms.tfrecords import UnreadableTail
 
 PARQUET_MAGIC, ARCHIVE_MAGIC = b"PAR1", b"PK\x03\x04"
 
@@ -25,7 +25,7 @@ PARQUET_MAGIC, ARCHIVE_MAGIC = b"PAR1", b"PK\x03\x04"
 _ROWS = 64
 
 
-def read_parquet(stream: IO[bytes]) -> Iterator[Frame]:
+def read_parquet(stream: IO[bytes]) -> Iterator[list[bytes | None]]:
     """The rows of a Parquet file, from a stream that seeks.
 
     Raises:
@@ -38,10 +38,10 @@ def read_parquet(stream: IO[bytes]) -> Iterator[Frame]:
             for values in zip(*map(_values, batch.columns), strict=True):
                 yield dict(zip(batch.schema.names, values, strict=True))
 
-    return _frames(rows, stream)
+    return _examples(rows, stream)
 
 
-def read_archive(stream: IO[bytes]) -> Iterator[Frame]:
+def read_archive(stream: IO[bytes]) -> Iterator[list[bytes | None]]:
     """The rows of a NumPy archive (`.npz`), from a stream that seeks: arrays of one length, with a row of each in an example.
 
     Raises:
@@ -58,16 +58,16 @@ def read_archive(stream: IO[bytes]) -> Iterator[Frame]:
         for i in range(min(lengths.values(), default=0)):
             yield {name: array[i] for name, array in arrays.items()}
 
-    return _frames(rows, stream)
+    return _examples(rows, stream)
 
 
-def _frames(rows: Callable[[], Iterator[Mapping[str, Any]]], stream: IO[bytes]) -> Iterator[Frame]:
+def _examples(rows: Callable[[], Iterator[Mapping[str, Any]]], stream: IO[bytes]) -> Iterator[list[bytes | None]]:
     index = 0
     try:
         for row in rows():
             features = {key: feature for key, value in row.items() if (feature := _feature(value)) is not None}
             example = tf.train.Example(features=tf.train.Features(feature=features))
-            yield Frame(index, example.SerializeToString(deterministic=True))
+            yield [example.SerializeToString(deterministic=True)]
             index += 1
     except (pa.ArrowException, OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UnreadableTail(index, stream.tell(), str(error).splitlines()[0] if str(error) else type(error).__name__) from error

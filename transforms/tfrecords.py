@@ -7,7 +7,6 @@ record starts. Format: `uint64 length, masked CRC-32C of it, payload, masked CRC
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import gzip
 import struct
@@ -23,6 +22,7 @@ _UNZIPPED = 1 << 18
 _HEADER = struct.Struct("<QI")
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
+_MASK = 0xA282EAD8
 _GZIP_MAGIC = b"\x1f\x8b"
 # A length beyond this is damage that happens to have a valid checksum, or not a TFRecord file.
 _LONGEST = 1 << 31
@@ -46,18 +46,9 @@ class UnreadableTail(Exception):
         self.is_no_record = is_no_record
 
 
-# Not frozen: there is one for each record, and to make a frozen one takes three times as long.
-@dataclasses.dataclass(slots=True)
-class Frame:
-    """One record of a stream: its index, and its payload or None where the payload's checksum is wrong."""
-
-    index: int
-    payload: bytes | None
-
-
 def _masked_crc(data: bytes) -> int:
     crc = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + _MASK) & 0xFFFFFFFF
 
 
 @functools.lru_cache(maxsize=4096)
@@ -119,8 +110,11 @@ def pick_frames(stream: IO[bytes], indices: Sequence[int]) -> list[bytes]:
     return payloads
 
 
-def read_frames(stream: IO[bytes]) -> Iterator[Frame]:
-    """Reads the records of a TFRecord stream, plain or gzip (told by content, not by name), in order.
+def read_frames(stream: IO[bytes]) -> Iterator[list[bytes | None]]:
+    """Reads the records of a TFRecord stream, plain or gzip (told by content, not by name), in order, as many at once as a read gives.
+
+    Yields:
+        The payload of each, or None where its checksum is wrong.
 
     Raises:
         UnreadableTail: a length is damaged, the stream ends inside a record, or its compression is broken.
@@ -139,47 +133,55 @@ def _is_header(data: bytes) -> bool:
     return len(data) == _HEADER.size and _HEADER.unpack(data)[1] == _masked_crc(data[:8])
 
 
-def _read_plain(read: Callable[[int], bytes], buffer: bytes) -> Iterator[Frame]:
-    index = offset = position = 0
-    ended = False
+def _read_plain(read: Callable[[int], bytes], buffer: bytes) -> Iterator[list[bytes | None]]:
+    index = offset = 0
     broken: str | None = None
-
-    def fill(wanted: int) -> bool:
-        """Makes `wanted` bytes available from `position`, if the stream has them."""
-        nonlocal buffer, position, ended, broken
-        parts = [buffer[position:]]
-        have = len(parts[0])
-        while have < wanted and not ended:
+    while True:
+        payloads, end, is_damaged = _whole_frames(buffer)
+        if payloads:
+            yield payloads
+        index, offset, buffer = index + len(payloads), offset + end, buffer[end:]
+        if is_damaged:
+            reason = "the record's length is damaged" if index else "what stands there is not a record's length"
+            raise UnreadableTail(index, offset, reason, is_no_record=not index)
+        length = _LENGTH.unpack_from(buffer)[0] if len(buffer) >= _HEADER.size else None
+        wanted = _HEADER.size if length is None else length + 16
+        parts, have = [buffer], len(buffer)
+        while have < wanted:
             try:
                 part = read(max(_CHUNK, wanted - have))
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 broken, part = str(error), b""
-            ended = not part
+            if not part:
+                if broken or length is not None:
+                    raise UnreadableTail(index, offset, broken or f"the file ends inside a record of {length} bytes")
+                if have:
+                    raise UnreadableTail(index, offset, f"the file ends inside a record's header, after {have} bytes")
+                return
             parts.append(part)
             have += len(part)
-        buffer, position = b"".join(parts), 0
-        return have >= wanted
+        buffer = b"".join(parts)
 
-    while True:
-        # Most of what is asked for is there; calls would be most of what reading costs.
-        if len(buffer) - position < _HEADER.size and not fill(_HEADER.size):
-            if broken or len(buffer) > position:
-                raise UnreadableTail(
-                    index, offset, broken or f"the file ends inside a record's header, after {len(buffer) - position} bytes"
-                )
-            return
-        (length,) = _LENGTH.unpack_from(buffer, position)
-        if length > _LONGEST or buffer[position : position + _HEADER.size] != _header(length):
-            reason = "the record's length is damaged" if index else "what stands there is not a record's length"
-            raise UnreadableTail(index, offset, reason, is_no_record=not index)
-        if len(buffer) - position < length + 16 and not fill(length + 16):
-            raise UnreadableTail(index, offset, broken or f"the file ends inside a record of {length} bytes")
-        end = position + 12 + length
-        payload = buffer[position + 12 : end]
-        yield Frame(index, payload if _CRC.unpack_from(buffer, end)[0] == _masked_crc(payload) else None)
+
+def _whole_frames(buffer: bytes) -> tuple[list[bytes | None], int, bool]:
+    """The payloads of the records that a buffer begins with; where the next one starts, and whether its header is damaged."""
+    payloads: list[bytes | None] = []
+    position, size = 0, len(buffer)
+    # Bound to local names, since this is done for every record.
+    unpack_length, unpack_crc, crc_of = _LENGTH.unpack_from, _CRC.unpack_from, google_crc32c.value
+    while size - position >= _HEADER.size:
+        (length,) = unpack_length(buffer, position)
+        start = position + _HEADER.size
+        if length > _LONGEST or buffer[position:start] != _header(length):
+            return payloads, position, True
+        end = start + length
+        if size - end < _CRC.size:
+            break
+        payload = buffer[start:end]
+        crc = crc_of(payload)
+        payloads.append(payload if unpack_crc(buffer, end)[0] == ((crc >> 15 | crc << 17) + _MASK) & 0xFFFFFFFF else None)
         position = end + _CRC.size
-        offset += length + 16
-        index += 1
+    return payloads, position, False
 
 
 class _Rewound:

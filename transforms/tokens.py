@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
-_SEPARATOR = "@"
+_SEPARATOR = b"@"
 
 
-def record_id(example_id: str, position: int) -> str:
+def record_id(example_id: bytes, position: int) -> bytes:
     """The id of the record of a position (counted from 0, row by row where there are several axes): `id@position`."""
-    return f"{example_id}{_SEPARATOR}{position}"
+    return b"%s%s%d" % (example_id, _SEPARATOR, position)
 
 
 def example_of(record: bytes) -> bytes:
     """The id of the example that a record is a position of."""
-    return record.rpartition(_SEPARATOR.encode())[0]
+    return record.rpartition(_SEPARATOR)[0]
 
 
 def weights(counted: np.ndarray, mean: bool) -> np.ndarray:

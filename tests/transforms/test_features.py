@@ -457,6 +457,9 @@ def died(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> Callable[..., Outc
         again()
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert len(list((tmp_path / "out").glob("finished-*"))) == 2
+    # What it had begun is given up; had it been killed, it would still be there.
+    assert not list((tmp_path / "out").glob(".*"))
+    files.NewFile(str(tmp_path / "out"), "features-00002-0000000000-killed.tfrecord").add(b"half a record")
     return again
 
 
@@ -513,14 +516,20 @@ def test_a_file_whose_beginning_went_elsewhere_does_not_count_as_finished(tmp_pa
     writer = feature_files._WriteDoFn(str(tmp_path), "0" * 32, "float32")
     for first, expected in ((False, 0), (True, 1)):
         writer.start_bundle()
-        list(writer.process(feature_files.FeatureBatch(file, one, [], [], [], [reject], first=first, last=True)))
+        list(
+            writer.process(
+                feature_files.FeatureBatch(file, one, np.empty(0, int), np.empty((0, 16), np.uint8), {}, [reject], first, last=True)
+            )
+        )
         list(writer.finish_bundle())
         assert len(list(tmp_path.glob("finished-*"))) == expected
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7])
 @pytest.mark.parametrize("largest", [1, 120, 10_000])
-def test_parts_are_cut_where_they_are_full_and_never_inside_an_example(monkeypatch: pytest.MonkeyPatch, most: int, largest: int) -> None:
+def test_parts_are_cut_where_they_are_full_and_never_inside_an_example(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, most: int, largest: int
+) -> None:
     monkeypatch.setattr(feature_files, "RECORDS_PER_FILE", most)
     monkeypatch.setattr(feature_files, "BYTES_PER_FILE", largest)
     file = InputFile(0, "in", "in", 1)
@@ -528,19 +537,19 @@ def test_parts_are_cut_where_they_are_full_and_never_inside_an_example(monkeypat
 
     def parts(step: int) -> list[list[tuple[int, int]]]:
         """The places and sizes of records in each part, of records that come `step` examples at a time."""
-        part, found = feature_files.Part(file), [[]]
+        part, found = feature_files.Part(file, str(tmp_path)), [[]]
         examples = sorted(set(offsets))
         for start in range(0, len(examples), step):
             rows = [i for i, offset in enumerate(offsets) if offset in examples[start : start + step]]
-            payloads, places = [bytes(sizes[i]) for i in rows], [offsets[i] for i in rows]
+            payloads, places = [bytes(sizes[i]) for i in rows], np.array([offsets[i] for i in rows])
             while payloads:
                 fit = part.room(payloads, "in", places)
                 part.add(payloads[:fit], "in", places[:fit], [b"id"] * fit)
-                found[-1] += zip(places[:fit], map(len, payloads[:fit]), strict=True)
+                found[-1] += zip(places[:fit].tolist(), map(len, payloads[:fit]), strict=True)
                 payloads, places = payloads[fit:], places[fit:]
                 if payloads:
                     assert part.is_full and part.examples == len({place for place, _ in found[-1]}) and part.count == len(found[-1])
-                    part = feature_files.Part(file)
+                    part = feature_files.Part(file, str(tmp_path))
                     found.append([])
         return found
 
@@ -624,8 +633,8 @@ def test_a_gpus_memory_is_taken_as_it_is_needed(tiny: Tiny, monkeypatch: pytest.
 
 
 def test_repeated_hashes_are_found_across_files_and_told_in_order() -> None:
-    def part(name: str, rows: Iterable[int], hashes: Iterable[int]) -> tuple[str, np.ndarray, np.ndarray]:
-        return name, np.array(list(rows), np.int32), np.array(list(hashes), np.uint64)
+    def part(name: str, rows: Iterable[int], hashes: Iterable[int]) -> tuple[str, bytes, bytes]:
+        return name, np.array(list(rows), np.int32).tobytes(), np.array(list(hashes), np.uint64).tobytes()
 
     assert feature_files.repeated_hashes([part("a", [0, 1], [7, 8]), part("b", [5], [9])]) == []
     groups = feature_files.repeated_hashes([part("a", [3, 1, 2], [7, 7, 8]), part("b", [0, 4], [8, 7])])

@@ -32,7 +32,7 @@ def positions(
     activations = np.maximum(rng.normal(size=(total, checkpoints, units)), 0)
     activations[..., -1] = 1
     # Some positions are masked, so that numbers are left out.
-    ids = [tokens.record_id(f"{prefix}{i:04d}", 2 * a + 1) for i, n in enumerate(sizes) for a in range(n)]
+    ids = [tokens.record_id(f"{prefix}{i:04d}".encode(), 2 * a + 1) for i, n in enumerate(sizes) for a in range(n)]
     labels, predictions = rng.integers(0, 3, (2, total, 1))
     probabilities = rng.random((total, checkpoints)).astype(np.float32)
     return Features.of(
@@ -202,7 +202,7 @@ def twisted(rng: np.random.Generator, train: Features, twist: str) -> Features:
             one.astype(np.float64) * (1e38 / max(1e-30, float(np.abs(one).max()))) for one in (loss_grads, activations)
         )
     return Features.of(
-        [one.decode() for one in train.example_ids],
+        train.example_ids,
         train.labels,
         train.predictions,
         train.probabilities,

@@ -230,6 +230,20 @@ def test_a_written_file_is_what_the_manifest_says(tmp_path: pathlib.Path) -> Non
     assert [path.name for path in (tmp_path / "deep" / "er").iterdir()] == ["a"]
 
 
+def test_a_file_in_the_making_has_its_name_only_when_it_is_whole(tmp_path: pathlib.Path) -> None:
+    new = files.NewFile(str(tmp_path / "deep"), "a")
+    for part in (b"1234", b"", b"56789"):
+        new.add(part)
+        assert not (tmp_path / "deep" / "a").exists()
+    assert new.size == 9 and new.finish(4) == StoredFile("a", 9, 0xE3069283, 4)
+    new.discard()  # too late
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a"]
+    given_up = files.NewFile(str(tmp_path / "deep"), "b")
+    given_up.add(b"1")
+    given_up.discard()
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a"]
+
+
 @pytest.mark.parametrize("failing", ["write", "rename"])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, failing: str

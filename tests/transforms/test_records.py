@@ -24,7 +24,7 @@ def make(n: int, t: int = 2, c: int = 3, d: int = 5, labels: np.ndarray | None =
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, c, (n, 1)) if labels is None else labels
     return Features.of(
-        [f"bild-ä-{i}" for i in range(n)],
+        [f"bild-ä-{i}".encode() for i in range(n)],
         labels,
         labels[::-1].copy(),
         rng.random(n),
@@ -83,7 +83,7 @@ def test_shorter_dtypes_round_once_to_the_nearest(loss_grads: np.ndarray, dtype:
     like = make(2)
     with np.errstate(all="ignore"):
         features = Features.of(
-            ["a", "b"], like.labels, like.predictions, like.probabilities, like.label_probabilities, loss_grads, like.activations, dtype
+            [b"a", b"b"], like.labels, like.predictions, like.probabilities, like.label_probabilities, loss_grads, like.activations, dtype
         )
         np.testing.assert_array_equal(features.loss_grads, nearest(loss_grads, dtype))
         np.testing.assert_array_equal(features.activations, nearest(like.activations.astype(np.float32), dtype))
@@ -105,7 +105,13 @@ def test_any_float_survives_a_round_trip(loss_grads: np.ndarray, probabilities: 
     features = make(2)
     with np.errstate(all="ignore"):
         features = Features.of(
-            ["a", "b"], features.labels, features.predictions, probabilities, features.label_probabilities, loss_grads, features.activations
+            [b"a", b"b"],
+            features.labels,
+            features.predictions,
+            probabilities,
+            features.label_probabilities,
+            loss_grads,
+            features.activations,
         )
     found = there_and_back(features)
     assert found.loss_grads.tobytes() == features.loss_grads.tobytes()
@@ -155,7 +161,7 @@ def test_records_are_written_as_the_library_writes_them(data: st.DataObject) -> 
         Origin(
             data.draw(st.text(max_size=150)),
             data.draw(st.integers(0, 2**40)),
-            data.draw(st.binary(max_size=16)),
+            data.draw(st.binary(min_size=16, max_size=16)),
             {key: feature(data.draw(kept)) for key in keys},
         )
         for _ in range(n)
@@ -251,6 +257,14 @@ def test_norms_are_those_of_numpy_in_float64() -> None:
     assert found.dtype == np.float64 and found.shape == (6, 4)
     np.testing.assert_allclose(found, np.linalg.norm(vectors.astype(np.float64), axis=-1), rtol=1e-15)
     assert (found > 0).all()  # whose squares underflow in float32
+
+
+def test_norms_of_many_vectors_are_those_of_each() -> None:
+    # More than are added at once.
+    vectors = np.random.default_rng(2).normal(size=(350, 3, 21)).astype(np.float32)
+    assert norms(vectors).tobytes() == np.array([[norms(one) for one in row] for row in vectors]).tobytes()
+    for shape in ((0, 3, 5), (4, 2, 0)):
+        assert norms(np.empty(shape, np.float32)).tolist() == np.zeros(shape[:-1]).tolist()
 
 
 @settings(max_examples=100, deadline=None)

@@ -19,6 +19,7 @@ from transforms.checkpoints import ModelSpec
 from transforms.errors import InputError
 from transforms.examples import ExampleBatch, InputFile
 from transforms.features import ExtractionPlan, FeatureBatch, Model
+from transforms.records import id_array
 from transforms.sharing import OnePerMachine
 
 Run = Callable[..., Outcome]
@@ -34,10 +35,10 @@ def batch_of(tiny: Tiny, start: int) -> ExampleBatch:
     rows = range(start, start + 8)
     return ExampleBatch(
         InputFile(0, "in", "in", 1),
-        [f"ex-{i:02d}" for i in rows],
-        list(rows),
-        [b""] * 8,
-        [{}] * 8,
+        id_array([b"ex-%02d" % i for i in rows]),
+        np.array(rows),
+        np.zeros((8, 16), np.uint8),
+        {},
         (tiny.images[list(rows)],),
         tiny.labels[list(rows), None].astype(np.float64),
         [],

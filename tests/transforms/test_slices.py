@@ -13,7 +13,7 @@ from transforms.slices import GradientSums, label_slices, slice_limit
 
 def features(rng: np.random.Generator, n: int) -> Features:
     labels = rng.integers(0, 3, (n, 1))
-    ids = [f"{i}" for i in range(n)]
+    ids = [b"%d" % i for i in range(n)]
     return Features.of(ids, labels, labels, np.ones(n), np.ones((n, 2)), rng.normal(size=(n, 2, 3)), rng.normal(size=(n, 2, 5)))
 
 

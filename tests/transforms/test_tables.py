@@ -72,7 +72,7 @@ def test_columns_become_keys_of_the_kind_that_holds_them() -> None:
         "image": [{"bytes": b"\x89PNG", "path": "a.png"}, {"bytes": None, "path": "b.png"}],
         "when": pa.array([1, 2], pa.timestamp("s")),
     }
-    first, second = (tf.train.Example.FromString(frame.payload).features.feature for frame in read_parquet(io.BytesIO(parquet(table))))
+    first, second = (tf.train.Example.FromString(payload).features.feature for (payload,) in read_parquet(io.BytesIO(parquet(table))))
     assert list(first["small"].int64_list.value) == [1] and "small" not in second
     assert [list(one["flag"].int64_list.value) for one in (first, second)] == [[1], [0]]
     assert list(first["real"].float_list.value) == [0.5]
@@ -88,14 +88,14 @@ def test_lists_of_numbers_of_any_kind_are_rows(kind: pa.DataType) -> None:
     # Arrow does not read back a list of fixed size that is null.
     second = [7.0, 8.0] if pa.types.is_fixed_size_list(kind) else None
     table = {"x": pa.array([[1.5, 2.5], second, [3.5, 4.5]], kind), "y": pa.array([[1, 2], [3, None], [5, 6]], pa.list_(pa.int32()))}
-    rows = [tf.train.Example.FromString(frame.payload).features.feature for frame in read_parquet(io.BytesIO(parquet(table)))]
+    rows = [tf.train.Example.FromString(payload).features.feature for (payload,) in read_parquet(io.BytesIO(parquet(table)))]
     assert [list(row["x"].float_list.value) if "x" in row else None for row in rows] == [[1.5, 2.5], second, [3.5, 4.5]]
     assert [list(row["y"].int64_list.value) if "y" in row else None for row in rows] == [[1, 2], None, [5, 6]]
 
 
 def test_rows_of_an_archive_keep_their_numbers() -> None:
     arrays = {"u": np.array([0, 255], np.uint8), "s": np.array([b"x", b"yz"]), "m": np.arange(12, dtype=np.float64).reshape(2, 2, 3)}
-    first, second = (tf.train.Example.FromString(frame.payload).features.feature for frame in read_archive(io.BytesIO(archive(**arrays))))
+    first, second = (tf.train.Example.FromString(payload).features.feature for (payload,) in read_archive(io.BytesIO(archive(**arrays))))
     assert (list(first["u"].int64_list.value), list(second["u"].int64_list.value)) == ([0], [255])
     assert list(second["s"].bytes_list.value) == [b"yz"]
     assert list(second["m"].float_list.value) == [6, 7, 8, 9, 10, 11]

@@ -329,5 +329,5 @@ def test_weights(mean: bool) -> None:
 
 
 def test_ids() -> None:
-    assert tokens.record_id("a@b", 12) == "a@b@12"
+    assert tokens.record_id(b"a@b", 12) == b"a@b@12"
     assert tokens.example_of(b"a@b@12") == b"a@b"

@@ -54,7 +54,7 @@ def stored(directory: pathlib.Path, ids: list[str], places: list[int]) -> Featur
     n = len(ids)
     labels, ones = np.zeros((n, 1), int), np.ones((n, 1, 1))
     factors = (np.repeat(ones, 3, axis=2), np.repeat(ones, 4, axis=2))
-    features = Features.of(ids, labels, labels, np.ones(n), np.ones((n, 1)), *factors)
+    features = Features.of([one.encode() for one in ids], labels, labels, np.ones(n), np.ones((n, 1)), *factors)
     payloads = records.encode(features, [Origin(f"file-{i % 2}", i, bytes([i] * 16)) for i in places])
     assert records.example_ids(payloads) == [one.encode() for one in ids]
     written = files.write(str(directory), "features-0.tfrecord", tfrecords.join_frames(payloads), n)
