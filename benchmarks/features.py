@@ -9,7 +9,8 @@ Workloads:
 
 both with the same files `--times` over. Of each size it prints wall time, peak memory, and the forward passes' part of the whole command;
 then their part of what each further example costs, which leaves start-up out: Python's imports, loading and tracing the model. Machines are
-noisy: quote the ratios. DIR keeps the data (a temporary directory otherwise).
+noisy: quote the ratios. The bare passes are measured before and after each size, in processes of their own, and their median counts: one
+process and the next differ by a quarter. DIR keeps the data (a temporary directory otherwise).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import shutil
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -75,13 +77,17 @@ def resnet_forward_seconds(directory: pathlib.Path) -> float:
     return median_seconds(all_batches, 1)
 
 
-def report(name: str, forward: float, sizes: list[int], extract: Callable[[int], Measured], copy: Callable[[int], Measured]) -> None:
-    """Runs and prints each size, a multiple of that which `forward` seconds are of; and the last again from what was extracted before."""
-    print(f"{name}: bare forward passes {forward:.1f} s")
-    measured = []
+def report(
+    name: str, bare: Callable[[], float], sizes: list[int], extract: Callable[[int], Measured], copy: Callable[[int], Measured]
+) -> None:
+    """Runs and prints each size, a multiple of that which `bare` gives the seconds of; and the last from what was extracted before."""
+    passes, measured = [bare()], []
     for times in sizes:
-        one = extract(times)
-        measured.append(one)
+        measured.append(extract(times))
+        passes.append(bare())
+    forward = statistics.median(passes)
+    print(f"{name}: bare forward passes {forward:.2f} s ({min(passes):.2f} to {max(passes):.2f})")
+    for times, one in zip(sizes, measured, strict=True):
         print(
             f"  {times:>3} ×  {one.seconds:6.1f} s wall, of which forward passes are {forward * times / one.seconds:.2f}; "
             f"{one.peak_bytes / 1e9:.2f} GB peak, {one.peak_bytes / measured[0].peak_bytes:.2f} of the first",
@@ -116,7 +122,7 @@ def main() -> None:
 
             return copy
 
-        def measure(name: str, forward: float, examples: pathlib.Path, checkpoints: pathlib.Path) -> None:
+        def measure(name: str, bare: Callable[[], float], examples: pathlib.Path, checkpoints: pathlib.Path) -> None:
             copies = pathlib.Path(scratch) / name
             for i in range(max(args.times)):
                 (copies / f"copy-{i:03d}").mkdir(parents=True)
@@ -127,17 +133,17 @@ def main() -> None:
                 # A glob for the copy, whose name is then part of the ids.
                 return extract(",".join(f"{copies}/copy-{i:03d}*/*" for i in range(times)), checkpoints, *flags)
 
-            report(name, forward, args.times, extract_copies, from_base(extract_copies))
+            report(name, bare, args.times, extract_copies, from_base(extract_copies))
 
         if args.workload in ("fashion", "all"):
             if not fashion_mnist.available():
                 sys.exit(fashion_mnist.MISSING)
             in_own_process(fashion_mnist.prepare, data)
-            measure("fashion", in_own_process(forward_seconds, data), data / "examples", data / "checkpoints" / "*.keras")
+            measure("fashion", lambda: in_own_process(forward_seconds, data), data / "examples", data / "checkpoints" / "*.keras")
         if args.workload in ("resnet", "all"):
             in_own_process(prepare_resnet, data / "resnet", args.images)
-            forward = in_own_process(resnet_forward_seconds, data / "resnet")
-            measure("resnet", forward, data / "resnet" / "examples", data / "resnet" / "*.keras")
+            resnet = data / "resnet"
+            measure("resnet", lambda: in_own_process(resnet_forward_seconds, resnet), resnet / "examples", resnet / "*.keras")
 
 
 if __name__ == "__main__":
