@@ -147,7 +147,7 @@ class Origins:
     @staticmethod
     def of(origins: Sequence[Origin]) -> Origins:
         """The same of each by itself; digests of one length."""
-        place = {one.source: i for i, one in enumerate({one.source: one for one in origins}.values())}
+        place = {source: i for i, source in enumerate(dict.fromkeys(one.source for one in origins))}
         return Origins(
             tuple(place),
             np.array([place[one.source] for one in origins], np.int32),
