@@ -44,7 +44,7 @@ _Step = TypeVar("_Step", bound=beam.PTransform)
 class FeatureBatch:
     """Features of up to a batch of examples of one file, in order, and what was set aside among them; fields as in `ExampleBatch`.
 
-    Of a model that works on positions they are those of their examples, once for each of their positions.
+    Of a model that works on positions `offsets`, `digests` and `kept` are those of their examples, once for each of their positions.
     """
 
     file: InputFile
