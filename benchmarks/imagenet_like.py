@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from transforms.records import Features
+    from transforms.core.features import Features
 
 CLASSES, GROUPS, UNITS, CHECKPOINTS = 1000, 100, 2048, 3
 LEARNING_RATES = (0.1, 0.01, 0.001)
@@ -73,8 +73,9 @@ def features(n: int, train: bool = True) -> Features:
 
     Holds little more than the result, 36.6 KB an example.
     """
-    from transforms.records import Features, id_array
-    from transforms.sums import norms
+    from transforms.core.features import Features
+    from transforms.core.ids import id_array
+    from transforms.core.summation import norms
 
     labels = np.empty((n, 1), np.int64)
     loss_grads = np.empty((n, CHECKPOINTS, CLASSES), np.float32)

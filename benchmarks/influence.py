@@ -60,7 +60,7 @@ def forward_seconds(data: pathlib.Path) -> float:
 
 def search_seconds(output: pathlib.Path, k: int) -> float:
     """Seconds of scoring alone: features decoded in memory → top-k arrays."""
-    from transforms.scoring import Scoring
+    from transforms.scoring.influence import Scoring
 
     test, train, rates = read_features(output)
     return median_seconds(lambda: searched(test, train, Scoring(rates, k)), 3)
@@ -82,7 +82,7 @@ def main() -> None:
 
 def report(data: pathlib.Path, scratch: pathlib.Path, k: int, runs: int) -> None:
     """Measures and prints."""
-    from pipeline.feature_sets import read_set
+    from pipeline.preparation.feature_sets import read_set
 
     output = scratch / "out"
     whole, halves = [], {"features": [], "score": []}

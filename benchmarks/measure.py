@@ -17,9 +17,9 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from transforms.records import Features
-    from transforms.scoring import Scoring
-    from transforms.topk import TopK
+    from transforms.core.features import Features
+    from transforms.core.topk import TopK
+    from transforms.scoring.influence import Scoring
 
 _R = TypeVar("_R")
 
@@ -127,9 +127,9 @@ def _status(name: str) -> int:
 
 def read_features(output: pathlib.Path) -> tuple[Features, Features, tuple[float, ...]]:
     """The test and training features that `tracin influence` left in its output, and the learning rates."""
-    from pipeline.feature_sets import read_set
-    from transforms.manifest import usable_rates
-    from transforms.tiles import spans
+    from pipeline.preparation.feature_sets import read_set
+    from transforms.scoring.tiles import spans
+    from transforms.storage.manifest import usable_rates
 
     test, train = (read_set(str(output / f"{name}_features"), f"{name}_features") for name in ("test", "train"))
     arrays = [one.read(spans(one.counts, 0, sum(one.counts))) for one in (test, train)]
@@ -138,7 +138,7 @@ def read_features(output: pathlib.Path) -> tuple[Features, Features, tuple[float
 
 def searched(test: Features, train: Features, scoring: Scoring, dense: bool = False) -> tuple[TopK, dict[str, int]]:
     """What the benchmarks of scoring time, features decoded in memory → top-k arrays; and the search's counts."""
-    from transforms.search import Search
+    from transforms.scoring.exact_search import Search
 
     search = Search(test, scoring, dense=dense)
     done = sum(search.scan(train))

@@ -21,7 +21,7 @@ from benchmarks.feature_sets import write_set
 from benchmarks.measure import command, run
 
 if TYPE_CHECKING:
-    from transforms.records import Features
+    from transforms.core.features import Features
 
 SIZES = {"score": (25_000, 100_000, 400_000), "audit": (62_500, 250_000, 1_000_000)}
 CHECKPOINTS, CLASSES, UNITS = 6, 10, 129
@@ -30,7 +30,7 @@ EXAMPLES_PER_FILE = 5000
 
 def draw(rng: np.random.Generator, n: int, first: int) -> Features:
     """Heavy-tailed random gradients, ids counted from `first`."""
-    from transforms.records import Features
+    from transforms.core.features import Features
 
     labels = rng.integers(0, CLASSES, (n, 1))
     loss_grads = rng.normal(size=(n, CHECKPOINTS, CLASSES)) * np.exp(2 * rng.normal(size=(n, 1, 1)))

@@ -38,9 +38,9 @@ from benchmarks.measure import command, in_own_process, run, searched
 from benchmarks.scoring import load_fashion, load_imagenet
 
 if TYPE_CHECKING:
-    from transforms.projections import Measurements, Projection, Scaling
-    from transforms.records import Features
-    from transforms.topk import TopK
+    from transforms.core.features import Features
+    from transforms.core.topk import TopK
+    from transforms.vectors.projections import Measurements, Projection, Scaling
 
 _R = TypeVar("_R")
 
@@ -93,7 +93,7 @@ def shares(near: np.ndarray, wanted: Sequence[Sequence[np.ndarray]], places: int
 
 def make(method: str, scaling: Scaling, known: Measurements, dimensions: int) -> Projection:
     """A projection of one of `METHODS`."""
-    from transforms import projections
+    from transforms.vectors import projections
 
     if method in projections.FITTED:
         return projections.fit(method, scaling, known, dimensions, 0)
@@ -102,9 +102,9 @@ def make(method: str, scaling: Scaling, known: Measurements, dimensions: int) ->
 
 
 def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
-    from transforms import faiss_index, projections
-    from transforms.projections import Scaling
-    from transforms.scoring import Scoring
+    from transforms.scoring.influence import Scoring
+    from transforms.vectors import faiss_index, projections
+    from transforms.vectors.projections import Scaling
 
     test, train, rates = load(name, data)
     wanted = rows_of(searched(test, train, Scoring(rates, k))[0], train, len(test))
@@ -127,9 +127,9 @@ def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
 
 
 def compare_indexes(name: str, data: pathlib.Path, k: int, runs: int) -> list[Point]:
-    from transforms import faiss_index
-    from transforms.projections import Measurements, Scaling
-    from transforms.scoring import Scoring
+    from transforms.scoring.influence import Scoring
+    from transforms.vectors import faiss_index
+    from transforms.vectors.projections import Measurements, Scaling
 
     tests, everything, all_rates = load(name, data)
     points = []
@@ -195,17 +195,18 @@ def median(work: Callable[[], _R], runs: int) -> tuple[float, _R]:
 
 def ask(test: Features, train: Features, index: Any, projection: Projection, scoring: Any) -> TopK:
     """What `tracin search` does, features in memory."""
-    from transforms import faiss_index, indexes
+    from transforms.vectors import faiss_index
+    from transforms.vectors.search import score_candidates
 
     near = faiss_index.nearest(index, projection.project(test), OVERSAMPLING * scoring.k)
-    return indexes.score_candidates(test, near, Resident(train), scoring)
+    return score_candidates(test, near, Resident(train), scoring)
 
 
 class Resident:
     """Features in memory in the place of a feature set."""
 
     def __init__(self, features: Features) -> None:
-        from transforms.tiles import Shape
+        from transforms.core.shapes import Shape
 
         self._features = features
         self.shape = Shape(features.loss_grads.shape[1], features.loss_grads.shape[2], features.activations.shape[2])

@@ -20,15 +20,15 @@ from benchmarks.feature_sets import write_set
 from benchmarks.measure import command, in_own_process, median_seconds, run, timed
 
 if TYPE_CHECKING:
-    from transforms.records import Features
+    from transforms.core.features import Features
 
 _EXAMPLES_PER_FILE = 250
 
 
 def draw(rng: np.random.Generator, examples: int, first: int, args: argparse.Namespace) -> Features:
     """The records of some examples, ids counted from `first`."""
-    from transforms.records import Features
-    from transforms.tokens import record_id
+    from transforms.core.features import Features
+    from transforms.core.ids import record_id
 
     sizes = rng.integers(1, 2 * args.positions, examples)
     owners, total = np.repeat(np.arange(examples), sizes), int(sizes.sum())
@@ -50,9 +50,9 @@ def write(directory: pathlib.Path, examples: int, seed: int, args: argparse.Name
 def search(args: argparse.Namespace) -> None:
     """Times adding up, searching, and products of positions, with all features in memory."""
     from benchmarks.measure import searched
-    from transforms.gradient_search import GradientSearch
-    from transforms.gradients import Gradients, Summing
-    from transforms.scoring import Scoring
+    from transforms.scoring.gradient_search import GradientSearch
+    from transforms.scoring.gradients import Gradients, Summing
+    from transforms.scoring.influence import Scoring
 
     scoring = Scoring((0.1,) * args.checkpoints, args.k)
     test, train = (draw(np.random.default_rng(seed), n, 0, args) for seed, n in ((1, args.tests), (2, args.trains)))

@@ -22,8 +22,8 @@ from benchmarks.influence import influence_flags
 from benchmarks.measure import command, in_own_process, read_features, run, searched
 
 if TYPE_CHECKING:
-    from transforms.records import Features
-    from transforms.topk import TopK
+    from transforms.core.features import Features
+    from transforms.core.topk import TopK
 
 
 def lower(checkpoint: pathlib.Path, policy: str, directory: pathlib.Path) -> None:
@@ -44,7 +44,7 @@ def lower(checkpoint: pathlib.Path, policy: str, directory: pathlib.Path) -> Non
 
 def stored_as(features: Features, dtype: str) -> Features:
     """What a feature set of this dtype holds of the same features."""
-    from transforms.records import Features
+    from transforms.core.features import Features
 
     return Features.of(
         features.example_ids,
@@ -74,7 +74,7 @@ def compared(found: TopK, exact: TopK, tests: int) -> tuple[float, float, float]
 
 def report(data: pathlib.Path, k: int) -> None:
     """Scores what each way gives, and prints the table."""
-    from transforms.scoring import Scoring
+    from transforms.scoring.influence import Scoring
 
     test, train, rates = read_features(data / "out")
     rounded = {dtype: (stored_as(test, dtype), stored_as(train, dtype)) for dtype in ("bfloat16", "float16")}

@@ -52,8 +52,8 @@ from benchmarks.measure import (
 )
 
 if TYPE_CHECKING:
-    from transforms.records import Features
-    from transforms.topk import TopK
+    from transforms.core.features import Features
+    from transforms.core.topk import TopK
 
 K_POINTS = (1, 10, 50, 200, 1000)
 INK, GREY, BLUE, ORANGE = "#222222", "#8a8a8a", "#1f6fb4", "#d9730d"
@@ -90,8 +90,9 @@ def load_equal(
     _: pathlib.Path, trains: int, tests: int, checkpoints: int, outputs: int, units: int
 ) -> tuple[Features, Features, tuple[float, ...]]:
     """Features whose loss gradients and activations all have length 1, at all checkpoints, and random directions."""
-    from transforms.records import Features, id_array
-    from transforms.sums import norms
+    from transforms.core.features import Features
+    from transforms.core.ids import id_array
+    from transforms.core.summation import norms
 
     def draw(n: int, stem: str, seed: int) -> Features:
         rng = np.random.default_rng(seed)
@@ -196,7 +197,7 @@ def prepare(data: pathlib.Path, k: int) -> None:
 
 def compare(name: str, workload: Workload, data: pathlib.Path, k: int, runs: int) -> Compared:
     """Measures a workload and prints what it comes to; ends the program if the two paths differ."""
-    from transforms.scoring import Scoring
+    from transforms.scoring.influence import Scoring
 
     test, train, rates = workload.load(data, workload.trains, workload.tests)
     dense_test = test.take(slice(workload.dense_tests))
@@ -249,9 +250,10 @@ def compare(name: str, workload: Workload, data: pathlib.Path, k: int, runs: int
 
 def report_parts(workload: Workload, data: pathlib.Path, k: int, parts: int) -> None:
     """Prints what it costs to search a training set in parts that know nothing of each other, or what thresholds tell."""
-    from transforms import thresholds, topk
-    from transforms.scoring import Scoring
-    from transforms.search import Search
+    from transforms.core import topk
+    from transforms.scoring import thresholds
+    from transforms.scoring.exact_search import Search
+    from transforms.scoring.influence import Scoring
 
     test, train, rates = workload.load(data, workload.trains, workload.tests)
     scoring, n, size = Scoring(rates, k, workload.normalize), len(test), -(-len(train) // parts)
@@ -317,10 +319,10 @@ class Parts:
 
 def measure_parts(output: pathlib.Path, scratch: pathlib.Path, k: int, runs: int) -> Parts:
     """Measures reading all features, scoring them and writing the rows, each alone."""
-    from pipeline.feature_sets import read_set
-    from transforms.scores import ScoredBlock
-    from transforms.scoring import Scoring, self_influence
-    from transforms.sinks import schema, write_rows
+    from pipeline.preparation.feature_sets import read_set
+    from transforms.influence.blocks import ScoredBlock
+    from transforms.influence.rows import schema, write_rows
+    from transforms.scoring.influence import Scoring, self_influence
 
     test, train, rates = read_features(output)
     reading = median_seconds(lambda: read_features(output), runs)
@@ -343,7 +345,7 @@ def report_command(data: pathlib.Path, scratch: pathlib.Path, k: int, runs: int)
     whole = [run(command("score", *sets, f"--output={scratch}/score-{i}", f"--k={k}")) for i in range(runs)]
     inside = statistics.median(float(re.findall(r"took ([\d.]+) s", one.out)[0]) for one in whole)
     # As the command does, which keeps the garbage collector away meanwhile.
-    imports = "import gc; gc.disable(); import pipeline.score, tensorflow; tensorflow.config.list_physical_devices()"
+    imports = "import gc; gc.disable(); import pipeline.commands.score, tensorflow; tensorflow.config.list_physical_devices()"
     start = statistics.median(run([sys.executable, "-c", imports]).seconds for _ in range(runs))
     together = parts.reading + parts.scoring + parts.writing
     seconds = statistics.median(one.seconds for one in whole)
@@ -374,7 +376,7 @@ def plot(data: pathlib.Path, trains: int, tests: int, k: int, runs: int, path: p
     """Measures and draws the cost on Fashion-MNIST against the number of training examples, of test examples and of k; prints it too."""
     import tensorflow as tf
 
-    from transforms.scoring import Scoring
+    from transforms.scoring.influence import Scoring
 
     tf.get_logger().setLevel("ERROR")  # A new shape for each point is what it warns of.
     test, train, rates = load_fashion(data, trains, tests)

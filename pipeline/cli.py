@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from pipeline import options
+from pipeline.flags import options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def _main(argv: Sequence[str] | None) -> int:
     options.parse(command, words[1:])
     computes = command not in options.WITHOUT_TENSORFLOW
     with _uncollected(), _told(f"loading {'TensorFlow and ' if computes else ''}Apache Beam …"), _quiet_import():
-        module = importlib.import_module(f"pipeline.{command}")
+        module = importlib.import_module(f"pipeline.commands.{command}")
         if computes:
             importlib.import_module("tensorflow").config.list_physical_devices()
     # Where people keep the modules that --parse_fn, --model and --import name. Last, so that it shadows nothing.

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline import options
+from pipeline.flags import options
 
 # What is worth a template: the commands that build a graph of what others gave.
 COMMANDS = ("influence", "features", "score", "audit")

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.dataflow import mistake
+from pipeline.running.dataflow import mistake
 from templates import metadata
 
 

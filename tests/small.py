@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from transforms.checkpoints import Checkpoints, ModelSpec, load
-from transforms.errors import InputError
+from transforms.core.errors import InputError
+from transforms.models.checkpoints import Checkpoints, ModelSpec, load
 
 L = keras.layers
 N, D_IN, C = 16, 6, 3
@@ -115,8 +115,9 @@ NAMES = ["<b>bold</b>", "\"quoted' & <img src=x onerror=window.hacked=1>", "{{ 7
 
 def hostile_page() -> bytes:
     """The report of an audit whose ids, names and texts try to be more than text."""
-    from transforms import audit_page
-    from transforms.previews import Preview, encode_picture
+    from transforms.audit import report_page
+    from transforms.reports.pictures import encode_picture
+    from transforms.reports.previews import Preview
 
     ids = ["<script>window.hacked=1</script>", '"><img src=x onerror="window.hacked=1">', "\u202eturned", "a" * 300, "plain-0", "plain-1"]
     shown = [
@@ -198,14 +199,15 @@ def hostile_page() -> bytes:
     }
     near = [{**shown[j], "example": i, "similarity": 0.9} for i in range(len(ids)) for j in range(len(ids)) if j != i and j < 3]
     groups = [[{**shown[i], "similarity": 1.0} for i in (0, 1)], [{**shown[i], "similarity": 0.995} for i in (2, 3, 4)]]
-    return audit_page.render(summary, shown, previews, NAMES, near, groups)
+    return report_page.render(summary, shown, previews, NAMES, near, groups)
 
 
 def hostile_influence_page() -> bytes:
     """The report of influence whose ids, names and texts try to be more than text."""
-    from transforms import influence_page
-    from transforms.previews import Preview, encode_picture
-    from transforms.traces import Trace
+    from transforms.influence import report_page
+    from transforms.influence.traces import Trace
+    from transforms.reports.pictures import encode_picture
+    from transforms.reports.previews import Preview
 
     ids = ["<script>window.hacked=1</script>", '"><img src=x onerror="window.hacked=1">', "\u202eturned", "a" * 300, "plain-0", "plain-1"]
     rng = np.random.default_rng(0)
@@ -228,4 +230,4 @@ def hostile_influence_page() -> bytes:
         for i, one in enumerate(ids)
     ]
     settings = {"k": 3, "normalize": "none", "learning_rates": [0.1]}
-    return influence_page.render(traces, 1000, settings, (seen, seen), NAMES, ["Test set: <u>note</u>."])
+    return report_page.render(traces, 1000, settings, (seen, seen), NAMES, ["Test set: <u>note</u>."])

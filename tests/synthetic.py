@@ -7,9 +7,9 @@ import pathlib
 
 import numpy as np
 
-from transforms.records import Features
-from transforms.scoring import Scoring, canonical_scores
-from transforms.topk import Ranking, TopK
+from transforms.core.features import Features
+from transforms.core.topk import Ranking, TopK
+from transforms.scoring.influence import Scoring, canonical_scores
 
 
 def features(loss_grads, activations, prefix: str = "", labels=None) -> Features:
@@ -44,8 +44,8 @@ def write_set(
 
     Of given features, or random ones, perhaps with other labels; `changes` are fields of the manifest.
     """
-    from transforms import files, manifest, records, tfrecords
-    from transforms.records import Origin
+    from transforms.core.origins import Origin
+    from transforms.storage import feature_record, filesystems, manifest, tfrecords
 
     drawn = draw(np.random.default_rng(seed), sum(rows), 2, 3, 6, prefix) if features is None else features
     if labels is not None:
@@ -53,8 +53,8 @@ def write_set(
     written, start = [], 0
     for i, n in enumerate(rows):
         part = drawn.take(slice(start, start + n))
-        payloads = records.encode(part, [Origin("examples-of-a-kind", start + j, b"0123456789abcdef") for j in range(n)])
-        written.append(files.write(str(directory), f"features-{i:05d}.tfrecord", tfrecords.join_frames(payloads), n))
+        payloads = feature_record.encode(part, [Origin("examples-of-a-kind", start + j, b"0123456789abcdef") for j in range(n)])
+        written.append(filesystems.write(str(directory), f"features-{i:05d}.tfrecord", tfrecords.join_frames(payloads), n))
         start += n
     committed = manifest.FeatureManifest(
         kind="features",

@@ -11,9 +11,11 @@ import shlex
 import orjson
 import pytest
 
-from pipeline import cli, options
-from transforms import records, rejects
-from transforms.sinks import schema
+from pipeline import cli
+from pipeline.flags import options
+from transforms.examples import rejects
+from transforms.influence.rows import schema
+from transforms.storage import feature_record
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -86,7 +88,7 @@ def test_links_lead_to_files():
 
 
 def test_record_fields_and_reasons_are_documented():
-    for field in records.FIELDS:
+    for field in feature_record.FIELDS:
         assert f"`{field}`" in DATA, field
     reasons = [value for name, value in vars(rejects).items() if name.isupper() and isinstance(value, str)]
     assert len(reasons) > 10

@@ -18,18 +18,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import output_table
 from pipeline.cli import main
-from tests import bigquery_service, object_store
-from tests.bigquery_service import DATASET, PROJECT, Warehouse
+from pipeline.preparation import output_table
 from tests.conftest import CLASSES, Outcome, Tiny, example, write_records
-from tests.object_store import BUCKET, Fault, Store
-from tests.transforms.test_sinks import block
-from transforms import bigquery, files, manifest, sinks
-from transforms.bigquery import TableName, TableRows, WriteTable
-from transforms.errors import InputError
-from transforms.manifest import Manifest
-from transforms.sinks import read_rows
+from tests.fakes import bigquery_service, object_store
+from tests.fakes.bigquery_service import DATASET, PROJECT, Warehouse
+from tests.fakes.object_store import BUCKET, Fault, Store
+from tests.transforms.influence.test_rows import block
+from transforms.core.errors import InputError
+from transforms.influence.rows import read_rows, schema, to_table
+from transforms.storage import bigquery, filesystems, manifest
+from transforms.storage.bigquery import TableName, TableRows, WriteTable
+from transforms.storage.manifest import Manifest
 
 Run = Callable[..., Outcome]
 ROOT = pathlib.Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def servers() -> Iterator[tuple[Store, Warehouse]]:
 def store(servers: tuple[Store, Warehouse]) -> Store:
     """Cloud Storage, with nothing written yet."""
     names = servers[0].objects("out/")
-    files.delete(f"gs://{BUCKET}", [f"out/{name}" for name in names])
+    filesystems.delete(f"gs://{BUCKET}", [f"out/{name}" for name in names])
     return servers[0]
 
 
@@ -143,7 +143,7 @@ def committed_rows(store: Store, table: Any, name: str) -> Manifest:
     """A result of one file, as it would be committed."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    written = files.write(f"gs://{BUCKET}/out/{name}", "influence-00000.parquet", buffer.getvalue(), table.num_rows)
+    written = filesystems.write(f"gs://{BUCKET}/out/{name}", "influence-00000.parquet", buffer.getvalue(), table.num_rows)
     return Manifest("influence", f"run-{name}", {}, (written,), {"rows": table.num_rows})
 
 
@@ -168,9 +168,9 @@ def client() -> Any:
 )
 def test_labels_of_every_task_come_back_as_they_were(store, warehouse, task, outputs, labels, candidates) -> None:
     probabilities = [np.nan] * 3 if task == "regression" else [0.5] * 3
-    schema = sinks.schema(task, outputs)
-    table = sinks.to_table(block(np.array(labels), np.array(candidates), probabilities), schema)
-    rows = TableRows("influence-", schema)
+    fields = schema(task, outputs)
+    table = to_table(block(np.array(labels), np.array(candidates), probabilities), fields)
+    rows = TableRows("influence-", fields)
     writer(rows, "tasks").write(client(), committed_rows(store, table, "tasks"))
     assert without_run(warehouse.rows("influence")) == table.to_pylist()
 
@@ -206,7 +206,7 @@ def test_a_crossed_threshold_fails_after_the_table_is_written(sets: Sets, store:
     assert "crosses thresholds" in told(outcome)
     assert tracin(*words).status == 3 and len(warehouse.merges()) == 2
 
-    files.delete(f"gs://{BUCKET}/out/audit", ["manifest.json"])
+    filesystems.delete(f"gs://{BUCKET}/out/audit", ["manifest.json"])
     outcome = tracin(*words)
     assert outcome.status == 3 and len(warehouse.rows("audit")) == 30
 
@@ -330,7 +330,7 @@ def result(sets: Sets, store: Store, warehouse: Warehouse, tracin: Run) -> tuple
     """A result that is complete, and the step that writes its rows."""
     assert tracin(*sets.score()).status == 0
     committed = manifest.read(f"gs://{BUCKET}/out/score", Manifest, "output")
-    return writer(TableRows("influence-", sinks.schema("class", CLASSES)), "score"), committed
+    return writer(TableRows("influence-", schema("class", CLASSES)), "score"), committed
 
 
 def test_tries_at_the_same_time_write_the_rows_once(result, warehouse) -> None:
@@ -397,15 +397,15 @@ def test_another_date_that_is_given_moves_the_rows(sets: Sets, store: Store, war
 
 
 def test_rows_that_bigquery_cannot_take_change_nothing(store, warehouse) -> None:
-    schema = sinks.schema("multilabel", 9)
-    table = sinks.to_table(block(np.array([[1], [2], [3]]), np.array([[7], [8], [9]]), [0.5] * 3), schema)
-    step = writer(TableRows("influence-", schema), "rows")
+    fields = schema("multilabel", 9)
+    table = to_table(block(np.array([[1], [2], [3]]), np.array([[7], [8], [9]]), [0.5] * 3), fields)
+    step = writer(TableRows("influence-", fields), "rows")
     step.write(client(), committed_rows(store, table, "rows"))
     before = warehouse.rows("influence")
 
     labels = pa.array([[1], [2, None], []], pa.list_(pa.int64()))
     null = table.set_column(table.column_names.index("test_label"), "test_label", labels)
-    other = sinks.to_table(block(np.array([[1], [2], [3]]), np.array([[7], [8], [9]]), [0.5] * 3), sinks.schema("class", 9))
+    other = to_table(block(np.array([[1], [2], [3]]), np.array([[7], [8], [9]]), [0.5] * 3), schema("class", 9))
     for wrong_rows, message in ((null, "Array cannot have a null element"), (other, r"test_label is BIGINT, and BIGINT\[\] in the table")):
         with pytest.raises(InputError, match=f"its rows were not written: .*{message}"):
             step.write(client(), committed_rows(store, wrong_rows, "rows"))
@@ -469,7 +469,7 @@ def wrong(column: str, **changes: Any) -> Callable[[dict[str, Any]], None]:
 )
 def test_a_table_that_cannot_take_the_rows_is_told_before_any_work(sets, store, warehouse, tracin, change, parts) -> None:
     assert tracin(*sets.score(f"--output_table={TABLE}")).status == 0
-    files.delete(f"gs://{BUCKET}/out/score", store.objects("out/score/"))
+    filesystems.delete(f"gs://{BUCKET}/out/score", store.objects("out/score/"))
     change(warehouse.tables[f"{PROJECT}.{DATASET}.influence"])
     warehouse.requests.clear()
     assert_refused(tracin(*sets.score(f"--output_table={TABLE}")), store, f"--output_table={TABLE} cannot take the rows: ", *parts)

@@ -11,9 +11,9 @@ import pytest
 from benchmarks import fashion_mnist
 from benchmarks.influence import Measured, command, influence_flags, run
 from tests.synthetic import exact_scores
-from transforms.records import Features
-from transforms.scoring import Scoring, self_influence
-from transforms.sinks import read_rows
+from transforms.core.features import Features
+from transforms.influence.rows import read_rows
+from transforms.scoring.influence import Scoring, self_influence
 
 pytestmark = [
     pytest.mark.integration,
@@ -44,8 +44,8 @@ def arrays(data, measured) -> tuple[Features, Features, Scoring]:
 
 
 def read_sets(output: pathlib.Path) -> tuple[Features, Features, Scoring]:
-    from pipeline.feature_sets import read_set
-    from transforms.tiles import spans
+    from pipeline.preparation.feature_sets import read_set
+    from transforms.scoring.tiles import spans
 
     test, train = (read_set(str(output / f"{name}_features"), "output") for name in ("test", "train"))
     return (
@@ -122,8 +122,8 @@ def test_planted_wrong_labels_are_found_by_the_model_and_not_by_a_randomised_one
     # The randomisation test of Adebayo et al.: what a model without knowledge says must not look like knowledge.
     import keras
 
-    from pipeline.feature_sets import read_set
-    from transforms.tiles import spans
+    from pipeline.preparation.feature_sets import read_set
+    from transforms.scoring.tiles import spans
 
     rng = np.random.default_rng(1)
     images, labels = fashion_mnist.load("t10k")

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping
 import pytest
 import tensorflow as tf
 
-from tests import object_store
 from tests.conftest import Tiny, write_records
-from tests.object_store import BUCKET, Fault, Store
-from transforms import files, manifest, staging, tfrecords
-from transforms.errors import InputError
-from transforms.manifest import FeatureManifest
-from transforms.staging import local_checkpoint
+from tests.fakes import object_store
+from tests.fakes.object_store import BUCKET, Fault, Store
+from transforms.core.errors import InputError
+from transforms.storage import filesystems, manifest, staging, tfrecords
+from transforms.storage.manifest import FeatureManifest
+from transforms.storage.staging import local_checkpoint
 
 CONTENT = bytes(range(256)) * 4000
 A = f"gs://{BUCKET}/ckpt/a.keras"
@@ -141,25 +141,25 @@ OUT = f"gs://{BUCKET}/files"
 
 
 def test_files_are_written_found_read_and_deleted(store: Store) -> None:
-    files.check_writable(OUT)
+    filesystems.check_writable(OUT)
     assert store.objects("files/") == {}
-    written = files.write(OUT, "a[1].bin", CONTENT, 3)
-    files.write(OUT, "b.bin", b"", 0)
+    written = filesystems.write(OUT, "a[1].bin", CONTENT, 3)
+    filesystems.write(OUT, "b.bin", b"", 0)
     assert store.objects("files/") == {"a[1].bin": CONTENT, "b.bin": b""}
-    assert files.read_verified(OUT, written) == CONTENT
-    assert files.read(f"{OUT}/b.bin") == b""
-    assert files.exists(f"{OUT}/b.bin") and not files.exists(f"{OUT}/c.bin")
-    assert files.names_matching(OUT, ["a*", "*.txt"]) == {"a[1].bin"}
-    assert [(file.name, file.size) for file in files.find(f"{OUT}/*.bin", "examples")] == [("a[1].bin", len(CONTENT)), ("b.bin", 0)]
-    assert files.sizes(OUT, ["b.bin", "c.bin"]) == {"b.bin": 0}
-    files.delete(OUT, ["b.bin", "c.bin"])
+    assert filesystems.read_verified(OUT, written) == CONTENT
+    assert filesystems.read(f"{OUT}/b.bin") == b""
+    assert filesystems.exists(f"{OUT}/b.bin") and not filesystems.exists(f"{OUT}/c.bin")
+    assert filesystems.names_matching(OUT, ["a*", "*.txt"]) == {"a[1].bin"}
+    assert [(file.name, file.size) for file in filesystems.find(f"{OUT}/*.bin", "examples")] == [("a[1].bin", len(CONTENT)), ("b.bin", 0)]
+    assert filesystems.sizes(OUT, ["b.bin", "c.bin"]) == {"b.bin": 0}
+    filesystems.delete(OUT, ["b.bin", "c.bin"])
     assert set(store.objects("files/")) == {"a[1].bin"}
 
 
 def test_a_stream_seeks_and_ends_where_the_object_does(store: Store) -> None:
     store.put("files/seek.bin", CONTENT)
     store.faults.append(Fault("short", DOWNLOAD, times=3))
-    with files.open_raw(f"{OUT}/seek.bin") as stream:
+    with filesystems.open_raw(f"{OUT}/seek.bin") as stream:
         assert stream.read(4) == CONTENT[:4]
         assert stream.seek(0) == 0
         assert stream.read(len(CONTENT) - 10) == CONTENT[:-10]
@@ -172,10 +172,10 @@ def test_a_stream_seeks_and_ends_where_the_object_does(store: Store) -> None:
 
 @pytest.mark.parametrize("what", [429, 503, "broken", "lost", "short", "changed"])
 def test_reading_that_goes_wrong_is_mended(store: Store, what: int | str) -> None:
-    written = files.write(OUT, "read.bin", CONTENT, 1)
+    written = filesystems.write(OUT, "read.bin", CONTENT, 1)
     store.faults += [Fault(what, DOWNLOAD), Fault(503, "^GET .*projection"), Fault(429, "^GET .*prefix")]
-    assert files.read_verified(OUT, written) == CONTENT
-    assert files.names_matching(OUT, ["read*"]) == {"read.bin"}
+    assert filesystems.read_verified(OUT, written) == CONTENT
+    assert filesystems.names_matching(OUT, ["read*"]) == {"read.bin"}
     assert {fault for fault, _ in store.broken} == {what, 503, 429}
 
 
@@ -184,7 +184,7 @@ def test_reading_that_goes_wrong_is_mended(store: Store, what: int | str) -> Non
 def test_writing_that_goes_wrong_is_mended(store: Store, what: int | str, on: str) -> None:
     store.put("files/write.bin", b"before")
     store.faults.append(Fault(what, on))
-    files.write(OUT, "write.bin", CONTENT, 1)
+    filesystems.write(OUT, "write.bin", CONTENT, 1)
     assert [fault for fault, _ in store.broken] == [what]
     assert store.objects("files/")["write.bin"] == CONTENT
 
@@ -193,7 +193,7 @@ def test_deleting_that_goes_wrong_is_mended(store: Store) -> None:
     for what in (429, 503, "broken", "lost"):
         store.put("files/delete.bin", b"x")
         store.faults[:] = [Fault(what, "^POST /batch")]
-        files.delete(OUT, ["delete.bin"])
+        filesystems.delete(OUT, ["delete.bin"])
         assert store.described("files/delete.bin") is None
     assert len(store.broken) == 4
 
@@ -202,7 +202,7 @@ def test_deleting_that_goes_wrong_is_mended(store: Store) -> None:
 def test_what_is_not_taken_is_told_and_not_written_later(store: Store, on: str) -> None:
     store.faults.append(Fault(403, on, times=3))
     with pytest.raises(InputError, match=rf"^{OUT}/late.bin cannot be written: 403 Forbidden: no permission$"):
-        files.write(OUT, "late.bin", CONTENT, 1)
+        filesystems.write(OUT, "late.bin", CONTENT, 1)
     # An upload that is left open would be tried once more here.
     gc.collect()
     assert len(store.broken) == 3
@@ -210,13 +210,13 @@ def test_what_is_not_taken_is_told_and_not_written_later(store: Store, on: str) 
 
 
 def test_what_is_damaged_or_gone_is_told(store: Store) -> None:
-    written = files.write(OUT, "damaged.bin", CONTENT, 1)
+    written = filesystems.write(OUT, "damaged.bin", CONTENT, 1)
     store.put("files/damaged.bin", CONTENT[::-1])
     with pytest.raises(InputError, match=f"^{OUT}/damaged.bin is damaged: its manifest says {len(CONTENT)} bytes"):
-        files.read_verified(OUT, written)
-    files.delete(OUT, ["damaged.bin"])
+        filesystems.read_verified(OUT, written)
+    filesystems.delete(OUT, ["damaged.bin"])
     with pytest.raises(InputError, match=f"^{OUT}/damaged.bin is listed in its manifest and cannot be read: 404 "):
-        files.read_verified(OUT, written)
+        filesystems.read_verified(OUT, written)
 
 
 # Whole commands
@@ -257,7 +257,7 @@ def cloud(store: Store, tiny: Tiny, local: Local) -> str:
     for path in (local.directory / "examples").iterdir():
         store.put(f"job/examples/{path.name}", path.read_bytes())
     for name in store.objects("job/out"):
-        files.delete(f"gs://{BUCKET}", [f"job/out{name}"])
+        filesystems.delete(f"gs://{BUCKET}", [f"job/out{name}"])
     return f"gs://{BUCKET}/job"
 
 
@@ -273,7 +273,7 @@ def records_of(directory: str) -> dict[bytes, tuple[bytes, ...]]:
     """What a feature set holds of each example, but for where it came from."""
     found = {}
     for file in manifest.read(directory, FeatureManifest, "train_features").files:
-        for payload in tfrecords.split_frames(files.read_verified(directory, file)):
+        for payload in tfrecords.split_frames(filesystems.read_verified(directory, file)):
             feature = tf.train.Example.FromString(payload).features.feature
             keys = sorted(set(feature) - {"source"})
             found[feature["example_id"].bytes_list.value[0]] = tuple(feature[key].SerializeToString() for key in keys)

@@ -14,13 +14,14 @@ import pytest
 
 from pipeline.cli import main
 from tests.conftest import CLASSES, RATES, Tiny, example, write_records
-from transforms import manifest, suspicion
-from transforms.audit_files import shown
-from transforms.manifest import FeatureManifest, Manifest
-from transforms.records import Features
-from transforms.scores import FeatureSet
-from transforms.suspicion import LabelCounts, LeaveOneOut
-from transforms.tiles import Span
+from transforms.audit import suspicion
+from transforms.audit.suspicion import LabelCounts, LeaveOneOut
+from transforms.audit.write import shown
+from transforms.core.features import Features
+from transforms.core.shapes import Span
+from transforms.storage import manifest
+from transforms.storage.feature_set import FeatureSet
+from transforms.storage.manifest import FeatureManifest, Manifest
 
 TWO_WORKERS = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
 
@@ -472,15 +473,15 @@ def test_duplicates_are_the_equal_ones_and_the_alike_ones_with_other_labels(repe
     assert status == 0, err
     assert content(tmp_path / "two") == content(tmp_path / "audit")
     # As sets that are too large for one place are looked at.
-    monkeypatch.setattr("transforms.duplicates._ROWS_IN_ONE_PLACE", 0)
-    monkeypatch.setattr("transforms.duplicates._ROWS_PER_PART", 1 << 10)
+    monkeypatch.setattr("transforms.duplicates.find._ROWS_IN_ONE_PLACE", 0)
+    monkeypatch.setattr("transforms.duplicates.find._ROWS_PER_PART", 1 << 10)
     status, _, err = tracin(*words, f"--output={tmp_path / 'spread'}")
     assert status == 0, err
     assert content(tmp_path / "spread") == content(tmp_path / "audit")
 
 
 def test_pairs_beyond_the_budget_are_counted(repeated, tracin, tmp_path, monkeypatch):
-    monkeypatch.setattr("transforms.duplicates._VECTOR_BYTES", 0)
+    monkeypatch.setattr("transforms.duplicates.find._VECTOR_BYTES", 0)
     status, _, err = tracin("audit", f"--features={repeated}", "--min_similarity=0.9", f"--output={tmp_path / 'audit'}")
     assert status == 0, err
     told = json.loads((tmp_path / "audit" / "summary.json").read_text())["duplicates"]
@@ -488,11 +489,11 @@ def test_pairs_beyond_the_budget_are_counted(repeated, tracin, tmp_path, monkeyp
 
 
 def test_suspects_stand_beside_what_is_most_alike_with_another_label(repeated, tracin, tmp_path, monkeypatch):
-    from transforms import audit_files
+    from transforms.audit import write
 
     asked = []
-    render = audit_files.audit_page.render
-    monkeypatch.setattr("transforms.audit_files.audit_page.render", lambda *words: asked.append(words) or render(*words))
+    render = write.report_page.render
+    monkeypatch.setattr("transforms.audit.write.report_page.render", lambda *words: asked.append(words) or render(*words))
     status, _, err = tracin("audit", f"--features={repeated}", "--min_suspicion=0.02", f"--output={tmp_path / 'audit'}")
     assert status == 0, err
     ((_, suspects, previews, _, neighbours, *_),) = asked
@@ -567,7 +568,7 @@ def test_slices_beyond_the_budget_are_left_out_and_told(features, tiny, tracin, 
     payloads = [example(image=tiny.images[i], label=int(tiny.labels[i]), id=f"t-{i}", serial=f"{i}", half=i % 2) for i in range(40)]
     write_records(tmp_path / "examples" / "0.tfrecord", payloads)
     assert main(extraction(tiny, tmp_path / "test", tmp_path / "examples", "--keep_keys=serial,half")) == 0
-    monkeypatch.setattr("transforms.slices._MOST_VALUES", 30)
+    monkeypatch.setattr("transforms.audit.slices._MOST_VALUES", 30)
     words = [f"--features={features}", f"--test_features={tmp_path / 'test'}", "--slice_keys=serial,half"]
     status, _, err = tracin("audit", *words, f"--output={tmp_path / 'audit'}")
     assert status == 0, err

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import dataflow
+from pipeline.running import dataflow
 from tests.conftest import Outcome, Tiny, write_records
 
 Run = Callable[..., Outcome]

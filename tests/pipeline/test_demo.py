@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipeline import demo, digits, gallery, options
-from transforms import files, manifest, sinks
+from pipeline.commands import demo
+from pipeline.demonstration import digits, gallery
+from pipeline.flags import options
+from transforms.influence.rows import read_rows
+from transforms.storage import filesystems, manifest
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def test_self_influence_finds_the_planted_labels(story, parts):
 
 def test_rows_are_those_of_the_test_digits(story, parts):
     train, test = parts
-    rows = sinks.read_rows(f"{story.directory}/influence")
+    rows = read_rows(f"{story.directory}/influence")
     assert [row["test_id"] for row in rows] == list(test.ids)
     assert [row["test_label"] for row in rows] == test.truth.tolist()
     given = dict(zip(train.ids, train.labels.tolist(), strict=True))
@@ -56,7 +59,7 @@ def test_rows_are_those_of_the_test_digits(story, parts):
 def test_worst_digits_are_those_with_the_least_likely_truth(story, parts):
     train, test = parts
     features, _ = demo._read(f"{story.directory}/influence/test_features")
-    rows = {row["test_id"]: row for row in sinks.read_rows(f"{story.directory}/influence")}
+    rows = {row["test_id"]: row for row in read_rows(f"{story.directory}/influence")}
     traced = demo.trace_worst(features, rows, train, test)
     probabilities = [one.label_probability for one in traced]
     assert probabilities == sorted(features.label_probabilities[:, -1])[:5]
@@ -123,7 +126,7 @@ def test_overwrite_takes_back_the_results_and_nothing_else(tmp_path):
     for path in others:
         path.parent.mkdir(exist_ok=True)
         path.write_text("{}")
-    stored = files.write(str(tmp_path / "influence"), "influence-00000.jsonl", b"{}", 1)
+    stored = filesystems.write(str(tmp_path / "influence"), "influence-00000.jsonl", b"{}", 1)
     manifest.write(str(tmp_path / "influence"), manifest.Manifest("influence", "f", {}, (stored,), {"rows": 1}))
     own = [tmp_path / "influence" / name for name in (manifest.FILE_NAME, "influence-00000.jsonl")]
     demo._prepare_directory(str(tmp_path), overwrite=True)

@@ -11,7 +11,8 @@ import pytest
 from apache_beam.portability import common_urns
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 
-from pipeline import influence, runner
+from pipeline.commands import influence
+from pipeline.running import runner
 from tests.conftest import Tiny, write_records
 
 ACCELERATOR = "type:nvidia-l4;count:1"

@@ -11,12 +11,12 @@ import pytest
 
 from tests.conftest import Tiny, write_records
 from tests.synthetic import exact_scores
-from transforms import manifest
-from transforms.manifest import FeatureManifest
-from transforms.scores import FeatureSet
-from transforms.scoring import Scoring
-from transforms.sinks import read_rows
-from transforms.tiles import Span
+from transforms.core.shapes import Span
+from transforms.influence.rows import read_rows
+from transforms.scoring.influence import Scoring
+from transforms.storage import manifest
+from transforms.storage.feature_set import FeatureSet
+from transforms.storage.manifest import FeatureManifest
 
 K = 4
 # Submits nothing.

@@ -9,10 +9,12 @@ from typing import Any
 import keras
 import pytest
 
-from pipeline import inputs, runner
+from pipeline.flags import options
+from pipeline.preparation import inputs
+from pipeline.running import runner
 from tests.conftest import CLASSES, RATES, SHAPE, Outcome, Tiny, build_tiny, example, write_records
-from transforms import manifest
-from transforms.errors import InputError
+from transforms.core.errors import InputError
+from transforms.storage import manifest
 
 Run = Callable[..., Outcome]
 
@@ -284,7 +286,6 @@ def test_an_output_that_is_no_directory_name_is_told(tracin: Callable[..., Outco
 
 @pytest.mark.parametrize(("kept", "order"), [(True, ["epoch-10", "epoch-1", "epoch-2"]), (False, ["epoch-1", "epoch-2", "epoch-10"])])
 def test_a_list_keeps_its_order_and_a_glob_takes_that_of_training(tiny: Tiny, kept: bool, order: list[str]) -> None:
-    from pipeline import options
 
     listed = ",".join(str(tiny.directory / f"{name}.keras") for name in ("epoch-10", "epoch-1", "epoch-2"))
     args, _ = options.parse("features", ["--examples=e", "--output=o", f"--checkpoints={listed if kept else tiny.glob}"])
@@ -309,7 +310,7 @@ def test_the_checkpoints_and_what_was_written_are_told(features: Run) -> None:
 
 
 def test_a_batch_fits_into_its_share_of_memory() -> None:
-    from transforms.examples import InputSpec
+    from transforms.examples.format import InputSpec
 
     assert inputs._batch_size([InputSpec("a", SHAPE, "float32")]) == 256
     assert inputs._batch_size([InputSpec("a", (224, 224, 3), "float32")]) == 27
@@ -397,7 +398,6 @@ def test_keys_of_several_inputs_are_their_names_and_the_output_is_part_of_the_fi
 
 
 def test_one_output_leaves_the_fingerprint_as_it_was(tiny: Tiny) -> None:
-    from pipeline import options
 
     words = ["--examples=e", "--output=o", f"--checkpoints={tiny.glob}"]
     plain = inputs.prepare_model(options.parse("features", words)[0], rates_needed=False)
@@ -431,8 +431,8 @@ def test_a_model_of_code_runs_through_the_pipeline(
 ) -> None:
     import numpy as np
 
-    from transforms import files, tfrecords
-    from transforms.records import decode
+    from transforms.storage import filesystems, tfrecords
+    from transforms.storage.feature_record import decode
 
     (tmp_path / "code_of_a_net.py").write_text(CODE)
     monkeypatch.syspath_prepend(tmp_path)
@@ -451,7 +451,9 @@ def test_a_model_of_code_runs_through_the_pipeline(
         outcome = features(output=tmp_path / name, **flags)
         assert outcome.status == 0, outcome.err
         found = manifest.read(str(tmp_path / name), manifest.FeatureManifest, "output")
-        payloads = [payload for file in found.files for payload in tfrecords.split_frames(files.read_verified(str(tmp_path / name), file))]
+        payloads = [
+            payload for file in found.files for payload in tfrecords.split_frames(filesystems.read_verified(str(tmp_path / name), file))
+        ]
         records = decode(payloads, 1, found.outputs, found.units, found.integer_labels)
         probabilities = model.predict(tiny.images[:4], verbose=0)
         expected = probabilities - np.eye(3)[tiny.labels[:4]]

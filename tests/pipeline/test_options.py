@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline import options
+from pipeline.flags import options
 from tests.conftest import Outcome
 
 Run = Callable[..., Outcome]
@@ -29,7 +29,8 @@ def assert_told(outcome: Outcome, *parts: str) -> None:
 # In a new process, since this one has imported everything. All at once, because a process costs more than an answer.
 HEAVY = """
 import contextlib, io, sys
-from pipeline import cli, options
+from pipeline import cli
+from pipeline.flags import options
 wrong = [["score"], ["plan", "--outputs=3"], ["features", "--exmaples=x"], ["nonsense"]]
 for words in [[c, "--help"] for c in options.COMMANDS] + [["--help"], ["--version"], *wrong]:
     told = io.StringIO()

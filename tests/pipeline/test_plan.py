@@ -44,7 +44,10 @@ def planned(outcome: Outcome) -> dict:
 def test_what_is_predicted_is_what_score_then_does(
     sets: list[str], flags: list[str], tracin: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transforms import files, scores
+    from transforms.influence import score as influence_score
+    from transforms.influence.blocks import ScoredBlock
+    from transforms.influence.score import TileScorer
+    from transforms.storage import filesystems
 
     words = [*sets, *flags, f"--output={tmp_path / 'out'}"]
     told = planned(tracin("plan", *words, "--json"))
@@ -52,22 +55,22 @@ def test_what_is_predicted_is_what_score_then_does(
 
     read = {"train": 0, "test": 0}
     tiles, sent = [], 0
-    read_verified, score = files.read_verified, scores.TileScorer.score
+    read_verified, score = filesystems.read_verified, TileScorer.score
 
-    def reading(directory: str, file: files.StoredFile) -> bytes:
+    def reading(directory: str, file: filesystems.StoredFile) -> bytes:
         read[pathlib.Path(directory).name] += file.size
         return read_verified(directory, file)
 
-    def scoring(self: scores.TileScorer, tile: scores.Tile, *rest: object) -> scores.ScoredBlock:
+    def scoring(self: TileScorer, tile: influence_score.Tile, *rest: object) -> ScoredBlock:
         nonlocal sent
         block = score(self, tile, *rest)
         tiles.append(tile)
         sent += len(block.best.proponents) + len(block.best.opponents)
         return block
 
-    monkeypatch.setattr(files, "read_verified", reading)
-    monkeypatch.setattr(scores.TileScorer, "score", scoring)
-    monkeypatch.setattr(scores, "_scorer", scores.TileScorer())  # which has no block of an earlier run
+    monkeypatch.setattr(filesystems, "read_verified", reading)
+    monkeypatch.setattr(TileScorer, "score", scoring)
+    monkeypatch.setattr(influence_score, "_scorer", TileScorer())  # which has no block of an earlier run
     outcome = tracin("score", *words)
     assert outcome.status == 0, outcome.err
     assert outcome.out.rstrip().endswith(f"scored {told['cost']['pairs']:,} pairs")
@@ -86,8 +89,9 @@ def test_what_is_predicted_is_what_score_then_does(
 
 
 def test_the_grid_is_that_of_the_run(sets: list[str], tracin: Run) -> None:
-    from pipeline.feature_sets import read_set
-    from transforms.scores import ScoringPlan, plan_tiles
+    from pipeline.preparation.feature_sets import read_set
+    from transforms.influence.plan import ScoringPlan
+    from transforms.influence.score import plan_tiles
 
     train, test = (read_set(word.split("=")[1], "features") for word in sets)
     for memory, test_rows, train_rows in ((0.36, None, None), (0.345, None, 90), (0.34, 11, None), (2, 5000, 5000)):
@@ -140,8 +144,8 @@ def test_numbers_stand_for_feature_sets_that_are_not_there_yet(sets: list[str], 
 
 
 def test_files_to_be_hold_all_examples_and_are_as_large_as_files_become() -> None:
-    from pipeline.plan import PlannedSet, files_to_be
-    from transforms.tiles import Shape
+    from pipeline.commands.plan import PlannedSet, files_to_be
+    from transforms.core.shapes import Shape
 
     for shape, full in ((Shape(6, 10, 129), 8192), (Shape(3, 1000, 2049), 907)):
         for examples in (1, full, full + 1, 10**9):

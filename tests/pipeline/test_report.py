@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline import report
+from pipeline.terminal import report
 
 
 def test_what_became_of_the_pairs_is_told_in_shares():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline import runner
-from transforms.errors import InputError
-from transforms.manifest import Manifest
+from pipeline.running import runner
+from transforms.core.errors import InputError
+from transforms.storage.manifest import Manifest
 
 
 def test_quotes_and_line_breaks_of_a_message_survive_the_runner():

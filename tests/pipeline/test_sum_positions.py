@@ -16,16 +16,20 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from pipeline import options, plan, runner
+from pipeline.commands import plan
+from pipeline.flags import options
+from pipeline.running import runner
 from tests.conftest import Outcome, example, write_records
 from tests.small import save
 from tests.synthetic import write_set
-from tests.transforms.test_gradients import full_sort, positions, ragged, whole
-from tests.transforms.test_tokens import SPARSE, C, data, head_of, segmenter, tagger
-from transforms import manifest, summed_scores
-from transforms.manifest import FeatureManifest
-from transforms.records import Features
-from transforms.scoring import NORMALIZATIONS, Scoring
+from tests.transforms.extraction.test_positions import SPARSE, C, data, head_of, segmenter, tagger
+from tests.transforms.scoring.test_gradients import full_sort, positions, ragged, whole
+from transforms.core.features import Features
+from transforms.influence import score_positions
+from transforms.influence.score_positions import SumScorer
+from transforms.scoring.influence import NORMALIZATIONS, Scoring
+from transforms.storage import manifest
+from transforms.storage.manifest import FeatureManifest
 
 Run = Callable[..., Outcome]
 N, TESTS = 8, 3
@@ -134,7 +138,7 @@ def test_any_tiling_gives_the_bytes_of_a_full_sort(
 ) -> None:
     words = ("--sum_positions", f"--k={k}", f"--normalize={normalize}", "--runner=FnApiRunner")
     # Records are added up in pieces that end within an example, too.
-    monkeypatch.setattr(summed_scores, "_PIECE_BYTES", 3 * 1000)
+    monkeypatch.setattr(score_positions, "_PIECE_BYTES", 3 * 1000)
     tilings = ([], ["--test_rows_per_tile=5"], ["--train_rows_per_tile=1", "--test_rows_per_tile=4"], ["--train_rows_per_tile=40"])
     for i, flags in enumerate(tilings):
         outcome = tracin("score", *(sets.cut if i else sets.whole), *words, *flags, f"--output={tmp_path / str(i)}")
@@ -153,7 +157,7 @@ def test_any_tiling_gives_the_bytes_of_a_full_sort(
 def test_rows_of_several_files_are_cut_by_examples(
     sets: Sets, tracin: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transforms import tiles
+    from transforms.scoring import tiles
 
     monkeypatch.setattr(tiles, "_ROWS_PER_FILE", 10)
     words = ("--sum_positions", "--test_rows_per_tile=7", "--runner=FnApiRunner")
@@ -211,14 +215,14 @@ def test_what_is_planned_is_what_is_done(sets: Sets, flags: list[str], tracin: R
     words = (*sets.cut, "--sum_positions", *flags)
     cost = json.loads(tracin("plan", *words, "--json").out)["cost"]
     scored = []
-    score = summed_scores.SumScorer.score
+    score = SumScorer.score
 
     def scoring(self: Any, tile: Any, *rest: Any) -> Any:
         scored.append((tile, score(self, tile, *rest)))
         return scored[-1][1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(summed_scores.SumScorer, "score", scoring)
+        patch.setattr(SumScorer, "score", scoring)
         assert tracin("score", *words, f"--output={tmp_path / 'out'}", "--runner=FnApiRunner").status == 0
     assert (cost["pairs"], cost["result_rows"], cost["flops"]) == (23 * 90, 23, 23 * 90 * 2 * 2 * 3 * 6)
     assert cost["tiles"] == len(scored) and cost["test_blocks"] == len({tile.test_start for tile, _ in scored})

@@ -15,12 +15,14 @@ import pytest
 
 from tests.conftest import Outcome
 from tests.synthetic import draw, exact_scores, write_set
-from transforms import counting, faiss_index, indexes, manifest, vector_files
-from transforms.scores import FeatureSet
-from transforms.scoring import Scoring
-from transforms.sinks import read_rows
-from transforms.tiles import spans
-from transforms.vector_files import read_projection
+from transforms.influence.rows import read_rows
+from transforms.runtime import counters
+from transforms.scoring.influence import Scoring
+from transforms.scoring.tiles import spans
+from transforms.storage import manifest
+from transforms.storage.feature_set import FeatureSet
+from transforms.vectors import faiss_index, files, index
+from transforms.vectors.files import FORMATS, read_projection
 
 Run = Callable[..., Outcome]
 RATES = (0.1, 0.02)
@@ -54,8 +56,8 @@ def done(outcome: Outcome) -> Outcome:
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several files of vectors, and several indexes."""
-    monkeypatch.setattr(vector_files, "_FILE_ROWS", 100)
-    monkeypatch.setattr(indexes, "_MOST_BYTES", 100 * (4 * 36 + indexes._BESIDE_BYTES))
+    monkeypatch.setattr(files, "_FILE_ROWS", 100)
+    monkeypatch.setattr(index, "_MOST_BYTES", 100 * (4 * 36 + index._BESIDE_BYTES))
 
 
 @pytest.mark.parametrize("normalize", ["none", "cosine"])
@@ -75,7 +77,7 @@ def test_exported_vectors_multiply_to_the_influence(
 def test_every_format_holds_the_same_vectors(tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path):
     import tensorflow as tf
 
-    formats = ",".join(vector_files.FORMATS)
+    formats = ",".join(FORMATS)
     outcome = done(tracin("export", f"--features={train}", f"--output={tmp_path}/v", "--dimensions=12", f"--formats={formats}"))
     assert "280 vectors of 12 numbers (auto:" in outcome.out
     directory = tmp_path / "v"
@@ -270,7 +272,7 @@ def test_bad_flags_are_told_at_once(tracin: Run, tmp_path: pathlib.Path, train: 
 def test_absurd_sizes_are_refused_unless_asked_for(
     tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from pipeline import export
+    from pipeline.commands import export
 
     monkeypatch.setattr(export, "_LARGE", 30)
     words = ("export", f"--features={train}", f"--output={tmp_path}/v", "--projection=exact")
@@ -320,10 +322,10 @@ def test_what_is_missing_is_told_wherever_the_result_is_shown(
 
 
 def test_progress_ends_where_it_was_to_end(tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path, test_set: pathlib.Path):
-    from pipeline import export, search
+    from pipeline.commands import export, search
 
     def assert_complete(stages) -> None:
-        counts = counting.snapshot()
+        counts = counters.snapshot()
         for stage in stages:
             assert counts[stage.done] == counts[stage.total] > 0, stage.title
 

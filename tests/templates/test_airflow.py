@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.dataflow import mistake
-from tests.templates.dockerfile import TEMPLATES
+from pipeline.running.dataflow import mistake
+from tests.fakes.dockerfile import TEMPLATES
 from tests.templates.test_workflow import ARGUMENT, ENVIRONMENT, LAST, ROOT, SUBMISSION, argument, assert_launchable
 
 PATH = TEMPLATES / "airflow" / "tracin_nightly.py"

@@ -7,9 +7,9 @@ import shlex
 
 import pytest
 
-from pipeline import options
+from pipeline.flags import options
 from templates import metadata, request
-from tests.templates.dockerfile import ROOT, TEMPLATES
+from tests.fakes.dockerfile import ROOT, TEMPLATES
 
 NIGHTLY = (ROOT / "docs" / "nightly.md").read_text()
 TEXT = NIGHTLY + (TEMPLATES / "README.md").read_text()

@@ -13,7 +13,7 @@ import zipfile
 import pytest
 
 from templates import metadata
-from tests.templates.dockerfile import ROOT, TEMPLATES, Dockerfile, context, read, tracked
+from tests.fakes.dockerfile import ROOT, TEMPLATES, Dockerfile, context, read, tracked
 
 BIN = pathlib.Path(sys.executable).parent
 IMAGE, GPU = read("Dockerfile"), read("Dockerfile.gpu", BASE="example.com/tracin:1")
@@ -90,7 +90,7 @@ def test_each_command_has_its_program(command: str) -> None:
     image = read("Dockerfile", COMMAND=command)
     program = pathlib.PurePosixPath(dict(image.environment())["FLEX_TEMPLATE_PYTHON_PY_FILE"])
     (programs,) = (copy.sources for copy in image.copies() if copy.target == f"{program.parent}/")
-    assert f"pipeline/{program.name}" in programs
+    assert f"pipeline/commands/{program.name}" in programs
     assert len(programs) == len(metadata.COMMANDS)
     # All commands' images are the same until the last layer.
     for one in (read("Dockerfile"), image):
@@ -117,9 +117,9 @@ def test_workers_with_an_accelerator_run_what_the_others_run() -> None:
 
 
 def test_programs_import_their_package_and_not_each_other() -> None:
-    # Beside them, `import features` would be another module than `pipeline.features`.
+    # Beside them, `import features` would be another module than `pipeline.commands.features`.
     for command in metadata.COMMANDS:
-        imported = re.findall(r"^(?:from|import) (\S+)", (ROOT / "pipeline" / f"{command}.py").read_text(), flags=re.MULTILINE)
+        imported = re.findall(r"^(?:from|import) (\S+)", (ROOT / "pipeline" / "commands" / f"{command}.py").read_text(), flags=re.MULTILINE)
         assert not set(imported) & set(metadata.COMMANDS)
 
 

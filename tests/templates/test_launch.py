@@ -21,12 +21,12 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from templates import metadata
-from tests import object_store
 from tests.conftest import Tiny, write_records
-from tests.object_store import BUCKET, Store
-from tests.templates.dockerfile import ROOT, read
-from transforms import manifest
-from transforms.manifest import FeatureManifest, Manifest
+from tests.fakes import object_store
+from tests.fakes.dockerfile import ROOT, read
+from tests.fakes.object_store import BUCKET, Store
+from transforms.storage import manifest
+from transforms.storage.manifest import FeatureManifest, Manifest
 
 HERE = f"gs://{BUCKET}"
 IMAGE = "europe-west1-docker.pkg.dev/some-project/tracin/tracin:1"
@@ -72,7 +72,7 @@ def store(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stor
     """A store with examples, checkpoints, and feature sets of both."""
     from apache_beam.internal.gcp import auth
 
-    from pipeline import features
+    from pipeline.commands import features
 
     directory = tmp_path_factory.mktemp("store")
     with object_store.running() as store, pytest.MonkeyPatch.context() as patch:

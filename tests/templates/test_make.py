@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from templates import metadata, request
-from tests.templates.dockerfile import ROOT, TEMPLATES
+from tests.fakes.dockerfile import ROOT, TEMPLATES
 
 VARIABLES = {"PROJECT": "some-project", "REGION": "europe-west1", "BUCKET": "some-bucket", "REPOSITORY": "tracin", "TAG": "abc"}
 JOB = {"COMMAND": "audit", "PARAMETERS": "features=gs://some-bucket/features output=gs://some-bucket/audit min_suspicion=0.6"}

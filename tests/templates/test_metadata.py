@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import options
+from pipeline.flags import options
 from templates import metadata
 
 # Of google.dataflow.v1beta3's ParameterMetadata, TemplateMetadata, ContainerSpec and FlexTemplateRuntimeEnvironment; Dataflow refuses a

@@ -9,8 +9,8 @@ import hcl2
 import pytest
 import yaml
 
-from tests.templates import workflows
-from tests.templates.dockerfile import TEMPLATES
+from tests.fakes import workflows
+from tests.fakes.dockerfile import TEMPLATES
 from tests.templates.test_workflow import ARGUMENT, ENVIRONMENT
 
 DIRECTORY = TEMPLATES / "terraform"

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import options
-from pipeline.dataflow import mistake
+from pipeline.flags import options
+from pipeline.running.dataflow import mistake
 from templates import metadata
-from tests.templates import workflows
-from tests.templates.dockerfile import TEMPLATES
-from tests.templates.workflows import Raised, Workflow, connection_error, http_error
+from tests.fakes import workflows
+from tests.fakes.dockerfile import TEMPLATES
+from tests.fakes.workflows import Raised, Workflow, connection_error, http_error
 
 TEXT = (TEMPLATES / "workflow.yaml").read_text()
 NOW = "2026-11-25T02:00:00Z"

@@ -1,0 +1,53 @@
+"""`tracin features`: the features of a set of examples, extracted once and scored many times."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from pipeline.flags import options
+from pipeline.preparation import inputs
+from pipeline.running import progress, runner
+from pipeline.terminal import report
+from transforms.storage import filesystems, manifest
+from transforms.storage.manifest import FeatureManifest
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    return runner.exit_with("features", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    args, flags = options.parse("features", argv)
+    started = time.monotonic()
+    beam_options = runner.beam_options(flags)
+    prepared = inputs.prepare_model(args, rates_needed=False)
+    wanted = inputs.prepare_features(args, args.examples, "examples", args.labels, args.output, args.base, prepared, args.overwrite)
+    if wanted.complete:
+        print(f"{args.output} is complete with the same settings: nothing to do")
+        if args.learning_rates and args.learning_rates != manifest.read(args.output, FeatureManifest, "output").learning_rates:
+            print("learning rates are no part of the features: pass --learning_rates to tracin score")
+        return
+    filesystems.check_writable(args.output)
+    print(report.checkpoints(prepared))
+    counts = runner.run_graph(lambda pipeline: pipeline | "ComputeFeatureSet" >> wanted.stage, beam_options, extraction([wanted]))
+    if counts is None:
+        print("the graph is built; nothing has run")
+        return
+    written = runner.read_back(args.output, FeatureManifest)
+    print(report.features(args.output, written))
+    print(report.done(started, written.counts["examples"] + written.counts["rejected"], counts))
+
+
+def extraction(wanted: Sequence[inputs.PreparedFeatures]) -> list[progress.Stage]:
+    """How the extraction of some sets is shown."""
+    total = sum(one.bytes_to_read for one in wanted)
+    compared = sum(one.bytes_to_read for one in wanted if one.stage.base)
+    stages = [progress.Stage("Compare examples", "example-bytes-compared", compared, "examples-compared", "examples")] if compared else []
+    return [*stages, progress.Stage("Extract features", "example-bytes-read", total, "examples-extracted", "examples")]
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,70 @@
+"""`tracin index`: a FAISS index over the vectors of a training set, for `tracin search`."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+import apache_beam as beam
+
+from pipeline.commands.export import PROJECTING, check_not_empty, projection_settings, projection_wanted
+from pipeline.flags import options
+from pipeline.preparation.feature_sets import name_set
+from pipeline.running import runner
+from pipeline.terminal import report
+from transforms.storage import filesystems, manifest
+from transforms.storage.manifest import FeatureManifest, Manifest
+from transforms.vectors import faiss_index, projections
+from transforms.vectors.files import WriteVectors, read_projection
+from transforms.vectors.fit import FitProjection
+from transforms.vectors.index import build_index, rows_per_index
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    return runner.exit_with("index", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    args, flags = options.parse("index", argv)
+    started = time.monotonic()
+    beam_options = runner.beam_options(flags)
+    faiss_index.require()
+    train = manifest.read(args.train_features, FeatureManifest, "train_features")
+    check_not_empty(train, "train_features", args.train_features)
+    wanted = projection_wanted(args, train, "train_features", args.normalize)
+    settings = {
+        **projection_settings(wanted, args.normalize),
+        "train_features": train.fingerprint,
+        "model": train.model_fingerprint,
+        "kind": args.kind,
+        "memory_gb": args.memory_gb,
+    }
+    draft = Manifest("index", manifest.fingerprint(settings), settings, (), {})
+    if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
+        print(f"{args.output} is complete with the same settings: nothing to do")
+        return
+    filesystems.check_writable(args.output)
+    memory = args.memory_gb * 1e9 / (runner.processes_per_machine(beam_options) or os.cpu_count() or 1)
+
+    rows = functools.partial(rows_per_index, memory_bytes=memory)
+    build_one = functools.partial(build_index, directory=args.output, kind=args.kind, seed=args.seed)
+
+    def build(pipeline: beam.Pipeline) -> None:
+        sets = name_set(pipeline, "Train", args.train_features, "train_features", train.fingerprint)  # FeatureSet
+        projection = sets | "FitProjection" >> FitProjection(wanted)  # Projection
+        (sets, projection) | "BuildIndex" >> WriteVectors(args.output, draft, args.overwrite, rows, build_one)  # Manifest
+
+    if runner.run_graph(build, beam_options, PROJECTING if args.projection in projections.FITTED else PROJECTING[-1:]) is None:
+        print("the graph is built; nothing has run")
+        return
+    written = runner.read_back_kind(args.output, "index")
+    print(report.index(args.output, written, read_projection(args.output, written)))
+    print(report.done(started))
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

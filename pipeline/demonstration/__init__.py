@@ -1,0 +1,1 @@
+"""The demo's data, network and picture."""

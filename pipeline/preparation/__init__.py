@@ -1,0 +1,1 @@
+"""What flags name, found and checked before any work starts."""

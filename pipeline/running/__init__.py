@@ -1,0 +1,1 @@
+"""One graph, run: Beam's options, the runner, the watch over it."""

@@ -1,0 +1,385 @@
+"""How a directory is committed and checked, and the files it consists of."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import pytest
+
+from transforms.core.errors import InputError
+from transforms.storage import filesystems, manifest
+from transforms.storage.filesystems import StoredFile
+from transforms.storage.manifest import FILE_NAME, FeatureManifest, Manifest
+
+SETTINGS: dict[str, Any] = {"k": 10, "loss": "mse", "checkpoints": [{"name": "a.keras", "sha256": "00"}], "keys": ["a", "b"]}
+
+
+def feature_manifest(**changes: Any) -> FeatureManifest:
+    written = FeatureManifest(
+        kind="features",
+        fingerprint=manifest.fingerprint(SETTINGS),
+        settings=SETTINGS,
+        files=(StoredFile("features-1.tfrecord", 10, 123, 4), StoredFile("features-0.tfrecord", 20, 456, 3)),
+        counts={"examples": 7, "rejected": 1},
+        model_fingerprint="m",
+        task="class",
+        outputs=3,
+        units=7,
+        checkpoints=("a.keras", "b.keras"),
+        learning_rates=(0.1, None),
+        rejected_files=(StoredFile("rejected-0.jsonl", 5, 7, 1),),
+        rejected={"bad-label": 1},
+    )
+    return dataclasses.replace(written, **changes)
+
+
+def influence_manifest() -> Manifest:
+    return Manifest("influence", "f", {}, (StoredFile("influence-00000.jsonl", 3, 4, 5),), {"rows": 5})
+
+
+# Manifests
+
+
+def test_a_manifest_survives_a_round_trip(tmp_path: pathlib.Path) -> None:
+    directory = str(tmp_path / "new" / "set")
+    manifest.write(directory, feature_manifest())
+    found = manifest.read(directory, FeatureManifest, "features")
+    assert found == feature_manifest()
+    assert found.examples == 7 and found.integer_labels
+    assert not feature_manifest(task="regression").integer_labels
+    manifest.write(directory, influence_manifest())
+    assert manifest.read(directory, Manifest, "output") == influence_manifest()
+
+
+def test_a_directory_without_manifest_holds_no_set(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "features-0.tfrecord").write_bytes(b"left over")
+    assert manifest.read_if_any(str(tmp_path), "output") is None
+    with pytest.raises(InputError, match=f"--train_features='{tmp_path}' is not a complete set: it has no manifest.json"):
+        manifest.read(str(tmp_path), FeatureManifest, "train_features")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"{}",
+        b'{"format": 1}',
+        b'{"format": 99, "kind": "influence"}',
+        b'{"format": 1, "kind": "influence", "fingerprint": "f", "settings": {}, "files": [{"name": "a"}], "counts": {}}',
+        b'{"format": 1, "kind": "features", "fingerprint": "f", "settings": {}, "files": [], "counts": {}}',
+    ],
+)
+def test_a_damaged_manifest_is_told_with_its_path_and_what_to_do(tmp_path: pathlib.Path, content: bytes) -> None:
+    (tmp_path / FILE_NAME).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        manifest.read(str(tmp_path), FeatureManifest, "train_features")
+    message = str(caught.value)
+    assert "--train_features" in message and str(tmp_path / FILE_NAME) in message and "remove the file" in message
+    assert "\n" not in message
+
+
+def test_every_cut_of_a_manifest_is_noticed(tmp_path: pathlib.Path) -> None:
+    manifest.write(str(tmp_path), feature_manifest())
+    data = (tmp_path / FILE_NAME).read_bytes()
+    for cut in range(0, len(data.rstrip()), 50):
+        (tmp_path / FILE_NAME).write_bytes(data[:cut])
+        with pytest.raises(InputError):
+            manifest.read_if_any(str(tmp_path), "output")
+
+
+def test_a_set_of_another_kind_is_refused(tmp_path: pathlib.Path) -> None:
+    manifest.write(str(tmp_path), influence_manifest())
+    with pytest.raises(InputError, match="holds influence, expected features"):
+        manifest.read(str(tmp_path), FeatureManifest, "train_features")
+    manifest.write(str(tmp_path), feature_manifest())
+    with pytest.raises(InputError, match="holds features, expected influence"):
+        manifest.read(str(tmp_path), Manifest, "output")
+
+
+def test_a_fingerprint_depends_on_content_and_not_on_the_order_of_keys() -> None:
+    assert manifest.fingerprint(SETTINGS) == manifest.fingerprint(dict(reversed(SETTINGS.items())))
+    assert manifest.fingerprint(SETTINGS) == manifest.fingerprint(json.loads(json.dumps(SETTINGS)))
+    for key in SETTINGS:
+        assert manifest.fingerprint({**SETTINGS, key: None}) != manifest.fingerprint(SETTINGS)
+
+
+def is_complete(directory: pathlib.Path, settings: dict[str, Any], kind: str = "features", overwrite: bool = False) -> bool:
+    return manifest.is_complete(str(directory), kind, manifest.fingerprint(settings), settings, overwrite)
+
+
+def committed(directory: pathlib.Path) -> FeatureManifest:
+    """A committed set whose files are there, and its manifest."""
+    found = feature_manifest()
+    stored = tuple(
+        filesystems.write(str(directory), file.name, b"x" * file.size, file.count) for file in (*found.files, *found.rejected_files)
+    )
+    n = len(found.files)
+    found = dataclasses.replace(found, files=stored[:n], rejected_files=stored[n:])
+    manifest.write(str(directory), found)
+    return found
+
+
+def test_a_complete_set_with_the_same_fingerprint_is_recognised(tmp_path: pathlib.Path) -> None:
+    assert not is_complete(tmp_path, SETTINGS)
+    committed(tmp_path)
+    assert is_complete(tmp_path, SETTINGS)
+    assert not is_complete(tmp_path, SETTINGS, overwrite=True)
+
+
+def test_a_set_whose_files_are_gone_or_cut_is_not_complete(tmp_path: pathlib.Path) -> None:
+    file = committed(tmp_path).files[0]
+    (tmp_path / file.name).write_bytes(b"")
+    with pytest.raises(InputError, match=f"{file.name} has 0 bytes instead of {file.size}, .* pass --overwrite"):
+        is_complete(tmp_path, SETTINGS)
+    (tmp_path / file.name).unlink()
+    with pytest.raises(InputError, match=f"{file.name} is missing, though its manifest says it is complete"):
+        is_complete(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_set_of_another_kind_is_never_overwritten(tmp_path: pathlib.Path, overwrite: bool) -> None:
+    committed(tmp_path)
+    with pytest.raises(InputError, match="holds features, and influence would go there: choose another directory"):
+        is_complete(tmp_path, SETTINGS, "influence", overwrite)
+
+
+def test_a_complete_set_with_other_settings_names_what_differs(tmp_path: pathlib.Path) -> None:
+    committed(tmp_path)
+    with pytest.raises(InputError) as caught:
+        is_complete(tmp_path, {**SETTINGS, "k": 20, "extra": True})
+    message = str(caught.value)
+    assert "k was 10, is 20" in message and "extra was null, is true" in message and "--overwrite" in message
+    assert "loss" not in message
+
+
+def test_a_difference_inside_a_list_is_told_by_its_smallest_part() -> None:
+    was = {"examples": [{"name": "a", "size": 1}, {"name": "b", "size": 2}]}
+    assert manifest._differences(was, {"examples": [{"name": "a", "size": 1}, {"name": "b", "size": 3}]}) == ["b size was 2, is 3"]
+    assert manifest._differences(was, {"examples": []}) == ["examples were 2, are 0"]
+
+
+def test_many_differences_are_counted_and_long_ones_cut(tmp_path: pathlib.Path) -> None:
+    manifest.write(str(tmp_path), feature_manifest())
+    wanted = {"k": "x" * 500, "a": 1, "b": 2}
+    with pytest.raises(InputError) as caught:
+        is_complete(tmp_path, wanted)
+    assert "and 3 more" in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+def test_a_commit_is_taken_back_manifest_first_and_nothing_else_goes(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = committed(tmp_path)
+    (tmp_path / "notes.txt").write_bytes(b"x")
+    deleted: list[str] = []
+    delete = filesystems.FileSystems.delete
+
+    def watched(paths: list[str]) -> None:
+        deleted.extend(os.path.basename(path) for path in paths)
+        delete(paths)
+
+    monkeypatch.setattr(filesystems.FileSystems, "delete", staticmethod(watched))
+    manifest.take_back(str(tmp_path))
+    assert deleted == [FILE_NAME, *sorted(file.name for file in (*found.files, *found.rejected_files))]
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_nothing_to_take_back_is_no_error(tmp_path: pathlib.Path) -> None:
+    manifest.take_back(str(tmp_path / "never written"))
+
+
+def test_a_commit_clears_the_remains_of_attempts_and_leaves_other_files(tmp_path: pathlib.Path) -> None:
+    found = feature_manifest()
+    for name in ("features-9-dead.tfrecord", "rejected-9-dead.jsonl", "notes.txt", *(file.name for file in found.files)):
+        (tmp_path / name).write_bytes(b"x")
+    assert manifest.commit(str(tmp_path), found, overwrite=False) == found
+    assert {path.name for path in tmp_path.iterdir()} == {FILE_NAME, "notes.txt", *(file.name for file in found.files)}
+
+
+def test_of_two_runs_into_one_directory_the_second_does_not_destroy_the_first(tmp_path: pathlib.Path) -> None:
+    first = committed(tmp_path)
+    mine = filesystems.write(str(tmp_path), "features-mine.tfrecord", b"x", 1)
+    # The same content, from another attempt: what is committed stands.
+    assert manifest.commit(str(tmp_path), dataclasses.replace(first, files=(mine,)), overwrite=False) == first
+    assert not (tmp_path / "features-mine.tfrecord").exists()
+    with pytest.raises(InputError, match="was committed by another run with other settings"):
+        manifest.commit(str(tmp_path), dataclasses.replace(first, fingerprint="other"), overwrite=False)
+    assert manifest.read(str(tmp_path), FeatureManifest, "output") == first
+
+
+def test_overwriting_replaces_a_commit_in_one_step(tmp_path: pathlib.Path) -> None:
+    first = committed(tmp_path)
+    mine = filesystems.write(str(tmp_path), "features-mine.tfrecord", b"x", 1)
+    second = dataclasses.replace(first, files=(mine,), rejected_files=())
+    assert manifest.commit(str(tmp_path), second, overwrite=True) == second
+    assert {path.name for path in tmp_path.iterdir()} == {FILE_NAME, "features-mine.tfrecord"}
+
+
+# Files
+
+
+def test_a_written_file_is_what_the_manifest_says(tmp_path: pathlib.Path) -> None:
+    stored = filesystems.write(str(tmp_path / "deep" / "er"), "a", b"123456789", 4)
+    assert stored == StoredFile("a", 9, 0xE3069283, 4)  # the check value of CRC-32C
+    assert filesystems.read_verified(str(tmp_path / "deep" / "er"), stored) == b"123456789"
+    assert [path.name for path in (tmp_path / "deep" / "er").iterdir()] == ["a"]
+
+
+def test_a_file_in_the_making_has_its_name_only_when_it_is_whole(tmp_path: pathlib.Path) -> None:
+    new = filesystems.NewFile(str(tmp_path / "deep"), "a")
+    for part in (b"1234", b"", b"56789"):
+        new.add(part)
+        assert not (tmp_path / "deep" / "a").exists()
+    assert new.size == 9 and new.finish(4) == StoredFile("a", 9, 0xE3069283, 4)
+    new.discard()  # too late
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a"]
+    given_up = filesystems.NewFile(str(tmp_path / "deep"), "b")
+    given_up.add(b"1")
+    given_up.discard()
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("failing", ["write", "rename"])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    filesystems.write(str(tmp_path), "a", b"old", 0)
+    if failing == "rename":
+
+        def full(*_: Any) -> None:
+            raise OSError("no space left")
+
+        monkeypatch.setattr(os, "replace", full)
+        with pytest.raises(InputError, match=r"a cannot be written: no space left$"):
+            filesystems.write(str(tmp_path), "a", b"new", 0)
+    else:
+        with pytest.raises(TypeError):
+            filesystems.write(str(tmp_path), "a", "not bytes", 0)  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "longer", "missing"])
+def test_a_damaged_file_is_noticed_before_it_is_used(tmp_path: pathlib.Path, damage: str) -> None:
+    data = bytes(range(256))
+    stored = filesystems.write(str(tmp_path), "a", data, 1)
+    path = tmp_path / "a"
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"flipped": data[:100] + b"\x65" + data[101:], "cut": data[:-1], "longer": data + b"\0"}[damage])
+    with pytest.raises(InputError) as caught:
+        filesystems.read_verified(str(tmp_path), stored)
+    assert str(path) in str(caught.value)
+    assert ("cannot be read" if damage == "missing" else "is damaged") in str(caught.value)
+
+
+def test_a_directory_that_cannot_be_written_is_told_before_any_work(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match=r"--output=.* cannot be written"):
+        filesystems.check_writable(str(tmp_path / "file" / "below"))
+    filesystems.check_writable(str(tmp_path / "new"))
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+# Finding
+
+
+@pytest.fixture
+def tree(tmp_path: pathlib.Path) -> pathlib.Path:
+    for name in ("a.tf", "b.tf", "x/a.tf", "x/c.tf", "y/a.tf", "other.txt"):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("data/*.tf", ["a.tf", "b.tf"]),
+        ("data/a.tf", ["a.tf"]),
+        ("data/?.tf", ["a.tf", "b.tf"]),
+        ("data/[ab].tf", ["a.tf", "b.tf"]),
+        ("data/*/a.tf", ["x/a.tf", "y/a.tf"]),
+        ("data/x/*", ["a.tf", "c.tf"]),
+        ("data/a*,data/b*", ["a.tf", "b.tf"]),
+        (" data/a* , data/b* ,", ["a.tf", "b.tf"]),
+        ("data/*.tf,data/a.tf", ["a.tf", "b.tf"]),
+        ("*/x/*.tf", ["data/x/a.tf", "data/x/c.tf"]),
+        ("da*/a.tf", ["data/a.tf"]),
+        ("./data/*.tf", ["a.tf", "b.tf"]),
+        ("data/x/../*.tf", ["a.tf", "b.tf"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["absolute", "relative"])
+def test_names_are_what_follows_the_globs_literal_directory(
+    tree: pathlib.Path, monkeypatch: pytest.MonkeyPatch, pattern: str, names: list[str], kind: str
+) -> None:
+    monkeypatch.chdir(tree)
+    if kind == "absolute":
+        pattern = ",".join(f"{tree}/{part.strip()}" for part in pattern.split(",") if part.strip())
+    found = filesystems.find(pattern, "examples")
+    assert [file.name for file in found] == names
+    assert all(file.size == len(pathlib.Path(file.path).read_bytes()) and file.modified > 0 for file in found)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"), [("*.tf", ["a.tf", "b.tf"]), ("a*", ["a.tf"]), ("b.tf", ["b.tf"]), ("*/*", ["x/a.tf", "x/c.tf", "y/a.tf"])]
+)
+def test_a_glob_in_the_working_directory_needs_no_slash(
+    tree: pathlib.Path, monkeypatch: pytest.MonkeyPatch, pattern: str, names: list[str]
+) -> None:
+    monkeypatch.chdir(tree / "data")
+    assert [file.name for file in filesystems.find(pattern, "examples")] == names
+
+
+def test_nested_directories_are_reached_by_two_stars(tree: pathlib.Path) -> None:
+    assert [file.name for file in filesystems.find(f"{tree}/data/**/*.tf", "examples") if "/" in file.name] == [
+        "x/a.tf",
+        "x/c.tf",
+        "y/a.tf",
+    ]
+
+
+@pytest.mark.parametrize("empty", ["", " ", ",,"])
+def test_no_glob_at_all_is_told(empty: str) -> None:
+    with pytest.raises(InputError, match="--examples is empty"):
+        filesystems.find(empty, "examples")
+
+
+@pytest.mark.parametrize("pattern", ["data/*.nothing", "nowhere/*", "nowhere/a.tf", "data/x"])
+def test_each_glob_must_match_a_file(tree: pathlib.Path, pattern: str) -> None:
+    with pytest.raises(InputError, match=r"--train_examples=.* matches no file"):
+        filesystems.find(f"{tree}/data/a.tf,{tree}/{pattern}", "train_examples")
+
+
+def test_files_that_would_share_ids_are_refused_by_name(tree: pathlib.Path) -> None:
+    with pytest.raises(InputError) as caught:
+        filesystems.find(f"{tree}/data/x/*,{tree}/data/y/*", "examples")
+    message = str(caught.value)
+    assert f"{tree}/data/x/a.tf" in message and f"{tree}/data/y/a.tf" in message and "a.tf#0" in message
+    # One glob above both tells them apart.
+    assert len(filesystems.find(f"{tree}/data/*/a.tf", "examples")) == 2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "directory"),
+    [
+        ("gs://b/2024/*/train-*", "gs://b/2024/"),
+        ("gs://b/*", "gs://b/"),
+        ("data/a.tf", "data/"),
+        ("data/a[0-9].tf", "data/"),
+        ("*.tf", ""),
+        ("/*", "/"),
+    ],
+)
+def test_the_literal_directory_ends_before_the_first_wildcard(pattern: str, directory: str) -> None:
+    assert filesystems.literal_directory(pattern) == directory

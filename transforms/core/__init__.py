@@ -1,0 +1,1 @@
+"""Arrays and small tools that know neither files nor Beam."""

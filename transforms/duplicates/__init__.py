@@ -1,0 +1,1 @@
+"""Which examples are alike to the model, and which of their labels conflict."""

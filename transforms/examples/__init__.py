@@ -1,0 +1,1 @@
+"""What users bring as data: files of examples, read into batches of arrays."""

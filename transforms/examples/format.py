@@ -1,0 +1,85 @@
+"""Where the parts of an example are found: files, keys, shapes and dtypes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from transforms.core.errors import InputError
+from transforms.storage.feature_record import FIELDS
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """One input of the model: the key that holds it, its shape without the batch dimension, and its dtype's name."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleFormat:
+    """Where an example's parts are found.
+
+    Attributes:
+        inputs: the model's inputs, in its order.
+        label_key: key of the label; unused where `labelled` is false.
+        label_width: how many numbers a label has: 1, or C for one number per output.
+        labelled: whether labels are read; they are not where the model's prediction serves as label.
+        id_key: key of the id, at most 512 bytes; or None for `<file>#<index>`.
+        keep_keys: keys that are copied into the feature record.
+        parse_fn: `module:function` that turns a serialized record into a mapping of the keys above, or None for `tf.train.Example`.
+    """
+
+    inputs: tuple[InputSpec, ...]
+    label_key: str = "label"
+    label_width: int = 1
+    labelled: bool = True
+    id_key: str | None = None
+    keep_keys: tuple[str, ...] = ()
+    parse_fn: str | None = None
+
+    def __post_init__(self) -> None:
+        clash = sorted({*self.keep_keys} & {*FIELDS})
+        if clash:
+            raise InputError(f"--keep_keys: {', '.join(clash)} would overwrite a field of the feature record: keep another key")
+
+
+@dataclasses.dataclass(frozen=True)
+class InputFile:
+    """A file of examples.
+
+    Attributes:
+        index: its place in the data set's order.
+        path: where it is.
+        name: the stem of ids.
+        size: in bytes, as stored.
+        known: [n] indices of records that are passed over, because their features are there already; or None.
+    """
+
+    index: int
+    path: str
+    name: str
+    size: int
+    known: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+
+
+@functools.cache
+def resolve_function(name: str, flag: str) -> Callable[..., Any]:
+    """The function that `module:function` names; `flag` names the option in messages."""
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"--{flag}={name!r} cannot be imported ({error}): expected module:function on the Python path of every worker"
+        ) from error
+    if not callable(function):
+        raise InputError(f"--{flag}={name!r} is not a function")
+    return function

@@ -1,0 +1,1 @@
+"""Stage 1: features of examples, written as a feature set."""

@@ -1,0 +1,1 @@
+"""Stage 2 on Beam: tiles scored, merged and written as rows with a report."""

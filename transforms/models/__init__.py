@@ -1,0 +1,1 @@
+"""What users bring as models: checkpoints, their last dense layer, their loss."""

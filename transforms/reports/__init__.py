@@ -1,0 +1,1 @@
+"""Pages for a person: templates, pictures, names of classes."""

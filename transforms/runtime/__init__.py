@@ -1,0 +1,1 @@
+"""Counters, threads and memory of a worker process."""

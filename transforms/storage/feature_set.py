@@ -1,0 +1,77 @@
+"""A committed feature set: its files, read, verified and parsed by ranges of records."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from transforms.core.errors import InputError
+from transforms.core.features import Features
+from transforms.core.shapes import Shape, Span
+from transforms.storage import feature_record, filesystems, tfrecords
+from transforms.storage.filesystems import StoredFile
+from transforms.storage.manifest import FeatureManifest
+
+# What part of a file's records may be read one by one, each by a seek, instead of the whole file.
+_FEW = 1 / 16
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSet:
+    """A committed feature set: its directory and its manifest."""
+
+    directory: str
+    manifest: FeatureManifest
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Numbers of records of its files."""
+        return tuple(file.count for file in self.manifest.files)
+
+    @property
+    def shape(self) -> Shape:
+        """T, C and D of its records."""
+        return Shape(len(self.manifest.checkpoints), self.manifest.outputs, self.manifest.units)
+
+    def payloads(self, span: Span) -> list[bytes]:
+        """Reads and verifies serialized records."""
+        return tfrecords.split_frames(filesystems.read_verified(self.directory, self.manifest.files[span.file]), span.start, span.stop)
+
+    def decode(self, payloads: Sequence[bytes]) -> Features:
+        """Parses serialized records."""
+        shape, found = self.shape, self.manifest
+        return feature_record.decode(payloads, shape.checkpoints, shape.outputs, shape.units, found.integer_labels, found.feature_dtype)
+
+    def read(self, spans: Sequence[Span]) -> Features:
+        """Reads, verifies and parses records; `spans` holds at least one."""
+        return Features.concatenate([self.decode(self.payloads(span)) for span in spans])
+
+    def take(self, rows: np.ndarray) -> Features:
+        """Reads, verifies and parses the records of some rows of the set, ascending, [m] integers: each file that holds some once.
+
+        Of a file on this machine of which few are wanted, only these are read, and verified by their own checksums.
+
+        Raises:
+            InputError: what is read is not what was written.
+        """
+        borders = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
+        payloads: list[bytes] = []
+        for file in np.unique(np.searchsorted(borders, rows, side="right") - 1).tolist():
+            wanted = rows[(rows >= borders[file]) & (rows < borders[file + 1])] - borders[file]
+            if len(wanted) < _FEW * self.counts[file] and filesystems.is_local(self.directory):
+                payloads += self._pick(self.manifest.files[file], wanted.tolist())
+            else:
+                first = int(wanted[0])
+                found = self.payloads(Span(file, first, int(wanted[-1]) + 1))
+                payloads += [found[row - first] for row in wanted.tolist()]
+        return self.decode(payloads)
+
+    def _pick(self, file: StoredFile, indices: Sequence[int]) -> list[bytes]:
+        path = filesystems.join(self.directory, file.name)
+        try:
+            with open(path, "rb") as stream:
+                return tfrecords.pick_frames(stream, indices)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is damaged or gone: {filesystems.told(error)}; compute the set again") from error

@@ -1,0 +1,1 @@
+"""Gradients as vectors, indexes over them, and the search by an index."""
