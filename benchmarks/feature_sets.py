@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 def write_set(directory: pathlib.Path, parts: Iterable[Features], fingerprint: str, examples: int, per_token: bool = False) -> None:
     """Writes a committed feature set of so many examples, a file for each part (at least one); `per_token`, records are positions."""
     from transforms.core.origins import Origin
-    from transforms.storage import feature_record, filesystems, manifest, tfrecords
-    from transforms.storage.manifest import FeatureManifest
+    from transforms.storage import feature_record, filesystems, manifests, tfrecords
+    from transforms.storage.manifests import FeatureManifest
 
     written = []
     for number, part in enumerate(parts):
         payloads = feature_record.encode(part, [Origin("synthetic", i, b"") for i in range(len(part))])
         written.append(filesystems.write(str(directory), f"features-{number:05d}.tfrecord", tfrecords.join_frames(payloads), len(part)))
     _, checkpoints, outputs = part.loss_grads.shape
-    manifest.write(
+    manifests.write(
         str(directory),
         FeatureManifest(
             kind="features",

@@ -45,7 +45,7 @@ def write_set(
     Of given features, or random ones, perhaps with other labels; `changes` are fields of the manifest.
     """
     from transforms.core.origins import Origin
-    from transforms.storage import feature_record, filesystems, manifest, tfrecords
+    from transforms.storage import feature_record, filesystems, manifests, tfrecords
 
     drawn = draw(np.random.default_rng(seed), sum(rows), 2, 3, 6, prefix) if features is None else features
     if labels is not None:
@@ -56,7 +56,7 @@ def write_set(
         payloads = feature_record.encode(part, [Origin("examples-of-a-kind", start + j, b"0123456789abcdef") for j in range(n)])
         written.append(filesystems.write(str(directory), f"features-{i:05d}.tfrecord", tfrecords.join_frames(payloads), n))
         start += n
-    committed = manifest.FeatureManifest(
+    committed = manifests.FeatureManifest(
         kind="features",
         fingerprint=prefix,
         settings={"layer": "head"},
@@ -71,7 +71,7 @@ def write_set(
         rejected_files=(),
         rejected={},
     )
-    manifest.write(str(directory), dataclasses.replace(committed, **changes))
+    manifests.write(str(directory), dataclasses.replace(committed, **changes))
     return directory
 
 

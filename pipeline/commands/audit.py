@@ -25,9 +25,9 @@ from transforms.audit.write import SuspectsWanted, WriteAudit, read_summary, tab
 from transforms.core.errors import InputError
 from transforms.reports.class_names import read_class_names
 from transforms.reports.previews import preview_format, why_no_pictures
-from transforms.storage import filesystems, manifest
+from transforms.storage import filesystems, manifests
 from transforms.storage.bigquery import check_credentials
-from transforms.storage.manifest import FeatureManifest, Manifest, usable_rates
+from transforms.storage.manifests import FeatureManifest, Manifest, usable_rates
 
 
 def run(argv: Sequence[str]) -> int:
@@ -43,7 +43,7 @@ def _run(argv: Sequence[str]) -> None:
         check_credentials()
     wanted: dict[str, inputs.PreparedFeatures] = {}
     if args.features:
-        found = manifest.read(args.features, FeatureManifest, "features")
+        found = manifests.read(args.features, FeatureManifest, "features")
         judge.check_not_empty(found, args.features)
         rates = usable_rates(found, args.learning_rates)
     else:
@@ -57,19 +57,19 @@ def _run(argv: Sequence[str]) -> None:
             own = argparse.Namespace(**{**vars(args), "keep_keys": kept})
             wanted["test_features"] = _prepare(own, args.test_examples, "test_examples", "test_features", prepared)
     judge.check_labels(found, args.features or args.examples)
-    previous = manifest.read_kind(args.previous, "previous", "audit") if args.previous else None
+    previous = manifests.read_kind(args.previous, "previous", "audit") if args.previous else None
     if previous and posixpath.normpath(args.previous) == posixpath.normpath(args.output):
         raise InputError(f"--previous={args.previous!r} is where the new audit would go: give it a directory of its own")
     class_names = read_class_names(args.class_names, found)
     test = None
     if args.test_features:
-        test = manifest.read(args.test_features, FeatureManifest, "test_features")
+        test = manifests.read(args.test_features, FeatureManifest, "test_features")
     elif args.test_examples:
         test = wanted["test_features"].stage.write.draft
     if test:
         name = args.test_features or args.test_examples
         judge.check_labels(test, name)
-        manifest.check_same_model(test, found, name, args.features or args.examples)
+        manifests.check_same_model(test, found, name, args.features or args.examples)
         if args.test_features and not test.examples:
             raise InputError(f"--test_features={args.test_features!r} holds no example: there is nothing to influence")
         _check_kept(args.slice_keys, test, name)
@@ -86,10 +86,10 @@ def _run(argv: Sequence[str]) -> None:
         **({"slice_keys": list(args.slice_keys)} if args.slice_keys else {}),
         "thresholds": dataclasses.asdict(thresholds),
     }
-    draft = Manifest("audit", manifest.fingerprint(settings), settings, (), {})
+    draft = Manifest("audit", manifests.fingerprint(settings), settings, (), {})
     suspects = SuspectsWanted(args.min_suspicion, args.max_suspects_per_class)
     table = output_table.wanted(args, beam_options, table_rows(suspects, bool(test)))
-    if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
+    if manifests.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
         output_table.finish(args.output, table, beam_options)
         _fail_if_crossed(args)
         return
@@ -137,7 +137,7 @@ def _run(argv: Sequence[str]) -> None:
         counts = runner.run_graph(build, beam_options, stages)
     except runner.RunFailed:
         # The last step fails when everything is there.
-        complete = args.fail_on_drift and manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, overwrite=False)
+        complete = args.fail_on_drift and manifests.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, overwrite=False)
         if complete and output_table.holds(table, beam_options):
             print(report.audit(args.output, read_summary(args.output, runner.read_back(args.output, Manifest))))
             _fail_if_crossed(args)

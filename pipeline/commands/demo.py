@@ -26,9 +26,9 @@ from transforms.core.features import Features
 from transforms.core.shapes import Span
 from transforms.influence.rows import read_rows
 from transforms.scoring.influence import self_influence
-from transforms.storage import filesystems, manifest
+from transforms.storage import filesystems, manifests
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 _K = 5
 _WORST = 5  # test digits that are shown
@@ -73,12 +73,12 @@ def _prepare_directory(directory: str, overwrite: bool) -> None:
     if not filesystems.is_local(directory) or "," in directory:
         raise InputError(f"--output={directory!r}: the demo needs a directory on this machine whose path has no comma")
     results = filesystems.join(directory, "influence")
-    if filesystems.exists(filesystems.join(results, manifest.FILE_NAME)):
+    if filesystems.exists(filesystems.join(results, manifests.FILE_NAME)):
         if not overwrite:
             raise InputError(f"{directory} already holds a demo: pass --overwrite to run it anew, or choose another --output")
         # First of all, so that a run that is stopped half-way does not leave old results beside new examples.
         for committed in (results, *(filesystems.join(results, f"{name}_features") for name in ("train", "test"))):
-            manifest.take_back(committed)
+            manifests.take_back(committed)
     filesystems.check_writable(directory)
 
 
@@ -143,7 +143,7 @@ def _show(directory: str, train: Digits, test: Digits) -> None:
 
 
 def _read(directory: str) -> tuple[Features, FeatureManifest]:
-    committed = manifest.read(directory, FeatureManifest, "output")
+    committed = manifests.read(directory, FeatureManifest, "output")
     stored = FeatureSet(directory, committed)
     return stored.read([Span(i, 0, count) for i, count in enumerate(stored.counts)]), committed
 
@@ -176,7 +176,7 @@ def trace_worst(features: Features, rows: Mapping[str, Mapping[str, Any]], train
 
 def inspect(features: Features, committed: FeatureManifest, train: Digits) -> Inspection:
     """The training digits by falling self-influence, given their features."""
-    own = self_influence(features, manifest.usable_rates(committed, None))
+    own = self_influence(features, manifests.usable_rates(committed, None))
     scores = dict(zip(features.example_ids.tolist(), own, strict=True))
     return Inspection.of(np.array([scores[example_id.encode()] for example_id in train.ids]), train.planted)
 

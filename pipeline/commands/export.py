@@ -16,9 +16,9 @@ from pipeline.preparation.feature_sets import name_set
 from pipeline.running import progress, runner
 from pipeline.terminal import report
 from transforms.core.errors import InputError
-from transforms.storage import filesystems, manifest
+from transforms.storage import filesystems, manifests
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifest import FeatureManifest, Manifest, usable_rates
+from transforms.storage.manifests import FeatureManifest, Manifest, usable_rates
 from transforms.vectors import faiss_index, projections
 from transforms.vectors.files import WriteVectors, read_projection, rows_per_file, write_vectors
 from transforms.vectors.fit import FitProjection, ProjectionWanted
@@ -45,7 +45,7 @@ def _run(argv: Sequence[str]) -> None:
     args, flags = options.parse("export", argv)
     started = time.monotonic()
     beam_options = runner.beam_options(flags)
-    found = manifest.read(args.features, FeatureManifest, "features")
+    found = manifests.read(args.features, FeatureManifest, "features")
     check_not_empty(found, "features", args.features)
     if "faiss" in args.formats:
         faiss_index.require()
@@ -57,8 +57,8 @@ def _run(argv: Sequence[str]) -> None:
         wanted = projection_wanted(args, found, "features", args.normalize or "none")
         settings = projection_settings(wanted, args.normalize or "none")
     settings |= {"features": found.fingerprint, "model": found.model_fingerprint, "formats": sorted(args.formats)}
-    draft = Manifest("vectors", manifest.fingerprint(settings), settings, (), {})
-    if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
+    draft = Manifest("vectors", manifests.fingerprint(settings), settings, (), {})
+    if manifests.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
         print(f"{args.output} is complete with the same settings: nothing to do")
         return
     filesystems.check_writable(args.output)
@@ -136,7 +136,7 @@ def read_other_projection(directory: str, found: FeatureManifest, name: str, nor
     Raises:
         InputError: there is none, or it is for features of another model.
     """
-    source = manifest.read_kind(directory, "projection_of", "vectors", "index")
+    source = manifests.read_kind(directory, "projection_of", "vectors", "index")
     if source.settings["model"] != found.model_fingerprint:
         raise InputError(
             f"--projection_of={directory!r} is for features of another model than those of {name!r}: extract both with the same "

@@ -10,8 +10,8 @@ from pipeline.flags import options
 from pipeline.preparation import inputs
 from pipeline.running import progress, runner
 from pipeline.terminal import report
-from transforms.storage import filesystems, manifest
-from transforms.storage.manifest import FeatureManifest
+from transforms.storage import filesystems, manifests
+from transforms.storage.manifests import FeatureManifest
 
 
 def run(argv: Sequence[str]) -> int:
@@ -27,7 +27,7 @@ def _run(argv: Sequence[str]) -> None:
     wanted = inputs.prepare_features(args, args.examples, "examples", args.labels, args.output, args.base, prepared, args.overwrite)
     if wanted.complete:
         print(f"{args.output} is complete with the same settings: nothing to do")
-        if args.learning_rates and args.learning_rates != manifest.read(args.output, FeatureManifest, "output").learning_rates:
+        if args.learning_rates and args.learning_rates != manifests.read(args.output, FeatureManifest, "output").learning_rates:
             print("learning rates are no part of the features: pass --learning_rates to tracin score")
         return
     filesystems.check_writable(args.output)

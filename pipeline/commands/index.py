@@ -15,8 +15,8 @@ from pipeline.flags import options
 from pipeline.preparation.feature_sets import name_set
 from pipeline.running import runner
 from pipeline.terminal import report
-from transforms.storage import filesystems, manifest
-from transforms.storage.manifest import FeatureManifest, Manifest
+from transforms.storage import filesystems, manifests
+from transforms.storage.manifests import FeatureManifest, Manifest
 from transforms.vectors import faiss_index, projections
 from transforms.vectors.files import WriteVectors, read_projection
 from transforms.vectors.fit import FitProjection
@@ -33,7 +33,7 @@ def _run(argv: Sequence[str]) -> None:
     started = time.monotonic()
     beam_options = runner.beam_options(flags)
     faiss_index.require()
-    train = manifest.read(args.train_features, FeatureManifest, "train_features")
+    train = manifests.read(args.train_features, FeatureManifest, "train_features")
     check_not_empty(train, "train_features", args.train_features)
     wanted = projection_wanted(args, train, "train_features", args.normalize)
     settings = {
@@ -43,8 +43,8 @@ def _run(argv: Sequence[str]) -> None:
         "kind": args.kind,
         "memory_gb": args.memory_gb,
     }
-    draft = Manifest("index", manifest.fingerprint(settings), settings, (), {})
-    if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
+    draft = Manifest("index", manifests.fingerprint(settings), settings, (), {})
+    if manifests.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
         print(f"{args.output} is complete with the same settings: nothing to do")
         return
     filesystems.check_writable(args.output)

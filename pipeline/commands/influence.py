@@ -20,9 +20,9 @@ from pipeline.terminal import report
 from transforms.core.shapes import Shape
 from transforms.influence.write import ReportWanted
 from transforms.reports.class_names import read_class_names
-from transforms.storage import filesystems, manifest
+from transforms.storage import filesystems, manifests
 from transforms.storage.bigquery import check_credentials
-from transforms.storage.manifest import FeatureManifest, Manifest, usable_rate
+from transforms.storage.manifests import FeatureManifest, Manifest, usable_rate
 
 
 def run(argv: Sequence[str]) -> int:
@@ -60,7 +60,7 @@ def _run(argv: Sequence[str]) -> None:
     draft = influence_draft(args, rates, test.fingerprint, train.fingerprint, class_names)
     plan.check_memory(Shape(len(train.checkpoints), train.outputs, train.units))
     table = output_table.wanted(args, beam_options, influence_rows(train, plan.sum_positions))
-    if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
+    if manifests.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
         output_table.finish(args.output, table, beam_options)
         return
     output_table.check(table, beam_options)

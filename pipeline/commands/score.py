@@ -24,10 +24,10 @@ from transforms.influence.score_positions import ScoreSums
 from transforms.influence.write import ReportWanted, WriteInfluence
 from transforms.reports.class_names import read_class_names
 from transforms.scoring.tiles import rows_per_file
-from transforms.storage import filesystems, manifest
+from transforms.storage import filesystems, manifests
 from transforms.storage.bigquery import TableRows, WriteTable, check_credentials
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifest import FeatureManifest, Manifest
+from transforms.storage.manifests import FeatureManifest, Manifest
 
 
 def run(argv: Sequence[str]) -> int:
@@ -41,20 +41,20 @@ def _run(argv: Sequence[str]) -> None:
     beam_options = runner.beam_options(flags)
     if args.output_table:
         check_credentials()
-    train = manifest.read(args.train_features, FeatureManifest, "train_features")
-    test = manifest.read(args.test_features, FeatureManifest, "test_features")
-    manifest.check_same_model(test, train, args.test_features, args.train_features)
+    train = manifests.read(args.train_features, FeatureManifest, "train_features")
+    test = manifests.read(args.test_features, FeatureManifest, "test_features")
+    manifests.check_same_model(test, train, args.test_features, args.train_features)
     if not train.examples:
         raise InputError(f"--train_features={args.train_features!r} holds no example: there is nothing to score against")
     if args.sum_positions:
-        manifest.check_positions(train, args.train_features)
-        manifest.check_positions(test, args.test_features)
+        manifests.check_positions(train, args.train_features)
+        manifests.check_positions(test, args.test_features)
     plan = scoring_plan(args, beam_options)
     class_names = read_class_names(args.class_names, train)
     draft = influence_draft(args, plan.scoring(train).learning_rates, test.fingerprint, train.fingerprint, class_names)
     plan.check_memory(FeatureSet(args.train_features, train).shape, largest_file(test, train))
     table = output_table.wanted(args, beam_options, influence_rows(train, plan.sum_positions))
-    if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
+    if manifests.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
         output_table.finish(args.output, table, beam_options)
         return
     output_table.check(table, beam_options)
@@ -119,7 +119,7 @@ def influence_draft(
     }
     if class_names:
         settings["class_names"] = list(class_names)
-    return Manifest("influence", manifest.fingerprint(settings), settings, (), {})
+    return Manifest("influence", manifests.fingerprint(settings), settings, (), {})
 
 
 def influence_rows(train: FeatureManifest, sum_positions: bool) -> TableRows:

@@ -19,9 +19,9 @@ from transforms.influence.write import ReportWanted, WriteInfluence
 from transforms.reports.class_names import read_class_names
 from transforms.scoring.influence import Scoring
 from transforms.scoring.tiles import rows_per_file
-from transforms.storage import filesystems, manifest
+from transforms.storage import filesystems, manifests
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifest import FeatureManifest, Manifest
+from transforms.storage.manifests import FeatureManifest, Manifest
 from transforms.vectors import faiss_index
 from transforms.vectors.recall import RECALL_FILE, MeasureRecall
 from transforms.vectors.search import SearchIndex, SearchPlan, find_rows
@@ -39,10 +39,10 @@ def _run(argv: Sequence[str]) -> None:
     started = time.monotonic()
     beam_options = runner.beam_options(flags)
     faiss_index.require()
-    found = manifest.read_kind(args.index, "index", "index")
-    train = manifest.read(args.train_features, FeatureManifest, "train_features")
-    test = manifest.read(args.test_features, FeatureManifest, "test_features")
-    manifest.check_same_model(test, train, args.test_features, args.train_features)
+    found = manifests.read_kind(args.index, "index", "index")
+    train = manifests.read(args.train_features, FeatureManifest, "train_features")
+    test = manifests.read(args.test_features, FeatureManifest, "test_features")
+    manifests.check_same_model(test, train, args.test_features, args.train_features)
     if found.settings["train_features"] != train.fingerprint:
         raise InputError(
             f"--index={args.index!r} was built from another feature set than --train_features={args.train_features!r}: name the one that "
@@ -69,8 +69,8 @@ def _run(argv: Sequence[str]) -> None:
         "recall_sample": args.recall_sample,
         "class_names": class_names,
     }
-    draft = Manifest("influence", manifest.fingerprint(settings), settings, (), {})
-    if manifest.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
+    draft = Manifest("influence", manifests.fingerprint(settings), settings, (), {})
+    if manifests.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
         print(f"{args.output} is complete with the same settings: nothing to do")
         return
     filesystems.check_writable(args.output)

@@ -19,8 +19,8 @@ from pipeline.flags import options
 from pipeline.running import runner
 from pipeline.terminal import report
 from transforms.core.errors import InputError
-from transforms.storage import filesystems, manifest
-from transforms.storage.manifest import Manifest
+from transforms.storage import filesystems, manifests
+from transforms.storage.manifests import Manifest
 
 _SUSPECT = ("example_id", "label", "suggested_label", "suspicion", "self_influence", "source", "offset")
 _DUPLICATE = ("group", "example_id", "label", "suggested_label", "similarity", "suspicion", "source", "offset")
@@ -37,9 +37,9 @@ def run(argv: Sequence[str]) -> int:
 def _run(argv: Sequence[str]) -> None:
     args, flags = options.parse("show", argv)
     runner.beam_options(flags)
-    found = manifest.read_if_any(args.directory, "DIR")
+    found = manifests.read_if_any(args.directory, "DIR")
     if found is None:
-        raise InputError(f"{args.directory} is not a complete result: it has no {manifest.FILE_NAME}")
+        raise InputError(f"{args.directory} is not a complete result: it has no {manifests.FILE_NAME}")
     if found.kind not in ("audit", "influence"):
         raise InputError(f"{args.directory} holds {found.kind}: give the directory of an audit or of influence")
     console = Console(width=None if sys.stdout.isatty() else 160)

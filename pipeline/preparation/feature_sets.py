@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import apache_beam as beam
 
 from transforms.core.errors import InputError
-from transforms.storage import manifest
+from transforms.storage import manifests
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 if TYPE_CHECKING:
     from pipeline.preparation.inputs import PreparedFeatures
@@ -30,7 +30,7 @@ def read_set(directory: str, flag: str, expected: str | None = None) -> FeatureS
     Raises:
         InputError: there is none, or one with another fingerprint than `expected`.
     """
-    found = manifest.read(directory, FeatureManifest, flag)
+    found = manifests.read(directory, FeatureManifest, flag)
     if expected not in (None, found.fingerprint):
         raise InputError(f"--{flag}={directory!r} was computed anew since this run was started: start it again")
     return FeatureSet(directory, found)

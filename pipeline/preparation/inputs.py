@@ -28,8 +28,8 @@ from transforms.models import checkpoint_files, checkpoints
 from transforms.models.checkpoint_files import CheckpointInfo
 from transforms.models.checkpoints import Checkpoints, ModelSpec
 from transforms.models.losses import Loss
-from transforms.storage import filesystems, manifest
-from transforms.storage.manifest import FeatureManifest, usable_rate
+from transforms.storage import filesystems, manifests
+from transforms.storage.manifests import FeatureManifest, usable_rate
 
 # One call of the model takes at most so much input, and gives so much of features, that what is inside it stays within a worker's memory. A
 # larger call is no faster: it costs the first one the time to get the memory, and the last of a file that for the rows it is padded with.
@@ -128,7 +128,7 @@ def prepare_model(args: argparse.Namespace, rates_needed: bool) -> PreparedModel
         **({"output": loaded.output} if loaded.output is not None else {}),
         **({"per_token": True} if args.per_token else {}),
     }
-    return PreparedModel(model, loaded, tuple(infos), rates, settings, manifest.fingerprint(settings))
+    return PreparedModel(model, loaded, tuple(infos), rates, settings, manifests.fingerprint(settings))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,11 +177,11 @@ def prepare_features(
         "allow_truncated_files": args.allow_truncated_files,
         "feature_dtype": args.feature_dtype,
     }
-    fingerprint = manifest.fingerprint(settings)
-    complete = manifest.is_complete(directory, "features", fingerprint, settings, overwrite)
+    fingerprint = manifests.fingerprint(settings)
+    complete = manifests.is_complete(directory, "features", fingerprint, settings, overwrite)
     if complete:
         # The limit changes nothing that is written, but a set that a laxer run made must still meet it.
-        check_rejected(manifest.read(directory, FeatureManifest, "output"), directory, args.max_rejected_fraction)
+        check_rejected(manifests.read(directory, FeatureManifest, "output"), directory, args.max_rejected_fraction)
     draft = FeatureManifest(
         kind="features",
         fingerprint=fingerprint,
@@ -206,7 +206,7 @@ def prepare_features(
             raise InputError(f"--base={base!r} is where the new set would go: give it a directory of its own")
         copied = Base.of(base, draft)
         # What is left to extract depends on what is copied.
-        attempt = manifest.fingerprint([fingerprint, copied.fingerprint])
+        attempt = manifests.fingerprint([fingerprint, copied.fingerprint])
     stage = ComputeFeatureSet(
         input_files,
         form,

@@ -11,9 +11,9 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from pipeline.running import runner
 from pipeline.terminal import report
 from transforms.core.errors import InputError
-from transforms.storage import bigquery, manifest
+from transforms.storage import bigquery, manifests
 from transforms.storage.bigquery import TableName, TableRows, WriteTable
-from transforms.storage.manifest import Manifest
+from transforms.storage.manifests import Manifest
 
 
 def wanted(args: argparse.Namespace, beam_options: PipelineOptions, rows: TableRows) -> WriteTable | None:
@@ -82,4 +82,4 @@ def _is_written(table: WriteTable, beam_options: PipelineOptions) -> bool:
 
 
 def _committed(directory: str) -> Manifest:
-    return manifest.read(directory, Manifest, "output")
+    return manifests.read(directory, Manifest, "output")

@@ -29,8 +29,8 @@ from apache_beam.runners.runner import create_runner
 from pipeline.running import dataflow, progress
 from transforms.core.errors import InputError
 from transforms.runtime import counters
-from transforms.storage import manifest
-from transforms.storage.manifest import Manifest
+from transforms.storage import manifests
+from transforms.storage.manifests import Manifest
 
 # Named in full, because `DirectRunner` is a switch that may fetch another runner's program from the network.
 IN_PROCESS = "FnApiRunner"
@@ -150,7 +150,7 @@ def read_back(directory: str, kind: type[_M]) -> _M:
         RunFailed: it is not there.
     """
     try:
-        return manifest.read(directory, kind, "output")
+        return manifests.read(directory, kind, "output")
     except InputError as error:
         raise RunFailed(str(error)) from error
 
@@ -162,7 +162,7 @@ def read_back_kind(directory: str, kind: str) -> Manifest:
         RunFailed: it is not there.
     """
     try:
-        return manifest.read_kind(directory, "output", kind)
+        return manifests.read_kind(directory, "output", kind)
     except InputError as error:
         raise RunFailed(str(error)) from error
 

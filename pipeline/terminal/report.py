@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from transforms.storage.manifest import FeatureManifest, Manifest
+from transforms.storage.manifests import FeatureManifest, Manifest
 
 # They bring TensorFlow, which `tracin plan` does not wait for.
 if TYPE_CHECKING:

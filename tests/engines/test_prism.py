@@ -17,8 +17,8 @@ import pytest
 from tests.conftest import Tiny, damage, write_records
 from tests.synthetic import write_set
 from tests.transforms.scoring.test_gradients import positions, ragged
-from transforms.storage import filesystems, manifest, tfrecords
-from transforms.storage.manifest import FeatureManifest
+from transforms.storage import filesystems, manifests, tfrecords
+from transforms.storage.manifests import FeatureManifest
 
 ROOT = pathlib.Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess]
@@ -65,7 +65,7 @@ def tracin(tiny: Tiny, data: pathlib.Path, tmp_path: pathlib.Path) -> Run:
 
 def records(directory: pathlib.Path) -> list[bytes]:
     """The records of a feature set, in its order."""
-    found = manifest.read(str(directory), FeatureManifest, "features")
+    found = manifests.read(str(directory), FeatureManifest, "features")
     return [payload for file in found.files for payload in tfrecords.split_frames(filesystems.read_verified(str(directory), file))]
 
 

@@ -27,9 +27,9 @@ from tests.fakes.object_store import BUCKET, Fault, Store
 from tests.transforms.influence.test_rows import block
 from transforms.core.errors import InputError
 from transforms.influence.rows import read_rows, schema, to_table
-from transforms.storage import bigquery, filesystems, manifest
+from transforms.storage import bigquery, filesystems, manifests
 from transforms.storage.bigquery import TableName, TableRows, WriteTable
-from transforms.storage.manifest import Manifest
+from transforms.storage.manifests import Manifest
 
 Run = Callable[..., Outcome]
 ROOT = pathlib.Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def test_the_table_holds_the_rows_of_the_files(sets: Sets, store: Store, warehou
     assert outcome.status == 0, outcome.err
     rows = warehouse.rows("influence")
     ((run, date),) = {(row["run_id"], row["run_date"]) for row in rows}
-    assert run.startswith(manifest.read(f"gs://{BUCKET}/out/score", Manifest, "output").fingerprint) and str(date) == MONDAY
+    assert run.startswith(manifests.read(f"gs://{BUCKET}/out/score", Manifest, "output").fingerprint) and str(date) == MONDAY
     assert f"table: 10 rows of run_id {run} in {TABLE}" in outcome.out
     assert without_run(rows) == read_rows(f"gs://{BUCKET}/out/score")
     assert any(row["opponents"] for row in rows)
@@ -329,7 +329,7 @@ def test_a_job_that_is_there_and_not_found_yet_is_looked_for_again(sets, store, 
 def result(sets: Sets, store: Store, warehouse: Warehouse, tracin: Run) -> tuple[WriteTable, Manifest]:
     """A result that is complete, and the step that writes its rows."""
     assert tracin(*sets.score()).status == 0
-    committed = manifest.read(f"gs://{BUCKET}/out/score", Manifest, "output")
+    committed = manifests.read(f"gs://{BUCKET}/out/score", Manifest, "output")
     return writer(TableRows("influence-", schema("class", CLASSES)), "score"), committed
 
 
@@ -384,7 +384,7 @@ def test_two_runs_of_one_day_stand_side_by_side(sets: Sets, store: Store, wareho
     rows = warehouse.rows("influence")
     assert {row["run_date"] for row in rows} == {datetime.date(2026, 3, 30)}
     for output in ("out/score", "out/other"):
-        run = manifest.read(f"gs://{BUCKET}/{output}", Manifest, "output").fingerprint
+        run = manifests.read(f"gs://{BUCKET}/{output}", Manifest, "output").fingerprint
         assert without_run([row for row in rows if row["run_id"].startswith(run)]) == read_rows(f"gs://{BUCKET}/{output}")
 
 

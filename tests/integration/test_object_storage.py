@@ -18,8 +18,8 @@ from tests.conftest import Tiny, write_records
 from tests.fakes import object_store
 from tests.fakes.object_store import BUCKET, Fault, Store
 from transforms.core.errors import InputError
-from transforms.storage import filesystems, manifest, staging, tfrecords
-from transforms.storage.manifest import FeatureManifest
+from transforms.storage import filesystems, manifests, staging, tfrecords
+from transforms.storage.manifests import FeatureManifest
 from transforms.storage.staging import local_checkpoint
 
 CONTENT = bytes(range(256)) * 4000
@@ -272,7 +272,7 @@ def on_disk(local: Local, name: str = "out") -> dict[str, bytes]:
 def records_of(directory: str) -> dict[bytes, tuple[bytes, ...]]:
     """What a feature set holds of each example, but for where it came from."""
     found = {}
-    for file in manifest.read(directory, FeatureManifest, "train_features").files:
+    for file in manifests.read(directory, FeatureManifest, "train_features").files:
         for payload in tfrecords.split_frames(filesystems.read_verified(directory, file)):
             feature = tf.train.Example.FromString(payload).features.feature
             keys = sorted(set(feature) - {"source"})

@@ -19,9 +19,9 @@ from transforms.audit.suspicion import LabelCounts, LeaveOneOut
 from transforms.audit.write import shown
 from transforms.core.features import Features
 from transforms.core.shapes import Span
-from transforms.storage import manifest
+from transforms.storage import manifests
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifest import FeatureManifest, Manifest
+from transforms.storage.manifests import FeatureManifest, Manifest
 
 TWO_WORKERS = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
 
@@ -50,7 +50,7 @@ def audit(features: pathlib.Path, tmp_path_factory) -> pathlib.Path:
 
 
 def read_all(directory: pathlib.Path) -> Features:
-    found = manifest.read(str(directory), FeatureManifest, "features")
+    found = manifests.read(str(directory), FeatureManifest, "features")
     return FeatureSet(str(directory), found).read([Span(i, 0, file.count) for i, file in enumerate(found.files)])
 
 
@@ -327,7 +327,7 @@ def test_only_another_audit_is_compared_with(audit, features, tracin, tmp_path):
 
 
 def test_the_manifest_lists_what_is_there(audit):
-    found = manifest.read(str(audit), Manifest, "output")
+    found = manifests.read(str(audit), Manifest, "output")
     assert found.kind == "audit" and found.counts["examples"] == 40
     assert {file.name for file in found.files} | {"manifest.json"} == set(content(audit))
     assert {file.name: file.size for file in found.files}.items() <= {name: len(data) for name, data in content(audit).items()}.items()

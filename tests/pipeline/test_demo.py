@@ -15,7 +15,7 @@ from pipeline.commands import demo
 from pipeline.demonstration import digits, gallery
 from pipeline.flags import options
 from transforms.influence.rows import read_rows
-from transforms.storage import filesystems, manifest
+from transforms.storage import filesystems, manifests
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +127,8 @@ def test_overwrite_takes_back_the_results_and_nothing_else(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text("{}")
     stored = filesystems.write(str(tmp_path / "influence"), "influence-00000.jsonl", b"{}", 1)
-    manifest.write(str(tmp_path / "influence"), manifest.Manifest("influence", "f", {}, (stored,), {"rows": 1}))
-    own = [tmp_path / "influence" / name for name in (manifest.FILE_NAME, "influence-00000.jsonl")]
+    manifests.write(str(tmp_path / "influence"), manifests.Manifest("influence", "f", {}, (stored,), {"rows": 1}))
+    own = [tmp_path / "influence" / name for name in (manifests.FILE_NAME, "influence-00000.jsonl")]
     demo._prepare_directory(str(tmp_path), overwrite=True)
     assert all(path.exists() for path in others)
     assert not any(path.exists() for path in own)

@@ -14,9 +14,9 @@ from tests.synthetic import exact_scores
 from transforms.core.shapes import Span
 from transforms.influence.rows import read_rows
 from transforms.scoring.influence import Scoring
-from transforms.storage import manifest
+from transforms.storage import manifests
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 K = 4
 # Submits nothing.
@@ -150,7 +150,7 @@ def test_sets_of_different_dtypes_are_scored_as_what_they_hold(result, data, tin
     assert tracin("features", f"--examples={data}/train*", f"--output={short}", "--feature_dtype=bfloat16", *words).status == 0
     test = result / "test_features"
     assert tracin("score", f"--train_features={short}", f"--test_features={test}", f"--output={tmp_path / 'out'}", "--k=5").status == 0
-    sets = [FeatureSet(str(one), manifest.read(str(one), FeatureManifest, "features")) for one in (test, short)]
+    sets = [FeatureSet(str(one), manifests.read(str(one), FeatureManifest, "features")) for one in (test, short)]
     tests, trains = (one.read([Span(i, 0, file.count) for i, file in enumerate(one.manifest.files)]) for one in sets)
     exact = exact_scores(tests, trains, Scoring(sets[1].manifest.learning_rates, 5))
     places = {train_id.decode(): j for j, train_id in enumerate(trains.example_ids)}
@@ -321,7 +321,7 @@ def test_the_report_shows_the_worst_predicted_with_their_candidates(data, tiny, 
         if name.startswith("influence-"):
             assert after[name] == before[name]
     page = after["report.html"].decode()
-    test = FeatureSet(str(result / "test_features"), manifest.read(str(result / "test_features"), FeatureManifest, "test_features"))
+    test = FeatureSet(str(result / "test_features"), manifests.read(str(result / "test_features"), FeatureManifest, "test_features"))
     features = test.read([Span(i, 0, file.count) for i, file in enumerate(test.manifest.files)])
     order = np.lexsort((features.example_ids, features.label_probabilities[:, -1]))
     places = [page.index(f'data-id="{features.example_ids[i].decode()}"') for i in order]

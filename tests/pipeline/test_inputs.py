@@ -14,7 +14,7 @@ from pipeline.preparation import inputs
 from pipeline.running import runner
 from tests.conftest import CLASSES, RATES, SHAPE, Outcome, Tiny, build_tiny, example, write_records
 from transforms.core.errors import InputError
-from transforms.storage import manifest
+from transforms.storage import manifests
 
 Run = Callable[..., Outcome]
 
@@ -245,8 +245,8 @@ def test_an_output_that_is_a_file_is_told(features: Run, examples: pathlib.Path)
 
 def test_a_damaged_manifest_in_the_output_is_told(features: Run, tmp_path: pathlib.Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / manifest.FILE_NAME).write_text("{")
-    assert_told(features(), "--output", manifest.FILE_NAME, "remove the file")
+    (tmp_path / "out" / manifests.FILE_NAME).write_text("{")
+    assert_told(features(), "--output", manifests.FILE_NAME, "remove the file")
     # What is not ours is not overwritten either.
     assert_told(features(overwrite="true"), "remove the file")
 
@@ -379,7 +379,7 @@ def test_keys_of_several_inputs_are_their_names_and_the_output_is_part_of_the_fi
     outcome = features(examples=named, checkpoints=path, label_key="kind", output_name="kind", output=tmp_path / "a")
     assert outcome.status == 0, outcome.err
     assert "output 'kind', last dense layer" in outcome.out
-    written = manifest.read(str(tmp_path / "a"), manifest.FeatureManifest, "output")
+    written = manifests.read(str(tmp_path / "a"), manifests.FeatureManifest, "output")
     assert (written.settings["input_keys"], written.settings["output"], written.outputs) == (["height", "width"], "kind", 3)
     # Named by hand it is the same run.
     again = features(
@@ -388,7 +388,7 @@ def test_keys_of_several_inputs_are_their_names_and_the_output_is_part_of_the_fi
     assert again.status == 0 and "nothing to do" in again.out
     outcome = features(examples=named, checkpoints=path, label_key="size", output_name="size", output=tmp_path / "b")
     assert outcome.status == 0, outcome.err
-    other = manifest.read(str(tmp_path / "b"), manifest.FeatureManifest, "output")
+    other = manifests.read(str(tmp_path / "b"), manifests.FeatureManifest, "output")
     assert (other.task, other.outputs) == ("regression", 1)
     assert other.model_fingerprint != written.model_fingerprint
     assert_told(
@@ -450,7 +450,7 @@ def test_a_model_of_code_runs_through_the_pipeline(
     }.items():
         outcome = features(output=tmp_path / name, **flags)
         assert outcome.status == 0, outcome.err
-        found = manifest.read(str(tmp_path / name), manifest.FeatureManifest, "output")
+        found = manifests.read(str(tmp_path / name), manifests.FeatureManifest, "output")
         payloads = [
             payload for file in found.files for payload in tfrecords.split_frames(filesystems.read_verified(str(tmp_path / name), file))
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.running import runner
 from transforms.core.errors import InputError
-from transforms.storage.manifest import Manifest
+from transforms.storage.manifests import Manifest
 
 
 def test_quotes_and_line_breaks_of_a_message_survive_the_runner():

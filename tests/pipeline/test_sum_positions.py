@@ -28,8 +28,8 @@ from transforms.core.features import Features
 from transforms.influence import score_positions
 from transforms.influence.score_positions import SumScorer
 from transforms.scoring.influence import NORMALIZATIONS, Scoring
-from transforms.storage import manifest
-from transforms.storage.manifest import FeatureManifest
+from transforms.storage import manifests
+from transforms.storage.manifests import FeatureManifest
 
 Run = Callable[..., Outcome]
 N, TESTS = 8, 3
@@ -171,7 +171,7 @@ def test_what_a_result_tells_a_person(sets: Sets, tracin: Run, tmp_path: pathlib
     out = tmp_path / "out"
     words = (*sets.cut, "--sum_positions", "--k=3", f"--output={out}", "--runner=FnApiRunner")
     assert tracin("score", *words).status == 0
-    assert manifest.read(str(out), manifest.Manifest, "out").settings["sum_positions"] is True
+    assert manifests.read(str(out), manifests.Manifest, "out").settings["sum_positions"] is True
     assert "nothing to do" in tracin("score", *words).out
     outcome = tracin("score", *(word for word in words if word != "--sum_positions"))
     assert outcome.status == 2 and "sum_positions was true, is null" in outcome.err
@@ -274,9 +274,9 @@ def test_gradients_and_files_that_do_not_fit_into_memory(sets: Sets, tracin: Run
     assert "--memory_gb=0.3: 0.3 GB for one worker process are too little for gradients of 2 × 3 × 6 numbers: it needs 0.34 GB" in told
     (directory,) = (pathlib.Path(flag.partition("=")[2]) for flag in sets.whole[:1])
     # An example with very many positions makes a file that is larger than others.
-    found = manifest.read(str(directory), FeatureManifest, "train_features")
+    found = manifests.read(str(directory), FeatureManifest, "train_features")
     large = dataclasses.replace(found, files=(dataclasses.replace(found.files[0], size=2 << 30),))
-    manifest.write(str(tmp_path / "large"), large)
+    manifests.write(str(tmp_path / "large"), large)
     for command in ("score", "plan"):
         told = refused(tracin(command, f"--train_features={tmp_path / 'large'}", *words[1:]))
         assert "and a file of 2.11 GB more than others: it needs 8.79 GB" in told

@@ -19,7 +19,7 @@ from transforms.influence.rows import read_rows
 from transforms.runtime import counters
 from transforms.scoring.influence import Scoring
 from transforms.scoring.tiles import spans
-from transforms.storage import manifest
+from transforms.storage import manifests
 from transforms.storage.feature_set import FeatureSet
 from transforms.vectors import faiss_index, files, index
 from transforms.vectors.files import FORMATS, read_projection
@@ -40,7 +40,7 @@ def test_set(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def features_of(directory: pathlib.Path):
-    found = FeatureSet(str(directory), manifest.read(str(directory), manifest.FeatureManifest, "features"))
+    found = FeatureSet(str(directory), manifests.read(str(directory), manifests.FeatureManifest, "features"))
     return found.read(spans(found.counts, 0, sum(found.counts)))
 
 
@@ -228,7 +228,7 @@ def test_complete_directories_are_no_work(tracin: Run, tmp_path: pathlib.Path, t
     assert other.status == 2 and "dimensions was 8, is 9" in other.err
     done(tracin("search", *commands["found"][1:], "--overwrite", "--recall_sample=3", f"--output={tmp_path}/found"))
     assert json.loads((tmp_path / "found" / "recall.json").read_text())["tests"] == 3
-    written = manifest.read_kind(f"{tmp_path}/found", "output", "influence")
+    written = manifests.read_kind(f"{tmp_path}/found", "output", "influence")
     assert {path.name for path in (tmp_path / "found").iterdir()} == {"manifest.json", *(file.name for file in written.files)}
 
 
@@ -383,7 +383,7 @@ def test_neighbours_of_both_signs(kind: str):
 
 def test_a_projection_is_stored_with_its_vectors(tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path):
     done(tracin("export", f"--features={train}", f"--output={tmp_path}/v", "--dimensions=10"))
-    found = manifest.read_kind(f"{tmp_path}/v", "output", "vectors")
+    found = manifests.read_kind(f"{tmp_path}/v", "output", "vectors")
     made = read_projection(f"{tmp_path}/v", found).project(features_of(train))
     np.testing.assert_allclose(made, vectors_in(tmp_path / "v"), rtol=1e-5, atol=1e-6)
     assert found.counts == {"vectors": 280, "zero": 0, "dimensions": 10, "coordinates": read_projection(f"{tmp_path}/v", found).kept}

@@ -25,8 +25,8 @@ from tests.conftest import Tiny, write_records
 from tests.fakes import object_store
 from tests.fakes.dockerfile import ROOT, read
 from tests.fakes.object_store import BUCKET, Store
-from transforms.storage import manifest
-from transforms.storage.manifest import FeatureManifest, Manifest
+from transforms.storage import manifests
+from transforms.storage.manifests import FeatureManifest, Manifest
 
 HERE = f"gs://{BUCKET}"
 IMAGE = "europe-west1-docker.pkg.dev/some-project/tracin/tracin:1"
@@ -217,7 +217,7 @@ def test_the_graph_alone_leaves_a_complete_result(command: str, launch: Launch, 
     result = FnApiRunner().run_pipeline(beam.Pipeline.from_runner_api(graph, FnApiRunner(), options), options)
     result.wait_until_finish()
     output = f"{HERE}/out/{command}"
-    found = manifest.read(output, FeatureManifest if command == "features" else Manifest, "output")
+    found = manifests.read(output, FeatureManifest if command == "features" else Manifest, "output")
     assert found.kind == {"score": "influence"}.get(command, command)
     for file in found.files:
         assert file.name in written(store, command)

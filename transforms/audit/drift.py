@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from transforms.core.ids import id_hashes
 from transforms.storage import filesystems
 from transforms.storage.filesystems import StoredFile
-from transforms.storage.manifest import Manifest
+from transforms.storage.manifests import Manifest
 
 _ROWS_PER_BUCKET = 50_000
 # Self-influences are told apart to a sixteenth of an octave.

@@ -22,7 +22,7 @@ from transforms.core.shapes import Span
 from transforms.runtime import counters
 from transforms.storage import feature_record
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 # The sums of all slices may take so much.
 _SLICES_BYTES = 64 << 20

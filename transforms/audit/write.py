@@ -49,10 +49,10 @@ from transforms.duplicates.neighbours import Asked, FindNeighbours
 from transforms.examples.format import ExampleFormat
 from transforms.reports.previews import Preview, read_previews
 from transforms.runtime import counters
-from transforms.storage import filesystems, manifest
+from transforms.storage import filesystems, manifests
 from transforms.storage.bigquery import Computed, TableRows, WriteTable
 from transforms.storage.filesystems import StoredFile
-from transforms.storage.manifest import Manifest
+from transforms.storage.manifests import Manifest
 from transforms.storage.spreadsheets import to_csv
 from transforms.storage.tabular import to_jsonl
 
@@ -599,7 +599,7 @@ class WriteAudit(beam.PTransform):
             filesystems.write(self.directory, "summary.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n", 1),
         )
         counts = {"examples": summary["examples"], "suspects": summary["suspects"], "crossed": len(summary["crossed"])}
-        return manifest.commit(self.directory, dataclasses.replace(self.draft, files=written, counts=counts), overwrite=False)
+        return manifests.commit(self.directory, dataclasses.replace(self.draft, files=written, counts=counts), overwrite=False)
 
     def _check(self, committed: Manifest) -> Manifest:
         if self.fail_when_crossed and committed.counts["crossed"]:
@@ -612,7 +612,7 @@ class WriteAudit(beam.PTransform):
         ready = (
             examples.pipeline
             | "StartWriting" >> beam.Create([None])
-            | "TakeBackOldAudit" >> beam.Map(lambda _: manifest.take_back_old(self.directory, self.draft, self.overwrite))
+            | "TakeBackOldAudit" >> beam.Map(lambda _: manifests.take_back_old(self.directory, self.draft, self.overwrite))
         )  # None
         written = (
             examples

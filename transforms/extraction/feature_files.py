@@ -29,9 +29,9 @@ from transforms.extraction.resume import record
 from transforms.extraction.unique_ids import check_repeats, id_buckets, repeated_hashes
 from transforms.runtime import counters
 from transforms.runtime.threads import Threads
-from transforms.storage import feature_record, filesystems, manifest, tfrecords
+from transforms.storage import feature_record, filesystems, manifests, tfrecords
 from transforms.storage.filesystems import NewFile
-from transforms.storage.manifest import BYTES_PER_FILE, RECORDS_PER_FILE, FeatureManifest
+from transforms.storage.manifests import BYTES_PER_FILE, RECORDS_PER_FILE, FeatureManifest
 
 # Batches of features that wait to be written.
 _BATCHES_WAITING = 2
@@ -291,7 +291,7 @@ class WriteFeatures(beam.PTransform):
     def _commit(self, _: None, parts: list[WrittenPart], repeats: list[list[tuple[str, int]]]) -> FeatureManifest:
         committed = assemble_manifest(self.draft, parts, self.max_rejected_fraction, self.directory)
         check_repeats(self.directory, parts, repeats)
-        committed = manifest.commit(self.directory, committed, self.overwrite)
+        committed = manifests.commit(self.directory, committed, self.overwrite)
         counts = committed.counts
         logging.getLogger(__name__).info("%s: %d examples, %d rejected", self.directory, counts["examples"], counts["rejected"])
         return committed

@@ -22,9 +22,9 @@ from transforms.examples.read import read_examples
 from transforms.extraction.feature_batch import IDS, PARTS
 from transforms.extraction.feature_files import Part
 from transforms.runtime import counters
-from transforms.storage import feature_record, filesystems, manifest, tfrecords
+from transforms.storage import feature_record, filesystems, manifests, tfrecords
 from transforms.storage.filesystems import StoredFile
-from transforms.storage.manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 _KEY_BYTES = 16
 _BATCH = 1024
@@ -56,8 +56,8 @@ class Base:
         Raises:
             InputError: there is none, or its records are not what would be computed.
         """
-        found = manifest.read(directory, FeatureManifest, "base")
-        manifest.check_same_extraction(found, draft, directory)
+        found = manifests.read(directory, FeatureManifest, "base")
+        manifests.check_same_extraction(found, draft, directory)
         return Base(directory, found.fingerprint, found.examples, found.per_token)
 
     def files(self) -> tuple[StoredFile, ...]:
@@ -66,7 +66,7 @@ class Base:
         Raises:
             InputError: it is not there any more, or another.
         """
-        found = manifest.read(self.directory, FeatureManifest, "base")
+        found = manifests.read(self.directory, FeatureManifest, "base")
         if found.fingerprint != self.fingerprint:
             raise InputError(f"--base={self.directory!r} has been replaced since the run was started: start it again")
         return found.files

@@ -11,7 +11,7 @@ from transforms.scoring import summed_tiles
 from transforms.scoring.influence import Scoring
 from transforms.scoring.tiles import Grid, choose_grid
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifest import BYTES_PER_FILE, FeatureManifest, usable_rates
+from transforms.storage.manifests import BYTES_PER_FILE, FeatureManifest, usable_rates
 
 
 @dataclasses.dataclass(frozen=True)

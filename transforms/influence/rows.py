@@ -30,9 +30,9 @@ from transforms.influence.blocks import ScoredBlock, SummedBlock
 from transforms.influence.traces import Trace
 from transforms.runtime import counters
 from transforms.scoring.gradients import UNKNOWN
-from transforms.storage import filesystems, manifest
+from transforms.storage import filesystems, manifests
 from transforms.storage.filesystems import StoredFile
-from transforms.storage.manifest import Manifest
+from transforms.storage.manifests import Manifest
 from transforms.storage.tabular import label_array, label_type, string_array, to_jsonl
 
 
@@ -124,7 +124,7 @@ def write_rows(directory: str, shard: int, blocks: Iterable[tuple[int, ScoredBlo
 
 def read_rows(directory: str) -> list[dict[str, Any]]:
     """The rows of a committed directory, in order."""
-    found = manifest.read(directory, Manifest, "output")
+    found = manifests.read(directory, Manifest, "output")
     return [
         orjson.loads(line)
         for file in found.files

@@ -26,7 +26,7 @@ from transforms.scoring.exact_search import Search
 from transforms.scoring.influence import Scoring
 from transforms.scoring.tiles import Tile, chunks, rows_per_file, tiles
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifest import check_same_model
+from transforms.storage.manifests import check_same_model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,8 +13,8 @@ from transforms.influence.blocks import ScoredBlock, SummedBlock
 from transforms.influence.rows import WrittenRows, schema, write_rows
 from transforms.influence.traces import SeeExamples, Trace
 from transforms.reports.previews import Preview, preview_format, why_no_pictures
-from transforms.storage import filesystems, manifest
-from transforms.storage.manifest import FeatureManifest, Manifest
+from transforms.storage import filesystems, manifests
+from transforms.storage.manifests import FeatureManifest, Manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,14 +95,14 @@ class WriteInfluence(beam.PTransform):
         committed = dataclasses.replace(
             self.draft, files=(*rows, filesystems.write(self.directory, "report.html", page, 1), *more), counts={"rows": count}
         )
-        return manifest.commit(self.directory, committed, overwrite=False)
+        return manifests.commit(self.directory, committed, overwrite=False)
 
     def expand(self, collections: tuple[beam.PCollection, beam.PCollection, beam.PCollection]) -> beam.PCollection:
         blocks, test, train = collections
         ready = (
             blocks.pipeline
             | "StartWriting" >> beam.Create([None])
-            | "TakeBackOldResult" >> beam.Map(lambda _: manifest.take_back_old(self.directory, self.draft, self.overwrite))  # None
+            | "TakeBackOldResult" >> beam.Map(lambda _: manifests.take_back_old(self.directory, self.draft, self.overwrite))  # None
         )
         written = (
             blocks

@@ -16,7 +16,7 @@ from transforms.examples.rejects import Reject
 from transforms.reports.pictures import encode_picture, is_picture
 from transforms.storage import filesystems
 from transforms.storage.feature_record import text
-from transforms.storage.manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 _LONGEST_TEXT = 300
 

@@ -34,8 +34,8 @@ from google.cloud import bigquery
 from google.cloud.bigquery import DEFAULT_RETRY, QueryJobConfig, ScalarQueryParameter, SchemaField
 
 from transforms.core.errors import InputError
-from transforms.storage import filesystems, manifest
-from transforms.storage.manifest import Manifest
+from transforms.storage import filesystems, manifests
+from transforms.storage.manifests import Manifest
 
 _EMULATOR = "BIGQUERY_EMULATOR_HOST"
 _DATE_COLUMN = "run_date"
@@ -239,7 +239,7 @@ class WriteTable(beam.PTransform):
 
         Two nights may have equal results, and each has its rows.
         """
-        return f"{committed.fingerprint}-{manifest.fingerprint(self.directory.rstrip('/'))[:16]}"
+        return f"{committed.fingerprint}-{manifests.fingerprint(self.directory.rstrip('/'))[:16]}"
 
     def check(self, client: bigquery.Client) -> None:
         """Makes sure, before any work, that the table can take the rows, or that it can be made.
@@ -340,7 +340,7 @@ class WriteTable(beam.PTransform):
         )
         # Two jobs of one name cannot be, so that a second try of this step, or of the run, joins the first one's instead of racing it:
         # two statements that each find nothing to delete would both insert.
-        key = manifest.fingerprint(
+        key = manifests.fingerprint(
             [
                 str(self.table),
                 self.run_id(committed),

@@ -12,7 +12,7 @@ from transforms.core.features import Features
 from transforms.core.shapes import Shape, Span
 from transforms.storage import feature_record, filesystems, tfrecords
 from transforms.storage.filesystems import StoredFile
-from transforms.storage.manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 # What part of a file's records may be read one by one, each by a seek, instead of the whole file.
 _FEW = 1 / 16

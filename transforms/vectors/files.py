@@ -26,10 +26,10 @@ from transforms.core.features import NO_LABEL, Features
 from transforms.core.shapes import Span
 from transforms.runtime import counters
 from transforms.scoring import tiles
-from transforms.storage import example_wire, filesystems, manifest, tfrecords
+from transforms.storage import example_wire, filesystems, manifests, tfrecords
 from transforms.storage.feature_set import FeatureSet
 from transforms.storage.filesystems import StoredFile
-from transforms.storage.manifest import Manifest
+from transforms.storage.manifests import Manifest
 from transforms.storage.tabular import label_array, label_type, string_array
 from transforms.vectors import faiss_index
 from transforms.vectors.projections import Projection
@@ -178,7 +178,7 @@ class CommitVectors(beam.PTransform):
         stored = filesystems.write(self.directory, PROJECTION_FILE, projection.to_bytes(), 0)
         ordered = sorted(parts, key=lambda part: part.number)
         committed = dataclasses.replace(self.draft, files=(*(file for part in ordered for file in part.files), stored), counts=counts)
-        return manifest.commit(self.directory, committed, overwrite=False)
+        return manifests.commit(self.directory, committed, overwrite=False)
 
     def expand(self, parts: tuple[beam.PCollection, beam.PCollection]) -> beam.PCollection:
         written, projection = parts  # WrittenVectors, Projection (one)
@@ -213,7 +213,7 @@ class WriteVectors(beam.PTransform):
         ready = (
             sets.pipeline
             | "StartWriting" >> beam.Create([None])
-            | "TakeBackOldVectors" >> beam.Map(lambda _: manifest.take_back_old(self.directory, self.draft, self.overwrite))  # None
+            | "TakeBackOldVectors" >> beam.Map(lambda _: manifests.take_back_old(self.directory, self.draft, self.overwrite))  # None
         )
         written = (
             sets

@@ -25,7 +25,7 @@ from transforms.scoring.influence import Scoring
 from transforms.storage import filesystems
 from transforms.storage.feature_set import FeatureSet
 from transforms.storage.filesystems import StoredFile
-from transforms.storage.manifest import Manifest
+from transforms.storage.manifests import Manifest
 from transforms.vectors import faiss_index
 from transforms.vectors.files import PROJECTION_FILE, plan_shards, read_projection
 from transforms.vectors.projections import Projection

@@ -26,9 +26,9 @@ from transforms.extraction.unique_ids import repeated_hashes
 from transforms.models import checkpoint_files
 from transforms.models.checkpoints import Checkpoints, ModelSpec, load
 from transforms.runtime import counters
-from transforms.storage import filesystems, manifest, tfrecords
+from transforms.storage import filesystems, manifests, tfrecords
 from transforms.storage.feature_record import decode
-from transforms.storage.manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 Run = Callable[..., Outcome]
 T = len(RATES)
@@ -56,14 +56,14 @@ def read_set(directory: pathlib.Path) -> tuple[FeatureManifest, Features, list[A
     """A committed set: its manifest, its features in the set's order, and its raw records."""
     import tensorflow as tf
 
-    found = manifest.read(str(directory), FeatureManifest, "features")
+    found = manifests.read(str(directory), FeatureManifest, "features")
     payloads = [payload for file in found.files for payload in tfrecords.split_frames(filesystems.read_verified(str(directory), file))]
     raw = [tf.train.Example.FromString(payload).features.feature for payload in payloads]
     return found, decode(payloads, len(found.checkpoints), found.outputs, found.units, found.integer_labels, found.feature_dtype), raw
 
 
 def read_rejects(directory: pathlib.Path) -> list[rejects.Reject]:
-    found = manifest.read(str(directory), FeatureManifest, "features")
+    found = manifests.read(str(directory), FeatureManifest, "features")
     return [reject for file in found.rejected_files for reject in rejects.from_jsonl(filesystems.read_verified(str(directory), file))]
 
 
@@ -320,7 +320,7 @@ def test_too_many_bad_records_fail_the_run_in_one_line_without_a_manifest(
     # What is logged would stand on standard error, too.
     assert [record.name for record in caplog.records if record.levelno >= logging.WARNING and record.name.startswith("apache_beam")] == []
     assert_one_line(outcome.err, "7 of 40 examples were rejected", "--max_rejected_fraction=0.1", str(path), "/out/rejected-00000-")
-    assert manifest.read_if_any(str(tmp_path / "out"), "output") is None
+    assert manifests.read_if_any(str(tmp_path / "out"), "output") is None
     # What was set aside can be looked at.
     aside = [reject for file in (tmp_path / "out").glob("rejected-*.jsonl") for reject in rejects.from_jsonl(file.read_bytes())]
     assert len(aside) == 7
@@ -363,7 +363,7 @@ def test_an_id_used_twice_fails_the_run_and_both_places_are_named(extract: Run, 
     assert outcome.status == 1
     second = f"{directory}/s-0 record 6" if together else f"{directory}/s-1 record 2"
     assert_one_line(outcome.err, "'ex-01'", f"{directory}/s-0 record 1", second)
-    assert manifest.read_if_any(str(tmp_path / "out"), "output") is None
+    assert manifests.read_if_any(str(tmp_path / "out"), "output") is None
 
 
 def test_a_truncated_file_fails_the_run_and_is_used_where_allowed(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
@@ -374,7 +374,7 @@ def test_a_truncated_file_fails_the_run_and_is_used_where_allowed(extract: Run, 
     outcome = extract(path)
     assert outcome.status == 1
     assert_one_line(outcome.err, str(path), f"record 39 at byte {start}", "--allow_truncated_files")
-    assert manifest.read_if_any(str(tmp_path / "out"), "output") is None
+    assert manifests.read_if_any(str(tmp_path / "out"), "output") is None
     outcome = extract(path, "--allow_truncated_files", "--max_rejected_fraction=0.03")
     assert outcome.status == 0, outcome.err
     found, records, _ = read_set(tmp_path / "out")
@@ -415,7 +415,7 @@ def test_a_rerun_does_nothing_and_other_settings_need_overwrite(extract: Run, ti
     replaced = extract(examples, "--labels=predicted", "--overwrite")
     assert replaced.status == 0
     after = stamps(tmp_path / "out")
-    assert set(before) & set(after) == {manifest.FILE_NAME}
+    assert set(before) & set(after) == {manifests.FILE_NAME}
     assert read_set(tmp_path / "out")[0].settings["labels"] == "predicted"
 
 

@@ -16,9 +16,9 @@ from transforms.examples.format import InputFile
 from transforms.extraction.resume import finished
 from transforms.extraction.reuse import _bucketed, example_key, match_examples
 from transforms.runtime import counters
-from transforms.storage import filesystems, manifest, tfrecords
+from transforms.storage import filesystems, manifests, tfrecords
 from transforms.storage.filesystems import StoredFile
-from transforms.storage.manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 Run = Callable[..., Outcome]
 
@@ -44,7 +44,7 @@ def records(directory: pathlib.Path) -> tuple[FeatureManifest, dict[bytes, bytes
     """A set's manifest and its serialized records by id."""
     import tensorflow as tf
 
-    found = manifest.read(str(directory), FeatureManifest, "features")
+    found = manifests.read(str(directory), FeatureManifest, "features")
     payloads = [payload for file in found.files for payload in tfrecords.split_frames(filesystems.read_verified(str(directory), file))]
     by_id = {tf.train.Example.FromString(payload).features.feature["example_id"].bytes_list.value[0]: payload for payload in payloads}
     assert len(by_id) == len(payloads)
@@ -156,7 +156,7 @@ def test_a_run_that_died_goes_on_only_with_the_same_base(
     assert counters.snapshot()["examples-unchanged"] == 5
     assert_as_computed(extract, tmp_path, "a", "two")
     # What was left to extract beside one base is not all that there is without it.
-    found = manifest.read(str(tmp_path / "two"), FeatureManifest, "features")
+    found = manifests.read(str(tmp_path / "two"), FeatureManifest, "features")
     assert finished(str(tmp_path / "two"), found.fingerprint, InputFile(0, str(tmp_path / "a" / "s-0"), "s-0", 1)) is None
 
 

@@ -21,7 +21,7 @@ from transforms.runtime import counters
 from transforms.scoring.influence import Scoring, self_influence
 from transforms.storage import feature_record, feature_set, filesystems, tfrecords
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifest import FeatureManifest, check_same_model, usable_rate
+from transforms.storage.manifests import FeatureManifest, check_same_model, usable_rate
 
 
 def committed(directory, features: Features, rows_per_file: int) -> FeatureSet:

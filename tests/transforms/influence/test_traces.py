@@ -17,7 +17,7 @@ from transforms.influence.blocks import ScoredBlock
 from transforms.influence.rows import schema, to_table
 from transforms.storage import feature_record
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 
 def block(ids: list[str], label_probabilities: np.ndarray, self_influence: np.ndarray, candidates: int = 8) -> ScoredBlock:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from transforms.core.errors import InputError
-from transforms.storage import filesystems, manifest
+from transforms.storage import filesystems, manifests
 from transforms.storage.filesystems import StoredFile
-from transforms.storage.manifest import FILE_NAME, FeatureManifest, Manifest
+from transforms.storage.manifests import FILE_NAME, FeatureManifest, Manifest
 
 SETTINGS: dict[str, Any] = {"k": 10, "loss": "mse", "checkpoints": [{"name": "a.keras", "sha256": "00"}], "keys": ["a", "b"]}
 
@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = {"k": 10, "loss": "mse", "checkpoints": [{"name": "a.
 def feature_manifest(**changes: Any) -> FeatureManifest:
     written = FeatureManifest(
         kind="features",
-        fingerprint=manifest.fingerprint(SETTINGS),
+        fingerprint=manifests.fingerprint(SETTINGS),
         settings=SETTINGS,
         files=(StoredFile("features-1.tfrecord", 10, 123, 4), StoredFile("features-0.tfrecord", 20, 456, 3)),
         counts={"examples": 7, "rejected": 1},
@@ -46,20 +46,20 @@ def influence_manifest() -> Manifest:
 
 def test_a_manifest_survives_a_round_trip(tmp_path: pathlib.Path) -> None:
     directory = str(tmp_path / "new" / "set")
-    manifest.write(directory, feature_manifest())
-    found = manifest.read(directory, FeatureManifest, "features")
+    manifests.write(directory, feature_manifest())
+    found = manifests.read(directory, FeatureManifest, "features")
     assert found == feature_manifest()
     assert found.examples == 7 and found.integer_labels
     assert not feature_manifest(task="regression").integer_labels
-    manifest.write(directory, influence_manifest())
-    assert manifest.read(directory, Manifest, "output") == influence_manifest()
+    manifests.write(directory, influence_manifest())
+    assert manifests.read(directory, Manifest, "output") == influence_manifest()
 
 
 def test_a_directory_without_manifest_holds_no_set(tmp_path: pathlib.Path) -> None:
     (tmp_path / "features-0.tfrecord").write_bytes(b"left over")
-    assert manifest.read_if_any(str(tmp_path), "output") is None
+    assert manifests.read_if_any(str(tmp_path), "output") is None
     with pytest.raises(InputError, match=f"--train_features='{tmp_path}' is not a complete set: it has no manifest.json"):
-        manifest.read(str(tmp_path), FeatureManifest, "train_features")
+        manifests.read(str(tmp_path), FeatureManifest, "train_features")
 
 
 @pytest.mark.parametrize(
@@ -80,39 +80,39 @@ def test_a_directory_without_manifest_holds_no_set(tmp_path: pathlib.Path) -> No
 def test_a_damaged_manifest_is_told_with_its_path_and_what_to_do(tmp_path: pathlib.Path, content: bytes) -> None:
     (tmp_path / FILE_NAME).write_bytes(content)
     with pytest.raises(InputError) as caught:
-        manifest.read(str(tmp_path), FeatureManifest, "train_features")
+        manifests.read(str(tmp_path), FeatureManifest, "train_features")
     message = str(caught.value)
     assert "--train_features" in message and str(tmp_path / FILE_NAME) in message and "remove the file" in message
     assert "\n" not in message
 
 
 def test_every_cut_of_a_manifest_is_noticed(tmp_path: pathlib.Path) -> None:
-    manifest.write(str(tmp_path), feature_manifest())
+    manifests.write(str(tmp_path), feature_manifest())
     data = (tmp_path / FILE_NAME).read_bytes()
     for cut in range(0, len(data.rstrip()), 50):
         (tmp_path / FILE_NAME).write_bytes(data[:cut])
         with pytest.raises(InputError):
-            manifest.read_if_any(str(tmp_path), "output")
+            manifests.read_if_any(str(tmp_path), "output")
 
 
 def test_a_set_of_another_kind_is_refused(tmp_path: pathlib.Path) -> None:
-    manifest.write(str(tmp_path), influence_manifest())
+    manifests.write(str(tmp_path), influence_manifest())
     with pytest.raises(InputError, match="holds influence, expected features"):
-        manifest.read(str(tmp_path), FeatureManifest, "train_features")
-    manifest.write(str(tmp_path), feature_manifest())
+        manifests.read(str(tmp_path), FeatureManifest, "train_features")
+    manifests.write(str(tmp_path), feature_manifest())
     with pytest.raises(InputError, match="holds features, expected influence"):
-        manifest.read(str(tmp_path), Manifest, "output")
+        manifests.read(str(tmp_path), Manifest, "output")
 
 
 def test_a_fingerprint_depends_on_content_and_not_on_the_order_of_keys() -> None:
-    assert manifest.fingerprint(SETTINGS) == manifest.fingerprint(dict(reversed(SETTINGS.items())))
-    assert manifest.fingerprint(SETTINGS) == manifest.fingerprint(json.loads(json.dumps(SETTINGS)))
+    assert manifests.fingerprint(SETTINGS) == manifests.fingerprint(dict(reversed(SETTINGS.items())))
+    assert manifests.fingerprint(SETTINGS) == manifests.fingerprint(json.loads(json.dumps(SETTINGS)))
     for key in SETTINGS:
-        assert manifest.fingerprint({**SETTINGS, key: None}) != manifest.fingerprint(SETTINGS)
+        assert manifests.fingerprint({**SETTINGS, key: None}) != manifests.fingerprint(SETTINGS)
 
 
 def is_complete(directory: pathlib.Path, settings: dict[str, Any], kind: str = "features", overwrite: bool = False) -> bool:
-    return manifest.is_complete(str(directory), kind, manifest.fingerprint(settings), settings, overwrite)
+    return manifests.is_complete(str(directory), kind, manifests.fingerprint(settings), settings, overwrite)
 
 
 def committed(directory: pathlib.Path) -> FeatureManifest:
@@ -123,7 +123,7 @@ def committed(directory: pathlib.Path) -> FeatureManifest:
     )
     n = len(found.files)
     found = dataclasses.replace(found, files=stored[:n], rejected_files=stored[n:])
-    manifest.write(str(directory), found)
+    manifests.write(str(directory), found)
     return found
 
 
@@ -162,12 +162,12 @@ def test_a_complete_set_with_other_settings_names_what_differs(tmp_path: pathlib
 
 def test_a_difference_inside_a_list_is_told_by_its_smallest_part() -> None:
     was = {"examples": [{"name": "a", "size": 1}, {"name": "b", "size": 2}]}
-    assert manifest._differences(was, {"examples": [{"name": "a", "size": 1}, {"name": "b", "size": 3}]}) == ["b size was 2, is 3"]
-    assert manifest._differences(was, {"examples": []}) == ["examples were 2, are 0"]
+    assert manifests._differences(was, {"examples": [{"name": "a", "size": 1}, {"name": "b", "size": 3}]}) == ["b size was 2, is 3"]
+    assert manifests._differences(was, {"examples": []}) == ["examples were 2, are 0"]
 
 
 def test_many_differences_are_counted_and_long_ones_cut(tmp_path: pathlib.Path) -> None:
-    manifest.write(str(tmp_path), feature_manifest())
+    manifests.write(str(tmp_path), feature_manifest())
     wanted = {"k": "x" * 500, "a": 1, "b": 2}
     with pytest.raises(InputError) as caught:
         is_complete(tmp_path, wanted)
@@ -186,20 +186,20 @@ def test_a_commit_is_taken_back_manifest_first_and_nothing_else_goes(tmp_path: p
         delete(paths)
 
     monkeypatch.setattr(filesystems.FileSystems, "delete", staticmethod(watched))
-    manifest.take_back(str(tmp_path))
+    manifests.take_back(str(tmp_path))
     assert deleted == [FILE_NAME, *sorted(file.name for file in (*found.files, *found.rejected_files))]
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_nothing_to_take_back_is_no_error(tmp_path: pathlib.Path) -> None:
-    manifest.take_back(str(tmp_path / "never written"))
+    manifests.take_back(str(tmp_path / "never written"))
 
 
 def test_a_commit_clears_the_remains_of_attempts_and_leaves_other_files(tmp_path: pathlib.Path) -> None:
     found = feature_manifest()
     for name in ("features-9-dead.tfrecord", "rejected-9-dead.jsonl", "notes.txt", *(file.name for file in found.files)):
         (tmp_path / name).write_bytes(b"x")
-    assert manifest.commit(str(tmp_path), found, overwrite=False) == found
+    assert manifests.commit(str(tmp_path), found, overwrite=False) == found
     assert {path.name for path in tmp_path.iterdir()} == {FILE_NAME, "notes.txt", *(file.name for file in found.files)}
 
 
@@ -207,18 +207,18 @@ def test_of_two_runs_into_one_directory_the_second_does_not_destroy_the_first(tm
     first = committed(tmp_path)
     mine = filesystems.write(str(tmp_path), "features-mine.tfrecord", b"x", 1)
     # The same content, from another attempt: what is committed stands.
-    assert manifest.commit(str(tmp_path), dataclasses.replace(first, files=(mine,)), overwrite=False) == first
+    assert manifests.commit(str(tmp_path), dataclasses.replace(first, files=(mine,)), overwrite=False) == first
     assert not (tmp_path / "features-mine.tfrecord").exists()
     with pytest.raises(InputError, match="was committed by another run with other settings"):
-        manifest.commit(str(tmp_path), dataclasses.replace(first, fingerprint="other"), overwrite=False)
-    assert manifest.read(str(tmp_path), FeatureManifest, "output") == first
+        manifests.commit(str(tmp_path), dataclasses.replace(first, fingerprint="other"), overwrite=False)
+    assert manifests.read(str(tmp_path), FeatureManifest, "output") == first
 
 
 def test_overwriting_replaces_a_commit_in_one_step(tmp_path: pathlib.Path) -> None:
     first = committed(tmp_path)
     mine = filesystems.write(str(tmp_path), "features-mine.tfrecord", b"x", 1)
     second = dataclasses.replace(first, files=(mine,), rejected_files=())
-    assert manifest.commit(str(tmp_path), second, overwrite=True) == second
+    assert manifests.commit(str(tmp_path), second, overwrite=True) == second
     assert {path.name for path in tmp_path.iterdir()} == {FILE_NAME, "features-mine.tfrecord"}
 
 
