@@ -26,6 +26,7 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.runners.runner import create_runner
 
+from pipeline.flags.messages import with_flags
 from pipeline.running import dataflow, progress
 from transforms.core.errors import InputError
 from transforms.runtime import counters
@@ -176,13 +177,13 @@ def exit_with(command: str, run: Callable[[], None]) -> int:
     try:
         run()
     except Crossed as error:
-        print(f"tracin {command}: {error}", file=sys.stderr)
+        print(f"tracin {command}: {with_flags(str(error))}", file=sys.stderr)
         return 3
     except RunFailed as error:
-        print(f"tracin {command}: failed: {error}", file=sys.stderr)
+        print(f"tracin {command}: failed: {with_flags(str(error))}", file=sys.stderr)
         return 1
     except InputError as error:
-        print(f"tracin {command}: {error}", file=sys.stderr)
+        print(f"tracin {command}: {with_flags(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"tracin {command}: stopped", file=sys.stderr)

@@ -1,20 +1,31 @@
-"""The one exception for what a user can mend: bad flags, bad files, bad data."""
+"""The one exception for what a user can mend: wrong settings, bad files, bad data."""
 
 from __future__ import annotations
 
 import re
 
+# A setting in a message, and perhaps its value.
+SETTING = re.compile(r"`([a-z][a-z0-9_]*)(=[^`]*)?`")
+
 
 class InputError(ValueError):
     """Something that the user gave cannot be used.
 
-    Its message is one line that says what was expected, what was found, where, and what to do. The command line prints that line
-    alone, without a traceback: with exit status 2 if nothing had been started, with 1 if it ended a run. Line breaks of texts that it
-    quotes become spaces.
+    The message is one line: what was expected, what was found, where, and what to do. It names
+    settings, the fields of configurations, in backticks: `k`, or `k=0` with a value. Line breaks
+    of quoted texts become spaces.
+
+    The command line prints the line alone, with settings as flags and without a traceback.
     """
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+    @property
+    def field(self) -> str | None:
+        """The first setting that the message names, which is the one to change; None without any."""
+        match = SETTING.search(str(self))
+        return match[1] if match else None
 
 
 def first_line(error: Exception) -> str:

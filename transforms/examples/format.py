@@ -48,7 +48,7 @@ class ExampleFormat:
     def __post_init__(self) -> None:
         clash = sorted({*self.keep_keys} & {*FIELDS})
         if clash:
-            raise InputError(f"--keep_keys: {', '.join(clash)} would overwrite a field of the feature record: keep another key")
+            raise InputError(f"`keep_keys`: {', '.join(clash)} would overwrite a field of the feature record: keep another key")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +71,15 @@ class InputFile:
 
 
 @functools.cache
-def resolve_function(name: str, flag: str) -> Callable[..., Any]:
-    """The function that `module:function` names; `flag` names the option in messages."""
+def resolve_function(name: str, field: str) -> Callable[..., Any]:
+    """The function that `module:function` names; `field` names the setting in messages."""
     module, _, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            f"--{flag}={name!r} cannot be imported ({error}): expected module:function on the Python path of every worker"
+            f"`{field}={name!r}` cannot be imported ({error}): expected module:function on the Python path of every worker"
         ) from error
     if not callable(function):
-        raise InputError(f"--{flag}={name!r} is not a function")
+        raise InputError(f"`{field}={name!r}` is not a function")
     return function

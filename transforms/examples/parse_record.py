@@ -152,7 +152,7 @@ def cast_exactly(array: np.ndarray, spec: InputSpec) -> np.ndarray | None:
 def _image(data: bytes, spec: InputSpec) -> np.ndarray:
     if not data.startswith((_JPEG, _PNG)):
         raise _Unusable(
-            rejects.BAD_IMAGE, f"key {spec.key!r} is {len(data)} bytes that are neither PNG nor JPEG: decode them with --parse_fn"
+            rejects.BAD_IMAGE, f"key {spec.key!r} is {len(data)} bytes that are neither PNG nor JPEG: decode them with `parse_fn`"
         )
     channels = spec.shape[-1] if len(spec.shape) == 3 and spec.shape[-1] in (1, 3, 4) else 0
     try:

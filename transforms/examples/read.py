@@ -84,7 +84,7 @@ def read_examples(file: InputFile, form: ExampleFormat, batch_size: int, allow_t
                 hint = (
                     "is it a TFRecord, Parquet or .npz file?"
                     if error.is_no_record
-                    else "write the file again, or accept the loss with --allow_truncated_files"
+                    else "write the file again, or accept the loss with `allow_truncated_files`"
                 )
                 raise InputError(
                     f"{file.path}: the file cannot be read from record {error.index} at byte {error.offset} on ({error.reason}), "

@@ -191,7 +191,7 @@ class FeatureExtractor:
         self._batch_size = max(_SMALLEST_BATCH, tried // 2)
         counters.add("batches-halved")
         logging.getLogger(__name__).warning(
-            "the model ran out of memory with %d examples at once (%s): going on with %d; --batch_size=%d saves the attempt",
+            "the model ran out of memory with %d examples at once (%s): going on with %d; `batch_size=%d` saves the attempt",
             tried,
             reason,
             self._batch_size,

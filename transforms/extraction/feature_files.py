@@ -262,7 +262,7 @@ def check_rejected(assembled: FeatureManifest, directory: str, max_rejected_frac
         example = f"; the first: {first.source} record {first.offset}: {first.detail}" if first else ""
         raise InputError(
             f"{rejected:,} of {examples + rejected:,} examples were rejected ({told}), more than "
-            f"--max_rejected_fraction={max_rejected_fraction:g} allows{example}; "
+            f"`max_rejected_fraction={max_rejected_fraction:g}` allows{example}; "
             f"see {filesystems.join(directory, assembled.rejected_files[0].name)}"
         )
 

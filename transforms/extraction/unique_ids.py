@@ -66,6 +66,6 @@ def check_repeats(directory: str, parts: Sequence[WrittenPart], groups: Iterable
             if example_id in seen:
                 raise InputError(
                     f"the id {example_id!r} is used twice, by {seen[example_id]} and {place}: ids must be unique in a data set; "
-                    "mend the data, or name another key with --id_key"
+                    "mend the data, or name another key with `id_key`"
                 )
             seen[example_id] = place

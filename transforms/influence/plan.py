@@ -75,7 +75,7 @@ class ScoringPlan:
                 return summed_tiles.choose_grid(shape, tests, trains, self.k, memory_bytes, extra, self.test_rows, self.train_rows)
             return choose_grid(shape, tests, trains, self.k, memory_bytes, self.test_rows, self.train_rows)
         except ValueError as error:
-            raise InputError(f"--memory_gb={self.memory_gb:g}: {error}") from error
+            raise InputError(f"`memory_gb={self.memory_gb:g}`: {error}") from error
 
 
 def largest_file(*sets: FeatureManifest) -> int:

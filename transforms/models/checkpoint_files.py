@@ -69,7 +69,7 @@ def group_paths(paths: Sequence[str]) -> list[str]:
     for prefix, parts in found.items():
         if len(parts) == 1:
             missing = f"{prefix}.data-*" if "index" in parts else f"{prefix}.index"
-            raise InputError(f"TensorFlow checkpoint {prefix} lacks {missing}; --checkpoints must match both of its kinds of file.")
+            raise InputError(f"TensorFlow checkpoint {prefix} lacks {missing}; `checkpoints` must match both of its kinds of file.")
     return list(found)
 
 

@@ -39,7 +39,7 @@ class ModelSpec:
     layer: str | None = None
     """The name of the last dense layer; found if None."""
     loss: str | None = None
-    """What --loss names; the compiled loss if None."""
+    """What `loss` names; the compiled loss if None."""
     include_bias: bool = True
     """Whether gradients include those of the layer's bias."""
     output_name: str | None = None
@@ -59,7 +59,7 @@ def import_modules(modules: Sequence[str]) -> None:
             importlib.import_module(module)
         except Exception as error:
             raise InputError(
-                f"--import={module} cannot be imported: {type(error).__name__}: {first_line(error)}; install it where the program runs."
+                f"`imports={module}` cannot be imported: {type(error).__name__}: {first_line(error)}; install it where the program runs."
             ) from error
 
 
@@ -71,7 +71,7 @@ def load(spec: ModelSpec) -> Checkpoints:
             supported, or the checkpoints do not fit each other.
     """
     if not spec.checkpoints:
-        raise InputError(f"No checkpoint given; --checkpoints must match {KINDS}.")
+        raise InputError(f"No checkpoint given; `checkpoints` must match {KINDS}.")
     import_modules(spec.imports)
     seen: list[Any] = []
     heads, losses = [], []
@@ -101,7 +101,7 @@ def load(spec: ModelSpec) -> Checkpoints:
             if found != wanted:
                 raise InputError(
                     f"Checkpoints differ in their {what}: {found} in {path}, {wanted} in {last}; give checkpoints of "
-                    "one training run" + (", or pass --loss." if what == "loss" and spec.loss is None else ".")
+                    "one training run" + (", or pass `loss`." if what == "loss" and spec.loss is None else ".")
                 )
     heads.reverse()
     return Checkpoints(heads, losses[0], spec.include_bias)
@@ -114,7 +114,7 @@ def _find_head(model: Any, spec: ModelSpec, path: str) -> Head:
     except last_layer_in_graph.InCode:
         if spec.per_token:
             raise InputError(
-                f"{path}: the end of {type(model).__name__} is in its code; --per_token needs a Sequential or functional model that ends "
+                f"{path}: the end of {type(model).__name__} is in its code; `per_token` needs a Sequential or functional model that ends "
                 "in layers."
             ) from None
         return last_layer_in_code.find_head(model, spec.layer, spec.output_name, spec.include_bias, path)
@@ -203,14 +203,14 @@ def _load_model(path: str, spec: ModelSpec, seen: list[Any]) -> tuple[Any, tuple
         return model, compiled
     if not spec.model:
         raise InputError(
-            f"Checkpoint {path} holds weights alone; pass --model with the architecture: a .keras file, a .json file, or module:function."
+            f"Checkpoint {path} holds weights alone; pass `model` with the architecture: a .keras file, a .json file, or module:function."
         )
     model, compiled = _architecture(spec.model)
     if any(model is other for other in seen):
-        raise InputError(f"--model={spec.model} returned the same model twice, expected a new one from each call.")
+        raise InputError(f"`model={spec.model}` returned the same model twice, expected a new one from each call.")
     seen.append(model)
     if not model.built or not model.weights:
-        raise InputError(f"--model={spec.model} gives a model without variables; give it an input shape (keras.Input), or call it once.")
+        raise InputError(f"`model={spec.model}` gives a model without variables; give it an input shape (keras.Input), or call it once.")
     if path.endswith(".weights.h5"):
         bind(model, path, lambda: load_weights(model, path))
     else:
@@ -229,7 +229,7 @@ def _architecture(source: str) -> tuple[Any, tuple[Any, Any]]:
     """Makes a new model with arbitrary weights; gives it with its compiled loss and loss weights."""
     if source.endswith((".keras", ".json")):
         if not os.path.isfile(source):
-            raise InputError(f"--model={source} does not exist.")
+            raise InputError(f"`model={source}` does not exist.")
         if source.endswith(".keras"):
             config = read_config(source)
         else:
@@ -237,7 +237,7 @@ def _architecture(source: str) -> tuple[Any, tuple[Any, Any]]:
                 with open(source, encoding="utf-8") as stream:
                     config = json.load(stream)
             except (OSError, ValueError) as error:
-                raise InputError(f"--model={source} is not the JSON of a Keras model: {first_line(error)}.") from error
+                raise InputError(f"`model={source}` is not the JSON of a Keras model: {first_line(error)}.") from error
         compiled = _compiled(config)
         try:
             # Without the compile_config, so that an unknown metric does not matter.
@@ -247,18 +247,18 @@ def _architecture(source: str) -> tuple[Any, tuple[Any, Any]]:
     else:
         module, colon, function = source.partition(":")
         if not colon:
-            raise InputError(f"--model={source} is not an architecture; expected a .keras file, a .json file, or module:function.")
+            raise InputError(f"`model={source}` is not an architecture; expected a .keras file, a .json file, or module:function.")
         import_modules([module])
         build = getattr(importlib.import_module(module), function, None)
         if not callable(build):
-            raise InputError(f"--model={source}: module {module} has no function {function}.")
+            raise InputError(f"`model={source}`: module {module} has no function {function}.")
         try:
             model = build()
         except Exception as error:
-            raise InputError(f"--model={source} failed: {type(error).__name__}: {first_line(error)}.") from error
+            raise InputError(f"`model={source}` failed: {type(error).__name__}: {first_line(error)}.") from error
         compiled = (None, None)
         if isinstance(model, keras.Model) and model.compiled:
             compiled = _compiled({"compile_config": model.get_compile_config()})
     if not isinstance(model, keras.Model):
-        raise InputError(f"--model={source} gives a {type(model).__name__}, expected a Keras model.")
+        raise InputError(f"`model={source}` gives a {type(model).__name__}, expected a Keras model.")
     return model, compiled

@@ -104,7 +104,7 @@ def output_names(model: Any, outputs: Any = None) -> list[str]:
 
 
 def choose_output(names: Sequence[str], wanted: str | None, path: str) -> int:
-    """Finds the place of the output that --output_name names.
+    """Finds the place of the output that `output_name` names.
 
     Raises:
         InputError: there is no such output, or there are several and none is named.
@@ -113,11 +113,11 @@ def choose_output(names: Sequence[str], wanted: str | None, path: str) -> int:
         return 0
     listed = ", ".join(names)
     if wanted is None:
-        raise InputError(f"{path} has {len(names)} outputs ({listed}); choose one with --output_name.")
+        raise InputError(f"{path} has {len(names)} outputs ({listed}); choose one with `output_name`.")
     if list(names).count(wanted) > 1:
-        raise InputError(f"--output_name={wanted} is the name of several outputs of {path} ({listed}); give their layers other names.")
+        raise InputError(f"`output_name={wanted}` is the name of several outputs of {path} ({listed}); give their layers other names.")
     if wanted not in names:
-        raise InputError(f"--output_name={wanted} is not an output of {path}; its outputs are {listed}.")
+        raise InputError(f"`output_name={wanted}` is not an output of {path}; its outputs are {listed}.")
     return list(names).index(wanted)
 
 

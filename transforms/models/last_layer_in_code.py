@@ -87,8 +87,8 @@ def find_head(model: Any, layer: str | None, output_name: str | None, include_bi
 
     Args:
         model: a loaded checkpoint.
-        layer: what --layer names.
-        output_name: what --output_name names.
+        layer: what `layer` names.
+        output_name: what `output_name` names.
         include_bias: whether the layer must have a bias.
         path: the checkpoint, for messages.
 
@@ -102,7 +102,7 @@ def find_head(model: Any, layer: str | None, output_name: str | None, include_bi
         raise InputError(f"{path}: {type(model).__name__} holds no Dense layer; expected one at the end.")
     if layer is not None and layer not in [dense.name for dense in dense_layers]:
         raise InputError(
-            f"--layer={layer} is not a dense layer of {path}; its dense layers are {', '.join(dense.name for dense in dense_layers)}."
+            f"`layer={layer}` is not a dense layer of {path}; its dense layers are {', '.join(dense.name for dense in dense_layers)}."
         )
     taps = [_Tap(dense) for dense in dense_layers]
     before = len(model.weights)

@@ -69,8 +69,8 @@ def find_head(model: Any, layer: str | None, output_name: str | None, include_bi
 
     Args:
         model: a loaded checkpoint.
-        layer: what --layer names.
-        output_name: what --output_name names.
+        layer: what `layer` names.
+        output_name: what `output_name` names.
         include_bias: whether the layer must have a bias.
         per_token: whether the layer must work on positions, instead of one vector per example.
         path: the checkpoint, for messages.
@@ -116,7 +116,7 @@ def find_head(model: Any, layer: str | None, output_name: str | None, include_bi
             raise _in_the_way(operation, path, model)
         if per_token and not getattr(operation, "supports_masking", False):
             raise InputError(
-                f"{path}: {named(operation)} stands after the last dense layer and takes the mask away, if there is one; with --per_token "
+                f"{path}: {named(operation)} stands after the last dense layer and takes the mask away, if there is one; with `per_token` "
                 "expected layers that hand it on, such as Activation, Softmax or Dropout."
             )
         if own in ("softmax", "sigmoid"):
@@ -142,17 +142,17 @@ def find_head(model: Any, layer: str | None, output_name: str | None, include_bi
     if layer is not None and layer != dense.name:
         names = [one.name for one in _layers(model) if isinstance(one, keras.layers.Dense)]
         raise InputError(
-            f"--layer={layer} is not the last dense layer of {path}, which is {found}; its dense layers are {', '.join(names)}."
+            f"`layer={layer}` is not the last dense layer of {path}, which is {found}; its dense layers are {', '.join(names)}."
         )
     hidden = node.input_tensors[0]
     positions = tuple(hidden.shape[1:-1])
     if positions and not per_token:
         raise InputError(
             f"{path}: {found} works on each position of a tensor of shape {_shape(hidden)}: its gradient is a sum of outer products over "
-            "the positions; expected one vector per example, or --per_token, which makes a record of each position."
+            "the positions; expected one vector per example, or `per_token`, which makes a record of each position."
         )
     if per_token and not positions:
-        raise InputError(f"{path}: {found} works on one vector per example, shape {_shape(hidden)}; leave --per_token out.")
+        raise InputError(f"{path}: {found} works on one vector per example, shape {_shape(hidden)}; leave `per_token` out.")
     if None in positions:
         raise InputError(f"{path}: {found} works on a free number of positions, shape {_shape(hidden)}; expected a fixed input shape.")
     calls = _calls(graph).get(id(operation), 0)
@@ -199,7 +199,7 @@ def check_dense(dense: Any, include_bias: bool, path: str) -> None:
         kind = "LoRA" if dense.lora_enabled else f"{dense.quantization_mode} quantisation"
         raise InputError(f"{path}: {found} has {kind}, expected a plain kernel; save the model without it.")
     if include_bias and not dense.use_bias:
-        raise InputError(f"{path}: {found} has no bias (use_bias=False); pass --include_bias=false.")
+        raise InputError(f"{path}: {found} has no bias (use_bias=False); pass `include_bias=false`.")
 
 
 def _is_dense(operation: Any) -> bool:

@@ -152,11 +152,11 @@ class Loss:
             mode: `given` or `predicted`.
         """
         if mode not in ("given", "predicted"):
-            raise InputError(f"--labels must be given or predicted, found {mode!r}.")
+            raise InputError(f"`labels` must be given or predicted, found {mode!r}.")
         if mode == "predicted" and self.task == "regression":
             raise InputError(
-                f"--labels=predicted needs a model of classes, but the loss is {self.description}: the gradient at a regression's own "
-                "prediction is zero; pass --labels=given."
+                f"`labels=predicted` needs a model of classes, but the loss is {self.description}: the gradient at a regression's own "
+                "prediction is zero; pass `labels=given`."
             )
 
     # Gradients
@@ -344,12 +344,12 @@ def resolve(
     detached: bool = False,
     per_token: bool = False,
 ) -> Loss:
-    """Finds the loss that a model was compiled with, or that --loss names.
+    """Finds the loss that a model was compiled with, or that `loss` names.
 
     Args:
         compiled: `compile_config["loss"]` of a .keras archive: a name, a serialized loss, or a list or dict with one
             of them.
-        override: the value of --loss: a Keras loss by name, with keyword literals if wanted, or `package>name` of a
+        override: the value of `loss`: a Keras loss by name, with keyword literals if wanted, or `package>name` of a
             registered one.
         activation: what follows the logits in the model: `linear`, `softmax` or `sigmoid`.
         outputs: C.
@@ -409,17 +409,17 @@ def _build(
     if ignored is not None and not per_token:
         raise InputError(
             f"The loss {name} has ignore_class={config['ignore_class']}, which gives examples of that class no gradient and is not "
-            "supported; leave those examples out and pass --loss without ignore_class."
+            "supported; leave those examples out and pass `loss` without ignore_class."
         )
     if "axis" in config and config["axis"] != -1:
-        raise InputError(f"The loss {name} has axis={config['axis']}, expected axis=-1, one loss per example; pass another --loss.")
+        raise InputError(f"The loss {name} has axis={config['axis']}, expected axis=-1, one loss per example; pass another `loss`.")
     from_logits = bool(config.get("from_logits", False))
     is_probability_loss = "from_logits" in config or (exact and lower in _PROBABILITY_ONLY)
     if activation == "linear" and is_probability_loss and not from_logits:
         advice = (
-            f"pass --loss='{name}(from_logits=True)' if it was trained on logits"
+            f"pass `loss='{name}(from_logits=True)'` if it was trained on logits"
             if "from_logits" in config
-            else "add the softmax or sigmoid to the model, or pass --loss"
+            else "add the softmax or sigmoid to the model, or pass `loss`"
         )
         raise InputError(
             f"The loss {name} takes probabilities (from_logits=False), but nothing turns the logits of the last dense layer into "
@@ -554,11 +554,11 @@ def _check_per_position(loss: Loss, name: str) -> None:
     try:
         found = np.asarray(loss._keras_loss.call(tf.constant(raw, tf.float32), output))
     except Exception as error:
-        raise InputError(f"The loss {name} cannot be computed from positions: {first_line(error)}; pass another --loss.") from error
+        raise InputError(f"The loss {name} cannot be computed from positions: {first_line(error)}; pass another `loss`.") from error
     if found.shape != whole.shape or not np.allclose(found, whole, rtol=1e-4, atol=1e-6, equal_nan=True):
         raise InputError(
             f"The loss {name} does not give each position of a sequence a value of its own, so that no position has a gradient of its own; "
-            "pass another --loss."
+            "pass another `loss`."
         )
 
 
@@ -572,7 +572,7 @@ def _check_per_example(loss: Loss, name: str) -> None:
         values = tf.convert_to_tensor(loss._keras_loss.call(tf.constant(raw, tf.float32), tf.constant(logits)))
         shape = values.shape
         if shape.rank is None or shape.rank < 1 or shape[0] != n:
-            raise InputError(f"The loss {name} gives a result of shape {shape} for {n} examples; {problem}; pass another --loss.")
+            raise InputError(f"The loss {name} gives a result of shape {shape} for {n} examples; {problem}; pass another `loss`.")
         whole = loss.values(tf.constant(logits), tf.constant(labels)).numpy()
         single = [loss.values(tf.constant(logits[i : i + 1]), tf.constant(labels[i : i + 1])).numpy()[0] for i in range(n)]
     except InputError:
@@ -580,11 +580,11 @@ def _check_per_example(loss: Loss, name: str) -> None:
     except Exception as error:
         raise InputError(
             f"The loss {name} cannot be computed from {loss.outputs} outputs and labels of {loss.label_width} numbers: "
-            f"{first_line(error)}; pass another --loss."
+            f"{first_line(error)}; pass another `loss`."
         ) from error
     if not np.allclose(whole, single, rtol=1e-4, atol=1e-6, equal_nan=True):
         raise InputError(
-            f"The loss {name} of an example depends on the rest of its batch, so it has no gradient of its own; pass another --loss."
+            f"The loss {name} of an example depends on the rest of its batch, so it has no gradient of its own; pass another `loss`."
         )
 
 
@@ -616,7 +616,7 @@ def _compiled(compiled: Any, outputs: int) -> Any:
         return _compiled(given[0] if given else None, outputs)
     if compiled is None:
         raise InputError(
-            "The checkpoints hold no compiled loss; pass --loss, such as --loss='SparseCategoricalCrossentropy(from_logits=True)'."
+            "The checkpoints hold no compiled loss; pass `loss`, such as `loss='SparseCategoricalCrossentropy(from_logits=True)'`."
         )
     if isinstance(compiled, str):
         return _from_name(compiled, {}, outputs)
@@ -627,15 +627,15 @@ def _compiled(compiled: Any, outputs: int) -> Any:
     except Exception as error:
         name = compiled.get("registered_name") or compiled.get("class_name")
         raise InputError(
-            f"The compiled loss {name} cannot be loaded ({first_line(error)}); name the module that registers it with --import, or pass "
-            "--loss."
+            f"The compiled loss {name} cannot be loaded ({first_line(error)}); name the module that registers it with `imports`, or pass "
+            "`loss`."
         ) from error
     # Keras's Huber leaves its delta out of its config, so that a loaded one silently has the default.
     lost = sorted(set(getattr(keras_loss, "_fn_kwargs", ())) - set(compiled.get("config") or ()) - {"axis"})
     if lost and _is_builtin(keras_loss):
         name, values = type(keras_loss).__name__, ", ".join(f"{key}={keras_loss._fn_kwargs[key]!r}" for key in lost)
         raise InputError(
-            f"The archive of a model does not keep {', '.join(lost)} of the loss {name}; pass it, as in --loss='{name}({values})'."
+            f"The archive of a model does not keep {', '.join(lost)} of the loss {name}; pass it, as in `loss='{name}({values})'`."
         )
     return keras_loss
 
@@ -645,10 +645,10 @@ def _is_builtin(keras_loss: Any) -> bool:
 
 
 def _parse(text: str, outputs: int) -> Any:
-    """Makes the Keras loss that --loss names: `name` or `name(key=literal, …)`."""
+    """Makes the Keras loss that `loss` names: `name` or `name(key=literal, …)`."""
     match = re.fullmatch(r"\s*([\w.]+(?:>[\w.]+)?)\s*(\(.*\))?\s*", text, re.DOTALL)
     wrong = (
-        f"--loss={text!r} is not a loss; expected a name, or a name with keyword literals, such as "
+        f"`loss={text!r}` is not a loss; expected a name, or a name with keyword literals, such as "
         "'CategoricalCrossentropy(from_logits=True)'."
     )
     if not match:
@@ -672,7 +672,7 @@ def _from_name(name: str, keywords: Mapping[str, Any], outputs: int) -> Any:
         # choice.
         if outputs != 1:
             raise InputError(
-                f"The loss {name!r} stands for several; pass --loss=sparse_categorical_crossentropy, categorical_crossentropy or "
+                f"The loss {name!r} stands for several; pass `loss=sparse_categorical_crossentropy`, categorical_crossentropy or "
                 "binary_crossentropy."
             )
         name = "binary_crossentropy"
@@ -684,15 +684,15 @@ def _from_name(name: str, keywords: Mapping[str, Any], outputs: int) -> Any:
             found = None
     if found is None:
         raise InputError(
-            f"The loss {name!r} is neither a Keras loss nor a registered one; name the module that registers it with --import, or pass "
-            "--loss."
+            f"The loss {name!r} is neither a Keras loss nor a registered one; name the module that registers it with `imports`, or pass "
+            "`loss`."
         )
     try:
         return _as_loss(found, keywords)
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"The loss {name} does not take {dict(keywords)}: {first_line(error)}; correct --loss.") from error
+        raise InputError(f"The loss {name} does not take {dict(keywords)}: {first_line(error)}; correct `loss`.") from error
 
 
 def _is_class(name: str) -> bool:

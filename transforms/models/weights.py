@@ -20,7 +20,7 @@ def load_error(path: str, error: Exception) -> InputError:
     text = str(error)
     missing = re.search(r"Could not locate (?:class|function) '([^']+)'", text)
     if missing:
-        return InputError(f"{path} needs the custom object {missing[1]}; name the module that registers it with --import.")
+        return InputError(f"{path} needs the custom object {missing[1]}; name the module that registers it with `imports`.")
     if "Lambda" in text or "lambda" in text:
         return InputError(
             f"{path} holds a Lambda layer or function, which Keras's safe mode does not load; save the model with a registered layer in "
@@ -44,7 +44,7 @@ def bind(model: Any, path: str, read: Callable[[], None]) -> None:
     """Loads weights and raises InputError unless every variable got its value from the file."""
     left = _unbound(model, read)
     if left:
-        raise InputError(f"Checkpoint {path} holds no value for {_listed(left)}; it is of another model than --model.")
+        raise InputError(f"Checkpoint {path} holds no value for {_listed(left)}; it is of another model than `model`.")
 
 
 def check_vocabularies(model: Any, path: str) -> None:
@@ -57,7 +57,7 @@ def check_vocabularies(model: Any, path: str) -> None:
         if hasattr(layer, "lookup_table") and not int(layer.lookup_table.size()):
             raise InputError(
                 f"Checkpoint {path} holds weights alone, and the vocabulary of {layer.name}, which was adapted to data, is not among them; "
-                "save .keras files, or give the layer its vocabulary in --model=module:function."
+                "save .keras files, or give the layer its vocabulary in `model=module:function`."
             )
 
 
@@ -132,9 +132,9 @@ def bind_tensorflow(model: Any, prefix: str) -> None:
             "and save it as .weights.h5."
         )
     if fewest is None:
-        raise InputError(f"Checkpoint {prefix} does not fit --model: {first_line(failure or ValueError('nothing was read'))}.")
+        raise InputError(f"Checkpoint {prefix} does not fit `model`: {first_line(failure or ValueError('nothing was read'))}.")
     raise InputError(
-        f"Checkpoint {prefix} holds no value for {_listed(fewest)}; it is of another model than --model, or holds it deeper than under "
+        f"Checkpoint {prefix} holds no value for {_listed(fewest)}; it is of another model than `model`, or holds it deeper than under "
         f"{', '.join(names) or 'its root'}."
     )
 

@@ -198,7 +198,7 @@ def check_credentials() -> None:
         google.auth.default()
     except DefaultCredentialsError as error:
         raise InputError(
-            f"--output_table needs Google's credentials ({filesystems.told(error)}): run `gcloud auth application-default login`, or name a "
+            f"`output_table` needs Google's credentials ({filesystems.told(error)}): run `gcloud auth application-default login`, or name a "
             "key's file by the environment variable GOOGLE_APPLICATION_CREDENTIALS"
         ) from error
 
@@ -278,7 +278,7 @@ class WriteTable(beam.PTransform):
             raise self._not_written(filesystems.told(error)) from error
 
     def _told(self) -> str:
-        return f"--output_table={self.table}"
+        return f"`output_table={self.table}`"
 
     def _not_written(self, why: str) -> InputError:
         return InputError(f"{self._told()}: {self.directory} is complete, and its rows were not written: {why}; run it again to write them")
@@ -292,7 +292,7 @@ class WriteTable(beam.PTransform):
                 return str(client.get_dataset(f"{self.table.project}.{self.table.dataset}", **_SOON).location), False
         except NotFound as error:
             raise InputError(
-                f"{self._told()}: {filesystems.told(error)}; make the dataset first, where the bucket of --output is"
+                f"{self._told()}: {filesystems.told(error)}; make the dataset first, where the bucket of `output` is"
             ) from error
         except filesystems.STORE_ERRORS as error:
             raise InputError(f"{self._told()} cannot be looked at: {filesystems.told(error)}") from error

@@ -8,11 +8,11 @@
 | `label`, `prediction` | int64 or float list | by task: class index; 0 or 1; indices of the active outputs; values of a regression |
 | `probability` | float | of the last checkpoint's prediction; NaN for a regression |
 | `label_probability` | T floats | of the label at each checkpoint; NaN for a regression |
-| `loss_grads` | bytes | raw little-endian float32 (or `--feature_dtype`) [T, C], no learning rate applied |
+| `loss_grads` | bytes | raw little-endian float32 (or `feature_dtype`) [T, C], no learning rate applied |
 | `activations` | bytes | likewise [T, D], with a trailing 1 where the bias is included |
 | `loss_grad_norms`, `activation_norms` | bytes | raw little-endian float64 [T] |
 
-Further keys of an example (`--keep_keys`) are copied under their own names.
+Further keys of an example (`keep_keys`) are copied under their own names.
 """
 
 from __future__ import annotations

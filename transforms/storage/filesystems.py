@@ -98,10 +98,10 @@ def match(pattern: str) -> list[FileMetadata]:
     return [FileMetadata(m.path.removeprefix("./"), m.size_in_bytes, m.last_updated_in_seconds) for m in found]
 
 
-def find(patterns: str, flag: str) -> list[FoundFile]:
+def find(patterns: str, field: str) -> list[FoundFile]:
     """Finds the files of a comma-separated list of globs, sorted by path.
 
-    `flag` names the option in messages. Each glob must match a file, and no two files may have the same name below their globs'
+    `field` names the setting in messages. Each glob must match a file, and no two files may have the same name below their globs'
     last literal directories, since those names are the stems of the examples' ids.
 
     Raises:
@@ -109,17 +109,17 @@ def find(patterns: str, flag: str) -> list[FoundFile]:
     """
     wanted = split_patterns(patterns)
     if not wanted:
-        raise InputError(f"--{flag} is empty: give one or more globs of files, separated by commas")
+        raise InputError(f"`{field}` is empty: give one or more globs of files, separated by commas")
     found: dict[str, FoundFile] = {}
     for pattern in wanted:
         try:
             matched = match(pattern)
         except (*STORE_ERRORS, ValueError) as error:
-            raise InputError(f"--{flag}={pattern!r} cannot be read: {told(error)}") from error
+            raise InputError(f"`{field}={pattern!r}` cannot be read: {told(error)}") from error
         prefix = literal_directory(pattern)
         files = [m for m in matched if not m.path.endswith("/") and not (is_local(m.path) and os.path.isdir(m.path))]
         if not files:
-            raise InputError(f"--{flag}={pattern!r} matches no file: check the path and the glob")
+            raise InputError(f"`{field}={pattern!r}` matches no file: check the path and the glob")
         for m in files:
             # Beam may return a local path made absolute; the name is then what follows the same directory made absolute.
             base = prefix if m.path.startswith(prefix) else os.path.abspath(prefix) + "/"
@@ -129,7 +129,7 @@ def find(patterns: str, flag: str) -> list[FoundFile]:
     for file in found.values():
         if file.name in names:
             raise InputError(
-                f"--{flag} matches {names[file.name]} and {file.path}, whose records would get the same ids ({file.name}#0, …): "
+                f"`{field}` matches {names[file.name]} and {file.path}, whose records would get the same ids ({file.name}#0, …): "
                 "use one glob from a common directory, or run them one by one"
             )
         names[file.name] = file.path
@@ -371,13 +371,13 @@ def check_writable(directory: str) -> None:
         InputError: a small file could not be written there and removed again.
     """
     if is_local(directory) and os.path.isfile(directory):
-        raise InputError(f"--output={directory!r} is a file, expected a directory or a place where one can be made")
+        raise InputError(f"`output={directory!r}` is a file, expected a directory or a place where one can be made")
     name = f".tracin-writable-{uuid.uuid4().hex}"
     try:
         write(directory, name, b"", 0)
     except InputError as error:
         cause = error.__cause__
-        raise InputError(f"--output={directory!r} cannot be written: {told(cause) if isinstance(cause, Exception) else error}") from error
+        raise InputError(f"`output={directory!r}` cannot be written: {told(cause) if isinstance(cause, Exception) else error}") from error
     # Some may write to a bucket and not delete from it.
     with contextlib.suppress(*STORE_ERRORS):
         FileSystems.delete([join(directory, name)])

@@ -119,35 +119,35 @@ def write(directory: str, manifest: Manifest) -> None:
     filesystems.write(directory, FILE_NAME, (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode(), 0)
 
 
-def read(directory: str, kind: type[_M], flag: str) -> _M:
-    """Reads the manifest of a committed directory; `flag` names the option in messages.
+def read(directory: str, kind: type[_M], field: str) -> _M:
+    """Reads the manifest of a committed directory; `field` names the setting in messages.
 
     Raises:
         InputError: there is no manifest, it cannot be understood, or it is of another kind.
     """
-    found = read_if_any(directory, flag)
+    found = read_if_any(directory, field)
     if found is None:
         raise InputError(
-            f"--{flag}={directory!r} is not a complete set: it has no {FILE_NAME}; compute it first, or wait until its run has ended"
+            f"`{field}={directory!r}` is not a complete set: it has no {FILE_NAME}; compute it first, or wait until its run has ended"
         )
     if type(found) is not kind:
-        raise InputError(f"--{flag}={directory!r} holds {found.kind}, expected {'features' if kind is FeatureManifest else 'influence'}")
+        raise InputError(f"`{field}={directory!r}` holds {found.kind}, expected {'features' if kind is FeatureManifest else 'influence'}")
     return found
 
 
-def read_kind(directory: str, flag: str, *kinds: str) -> Manifest:
-    """Reads the manifest of a committed directory of one of these kinds; `flag` names the option in messages.
+def read_kind(directory: str, field: str, *kinds: str) -> Manifest:
+    """Reads the manifest of a committed directory of one of these kinds; `field` names the setting in messages.
 
     Raises:
         InputError: there is no manifest, it cannot be understood, or it is of another kind.
     """
-    found = read_if_any(directory, flag)
+    found = read_if_any(directory, field)
     if found is None or found.kind not in kinds:
-        raise InputError(f"--{flag}={directory!r} holds {found.kind if found else 'no complete set'}, expected {' or '.join(kinds)}")
+        raise InputError(f"`{field}={directory!r}` holds {found.kind if found else 'no complete set'}, expected {' or '.join(kinds)}")
     return found
 
 
-def read_if_any(directory: str, flag: str) -> Manifest | None:
+def read_if_any(directory: str, field: str) -> Manifest | None:
     """Reads the manifest of `directory`, or returns None where there is none.
 
     Raises:
@@ -158,7 +158,7 @@ def read_if_any(directory: str, flag: str) -> Manifest | None:
         if not filesystems.exists(path):
             return None
     except (*filesystems.STORE_ERRORS, ValueError) as error:
-        raise InputError(f"--{flag}={directory!r} cannot be read: {filesystems.told(error)}") from error
+        raise InputError(f"`{field}={directory!r}` cannot be read: {filesystems.told(error)}") from error
     try:
         content = json.loads(filesystems.read(path))
         if content.pop("format") != _FORMAT:
@@ -172,7 +172,7 @@ def read_if_any(directory: str, flag: str) -> Manifest | None:
         return (FeatureManifest if content["kind"] == "features" else Manifest)(**content)
     except (*filesystems.STORE_ERRORS, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"--{flag}: {path} cannot be read as a manifest of this version: {error}; choose another directory, or remove the file"
+            f"`{field}`: {path} cannot be read as a manifest of this version: {error}; choose another directory, or remove the file"
         ) from error
 
 
@@ -199,8 +199,8 @@ def check_positions(found: FeatureManifest, name: str) -> None:
     """
     if not found.per_token:
         raise InputError(
-            f"--sum_positions adds up the positions of examples, and the records of {name} are examples: leave the flag out, or extract "
-            "both sets with --per_token"
+            f"`sum_positions` adds up the positions of examples, and the records of {name} are examples: leave it out, or extract "
+            "both sets with `per_token`"
         )
 
 
@@ -213,8 +213,8 @@ def check_same_extraction(base: FeatureManifest, draft: FeatureManifest, base_na
     was, now = ({key: value for key, value in one.settings.items() if key not in _ABOUT_FILES} for one in (base, draft))
     if was != now:
         raise InputError(
-            f"--base={base_name!r} was extracted with other settings ({'; '.join(_differences(was, now)[:3])}): give the same flags, or "
-            "leave --base out and compute all anew"
+            f"`base={base_name!r}` was extracted with other settings ({'; '.join(_differences(was, now)[:3])}): give the same settings, or "
+            "leave `base` out and compute all anew"
         )
 
 
@@ -227,7 +227,7 @@ def usable_rates(train: FeatureManifest, given: Sequence[float] | None) -> tuple
     rates = given or train.learning_rates
     if len(rates) != len(train.checkpoints):
         raise InputError(
-            f"--learning_rates has {len(rates)} numbers, the features are of {len(train.checkpoints)} checkpoints: give one for each"
+            f"`learning_rates` has {len(rates)} numbers, the features are of {len(train.checkpoints)} checkpoints: give one for each"
         )
     return tuple(usable_rate(rate, name) for rate, name in zip(rates, train.checkpoints, strict=True))
 
@@ -239,12 +239,12 @@ def usable_rate(rate: float | None, checkpoint: str) -> float:
         InputError: it is unknown, zero, negative, not finite, or beyond 1e±30.
     """
     if rate is None:
-        raise InputError(f"no learning rate is known for {checkpoint}: give one per checkpoint with --learning_rates=0.1,0.01,…")
+        raise InputError(f"no learning rate is known for {checkpoint}: give one per checkpoint with `learning_rates=0.1,0.01,…`")
     # Beyond these limits self-influences would leave the range of float64.
     if not 1e-30 <= rate <= 1e30:
         raise InputError(
             f"the learning rate of {checkpoint} is {rate:g}, which would leave it out of every score or turn its sign: give the rates "
-            "that the steps before each checkpoint were made with, by --learning_rates=0.1,0.01,…, or leave the checkpoint out"
+            "that the steps before each checkpoint were made with, by `learning_rates=0.1,0.01,…`, or leave the checkpoint out"
         )
     return rate
 
@@ -261,20 +261,20 @@ def is_complete(directory: str, kind: str, expected: str, settings: Mapping[str,
     if found is None:
         return False
     if found.kind != kind:
-        raise InputError(f"--output={directory!r} holds {found.kind}, and {kind} would go there: choose another directory")
+        raise InputError(f"`output={directory!r}` holds {found.kind}, and {kind} would go there: choose another directory")
     if overwrite:
         return False
     if found.fingerprint != expected:
         differing = _differences(found.settings, settings)
         more = [f"and {len(differing) - 3} more"] if len(differing) > 3 else []
         told = "; ".join([*differing[:3], *more])
-        raise InputError(f"--output={directory!r} is complete with other settings ({told}): choose another directory, or pass --overwrite")
+        raise InputError(f"`output={directory!r}` is complete with other settings ({told}): choose another directory, or pass `overwrite`")
     there = filesystems.sizes(directory, sorted(_names(found)))
     for file in _files(found):
         if there.get(file.name) != file.size:
             state = f"has {there[file.name]} bytes instead of {file.size}" if file.name in there else "is missing"
             raise InputError(
-                f"{filesystems.join(directory, file.name)} {state}, though its manifest says it is complete: pass --overwrite to compute it anew"
+                f"{filesystems.join(directory, file.name)} {state}, though its manifest says it is complete: pass `overwrite` to compute it anew"
             )
     return True
 

@@ -261,7 +261,7 @@ def test_a_parsing_function_that_gives_text_for_numbers_costs_one_record() -> No
 
 @pytest.mark.parametrize("name", ["no_such_module:f", "math:no_such_function", "math", "math:pi", ":f"])
 def test_a_function_that_cannot_be_had_is_told_by_its_flag(name: str) -> None:
-    with pytest.raises(InputError, match=f"--parse_fn='{name}'"):
+    with pytest.raises(InputError, match=f"`parse_fn='{name}'`"):
         resolve_function(name, "parse_fn")
 
 
@@ -470,7 +470,7 @@ def test_a_truncated_file_ends_the_run_and_says_where(tmp_path: pathlib.Path) ->
     with pytest.raises(InputError) as caught:
         list(read_examples(input_file(path), FORM, 2, False))
     message = str(caught.value)
-    assert str(path) in message and f"record 4 at byte {start}" in message and "--allow_truncated_files" in message
+    assert str(path) in message and f"record 4 at byte {start}" in message and "`allow_truncated_files`" in message
 
 
 def test_a_truncated_file_is_used_as_far_as_it_goes_where_allowed(tmp_path: pathlib.Path) -> None:

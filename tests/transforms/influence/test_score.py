@@ -157,12 +157,12 @@ def test_unusable_learning_rates_are_refused(sets, rates, message):
 
 
 def test_an_unknown_learning_rate_says_what_to_pass():
-    with pytest.raises(InputError, match=r"no learning rate is known for epoch-3\.keras: give one per checkpoint with --learning_rates"):
+    with pytest.raises(InputError, match=r"no learning rate is known for epoch-3\.keras: give one per checkpoint with `learning_rates="):
         usable_rate(None, "epoch-3.keras")
 
 
 def test_too_little_memory_is_said_before_the_start(sets):
-    with pytest.raises(InputError, match=r"--memory_gb=0\.1: .* too little"):
+    with pytest.raises(InputError, match=r"`memory_gb=0\.1`: .* too little"):
         ScoringPlan(None, 4, "none", 0.1).check_memory(sets[1].shape)
     # How many workers share a machine is known there only.
     ScoringPlan(None, 4, "none", 0.1, processes=None).check_memory(sets[1].shape)

@@ -91,7 +91,7 @@ def test_custom_code_is_imported_or_missed_by_name(monkeypatch: pytest.MonkeyPat
     path = save(model, tmp_path / "m.keras")
     expected = model.predict(x, verbose=0)
     forget(monkeypatch, "Twice")
-    with pytest.raises(InputError, match=r"m.keras needs the custom object .*Twice.*--import"):
+    with pytest.raises(InputError, match=r"m.keras needs the custom object .*Twice.*`imports`"):
         load(ModelSpec((path,)))
     (tmp_path / "mine_for_test.py").write_text(
         "import keras\n@keras.saving.register_keras_serializable('test_checkpoints')\n"
@@ -101,7 +101,7 @@ def test_custom_code_is_imported_or_missed_by_name(monkeypatch: pytest.MonkeyPat
     found = load(ModelSpec((path,), imports=("mine_for_test",)))
     np.testing.assert_allclose(logits_of(found, x), expected, rtol=1e-5, atol=1e-6)
     sys.modules.pop("mine_for_test")
-    with pytest.raises(InputError, match="--import=not_a_module_at_all cannot be imported"):
+    with pytest.raises(InputError, match="`imports=not_a_module_at_all` cannot be imported"):
         load(ModelSpec((path,), imports=("not_a_module_at_all",)))
 
 
@@ -116,14 +116,14 @@ def test_a_lambda_is_refused(tmp_path: Path) -> None:
     ("spec", "message"),
     [
         (ModelSpec(()), "No checkpoint given"),
-        (ModelSpec(("m.weights.h5",)), "holds weights alone; pass --model"),
+        (ModelSpec(("m.weights.h5",)), "holds weights alone; pass `model`"),
         (ModelSpec(("m.weights.h5",), model="small"), "not an architecture"),
-        (ModelSpec(("m.weights.h5",), model="gone.keras"), "gone.keras does not exist"),
+        (ModelSpec(("m.weights.h5",), model="gone.keras"), "gone.keras` does not exist"),
         (ModelSpec(("m.weights.h5",), model="m.weights.json"), "does not exist"),
         (ModelSpec(("m.weights.h5",), model=f"{__name__}:nothing"), "has no function nothing"),
         (ModelSpec(("m.weights.h5",), model="sys:getrecursionlimit"), "gives a int, expected a Keras model"),
         (ModelSpec(("m.weights.h5",) * 2, model=f"{small.__name__}:build_once", loss="mse"), "returned the same model twice"),
-        (ModelSpec(("m.keras",), layer="hidden"), "--layer=hidden is not the last dense layer of .*, which is layer head.*hidden, head"),
+        (ModelSpec(("m.keras",), layer="hidden"), "`layer=hidden` is not the last dense layer of .*, which is layer head.*hidden, head"),
     ],
 )
 def test_refused_specs(spec: ModelSpec, message: str, trained: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_checkpoints_that_differ_are_refused(trained: keras.Model, tmp_path: Pat
         (model(classes=4), "number of outputs"),
         (model(name="tail"), "last dense layer: tail"),
         (model(width=7), "inputs"),
-        (model(loss="mae"), "loss: MeanAbsoluteError.*pass --loss"),
+        (model(loss="mae"), "loss: MeanAbsoluteError.*pass `loss`"),
     ]:
         with pytest.raises(InputError, match=message) as caught:
             load(ModelSpec((other, base)))
@@ -160,5 +160,5 @@ def test_checkpoints_that_differ_are_refused(trained: keras.Model, tmp_path: Pat
 def test_a_checkpoint_saved_uncompiled_takes_the_last_ones_loss(trained: keras.Model, tmp_path: Path) -> None:
     paths = (save(make_model(), tmp_path / "0.keras"), save(trained, tmp_path / "1.keras"))
     assert load(ModelSpec(paths)).loss.task == "class"
-    with pytest.raises(InputError, match="pass --loss"):
+    with pytest.raises(InputError, match="pass `loss`"):
         load(ModelSpec(paths[:1]))

@@ -66,9 +66,9 @@ def test_losses_and_weights_in_a_list_or_one_for_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (None, r"m.keras has 2 outputs \(a_kind, z_price\); choose one with --output_name"),
-        ("kind", "--output_name=kind is not an output of .*; its outputs are a_kind, z_price"),
-        ("z_price", "hold no compiled loss; pass --loss"),
+        (None, r"m.keras has 2 outputs \(a_kind, z_price\); choose one with `output_name`"),
+        ("kind", "`output_name=kind` is not an output of .*; its outputs are a_kind, z_price"),
+        ("z_price", "hold no compiled loss; pass `loss`"),
     ],
 )
 def test_outputs_that_cannot_be_chosen(output: str | None, message: str, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_outputs_of_one_name_cannot_be_told_apart(tmp_path: Path) -> None:
     inputs = keras.Input((D_IN,))
     dense = L.Dense(2, name="twice")
     model = keras.Model(inputs, [dense(inputs), dense(L.ReLU()(inputs))])
-    with pytest.raises(InputError, match="--output_name=twice is the name of several outputs"):
+    with pytest.raises(InputError, match="`output_name=twice` is the name of several outputs"):
         load(ModelSpec((save(model, tmp_path / "m.keras"),), loss="mse", output_name="twice"))
 
 

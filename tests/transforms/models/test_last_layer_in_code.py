@@ -180,7 +180,7 @@ def test_names_of_inputs_and_outputs(tmp_path: Path, y: np.ndarray) -> None:
     model(data)
     model.compile("sgd", {"kind": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "price": "mse"})
     path = save(model, tmp_path / "m.keras")
-    with pytest.raises(InputError, match=r"has 2 outputs \(kind, price\); choose one with --output_name"):
+    with pytest.raises(InputError, match=r"has 2 outputs \(kind, price\); choose one with `output_name`"):
         load(ModelSpec((path,)))
     found = load(ModelSpec((path,), output_name="kind"))
     assert found.inputs == (InputSpec("extra", (2,), "float32"), InputSpec("words", (4,), "int32"))
@@ -338,7 +338,7 @@ def test_a_stack_of_dense_layers_is_not_ambiguous(tmp_path: Path) -> None:
     assert load(ModelSpec((path,), loss="mse", layer="other")).layer == "other"
     with pytest.raises(InputError, match=r"no Dense layer of O is the last one.*: .*head is followed by something else"):
         load(ModelSpec((path,), loss="mse", layer="head"))
-    with pytest.raises(InputError, match=r"--layer=drop is not a dense layer of .*; its dense layers are head, .*other"):
+    with pytest.raises(InputError, match=r"`layer=drop` is not a dense layer of .*; its dense layers are head, .*other"):
         load(ModelSpec((path,), loss="mse", layer="drop"))
 
 

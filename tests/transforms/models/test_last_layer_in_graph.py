@@ -122,8 +122,8 @@ REFUSED: dict[str, tuple[Callable[[], keras.Model], str]] = {
     "reshaped": (lambda: sequential(L.Dense(4), L.Reshape((2, 2))), r"reshaped to \(None, 2, 2\)"),
     "shared": (shared_dense, "is called 2 times"),
     "shared model": (shared_model, "is called 2 times"),
-    "two outputs": (two_outputs, r"has 2 outputs .*; choose one with --output_name"),
-    "no bias": (lambda: sequential(L.Dense(C, use_bias=False)), "has no bias.*--include_bias=false"),
+    "two outputs": (two_outputs, r"has 2 outputs .*; choose one with `output_name`"),
+    "no bias": (lambda: sequential(L.Dense(C, use_bias=False)), "has no bias.*`include_bias=false`"),
     "lora": (low_rank, "LoRA"),
 }
 

@@ -48,7 +48,7 @@ def tape_grads(keras_loss: Any, activation: str, logits: np.ndarray, labels: np.
 
 
 L = keras.losses
-# --loss, the Keras loss, activation, C, label kind
+# `loss`, the Keras loss, activation, C, label kind
 CASES = [
     ("SparseCategoricalCrossentropy(from_logits=True)", L.SparseCategoricalCrossentropy(from_logits=True), "linear", C, "index"),
     ("sparse_categorical_crossentropy", L.SparseCategoricalCrossentropy(), "softmax", C, "index"),
@@ -363,12 +363,12 @@ def test_a_loss_pickles() -> None:
 @pytest.mark.parametrize(
     ("compiled", "override", "activation", "outputs", "weights", "message"),
     [
-        (None, None, "linear", 3, None, "no compiled loss; pass --loss"),
+        (None, None, "linear", 3, None, "no compiled loss; pass `loss`"),
         (["mse", "mae"], None, "linear", 3, None, "2 losses, expected one"),
         ({"a": "mse", "b": "mae"}, None, "linear", 3, None, "2 losses, expected one"),
         ("mse", None, "linear", 3, [1.0, 2.0], "2 loss weights, expected one"),
-        ("sparse_categorical_crossentropy", None, "linear", 3, None, r"pass --loss='SparseCategoricalCrossentropy\(from_logits=True\)'"),
-        ("binary_crossentropy", None, "linear", 1, None, r"pass --loss='BinaryCrossentropy\(from_logits=True\)'"),
+        ("sparse_categorical_crossentropy", None, "linear", 3, None, r"pass `loss='SparseCategoricalCrossentropy\(from_logits=True\)'`"),
+        ("binary_crossentropy", None, "linear", 1, None, r"pass `loss='BinaryCrossentropy\(from_logits=True\)'`"),
         ("kl_divergence", None, "linear", 3, None, "takes probabilities"),
         (None, "SparseCategoricalCrossentropy(ignore_class=2)", "softmax", 3, None, "ignore_class=2"),
         (None, "CategoricalCrossentropy(axis=1)", "softmax", 3, None, "axis=1, expected axis=-1"),
@@ -377,10 +377,10 @@ def test_a_loss_pickles() -> None:
         ("dice", None, "sigmoid", 3, None, "axis=None"),
         ("circle", None, "linear", 3, None, "Circle"),
         ("ctc", None, "linear", 3, None, "CTC"),
-        (keras.losses.serialize(L.Huber(delta=0.5)), None, "linear", 3, None, r"does not keep delta.*--loss='Huber\(delta=1.0\)'"),
+        (keras.losses.serialize(L.Huber(delta=0.5)), None, "linear", 3, None, r"does not keep delta.*`loss='Huber\(delta=1.0\)'`"),
         ("crossentropy", None, "softmax", 3, None, "stands for several"),
-        ("unheard_of", None, "linear", 3, None, "name the module that registers it with --import"),
-        ({"class_name": "Gone", "module": None, "registered_name": "p>Gone", "config": {}}, None, "linear", 3, None, "p>Gone.*--import"),
+        ("unheard_of", None, "linear", 3, None, "name the module that registers it with `imports`"),
+        ({"class_name": "Gone", "module": None, "registered_name": "p>Gone", "config": {}}, None, "linear", 3, None, "p>Gone.*`imports`"),
         (None, "mse(", "linear", 3, None, "not a loss; expected a name"),
         (None, "Huber(delta=open('x'))", "linear", 3, None, "not a loss; expected a name"),
         (None, "Huber(2.0)", "linear", 3, None, "not a loss; expected a name"),
@@ -484,9 +484,9 @@ def test_regression_fields() -> None:
     assert np.isnan(probability).all() and np.isnan(loss.label_probability(logits, logits)).all()
     np.testing.assert_array_equal(loss.record_labels(np.array([[1.5, 2.5]])), [[1.5, 2.5]])
     loss.check_label_mode("given")
-    with pytest.raises(InputError, match="--labels=predicted"):
+    with pytest.raises(InputError, match="`labels=predicted`"):
         loss.check_label_mode("predicted")
-    with pytest.raises(InputError, match="--labels=predicted"):
+    with pytest.raises(InputError, match="`labels=predicted`"):
         loss.predicted_labels(logits)
 
 

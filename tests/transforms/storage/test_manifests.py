@@ -58,7 +58,7 @@ def test_a_manifest_survives_a_round_trip(tmp_path: pathlib.Path) -> None:
 def test_a_directory_without_manifest_holds_no_set(tmp_path: pathlib.Path) -> None:
     (tmp_path / "features-0.tfrecord").write_bytes(b"left over")
     assert manifests.read_if_any(str(tmp_path), "output") is None
-    with pytest.raises(InputError, match=f"--train_features='{tmp_path}' is not a complete set: it has no manifest.json"):
+    with pytest.raises(InputError, match=f"`train_features='{tmp_path}'` is not a complete set: it has no manifest.json"):
         manifests.read(str(tmp_path), FeatureManifest, "train_features")
 
 
@@ -82,7 +82,7 @@ def test_a_damaged_manifest_is_told_with_its_path_and_what_to_do(tmp_path: pathl
     with pytest.raises(InputError) as caught:
         manifests.read(str(tmp_path), FeatureManifest, "train_features")
     message = str(caught.value)
-    assert "--train_features" in message and str(tmp_path / FILE_NAME) in message and "remove the file" in message
+    assert "`train_features`" in message and str(tmp_path / FILE_NAME) in message and "remove the file" in message
     assert "\n" not in message
 
 
@@ -137,7 +137,7 @@ def test_a_complete_set_with_the_same_fingerprint_is_recognised(tmp_path: pathli
 def test_a_set_whose_files_are_gone_or_cut_is_not_complete(tmp_path: pathlib.Path) -> None:
     file = committed(tmp_path).files[0]
     (tmp_path / file.name).write_bytes(b"")
-    with pytest.raises(InputError, match=f"{file.name} has 0 bytes instead of {file.size}, .* pass --overwrite"):
+    with pytest.raises(InputError, match=f"{file.name} has 0 bytes instead of {file.size}, .* pass `overwrite`"):
         is_complete(tmp_path, SETTINGS)
     (tmp_path / file.name).unlink()
     with pytest.raises(InputError, match=f"{file.name} is missing, though its manifest says it is complete"):
@@ -156,7 +156,7 @@ def test_a_complete_set_with_other_settings_names_what_differs(tmp_path: pathlib
     with pytest.raises(InputError) as caught:
         is_complete(tmp_path, {**SETTINGS, "k": 20, "extra": True})
     message = str(caught.value)
-    assert "k was 10, is 20" in message and "extra was null, is true" in message and "--overwrite" in message
+    assert "k was 10, is 20" in message and "extra was null, is true" in message and "`overwrite`" in message
     assert "loss" not in message
 
 
@@ -283,7 +283,7 @@ def test_a_damaged_file_is_noticed_before_it_is_used(tmp_path: pathlib.Path, dam
 
 def test_a_directory_that_cannot_be_written_is_told_before_any_work(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(InputError, match=r"--output=.* cannot be written"):
+    with pytest.raises(InputError, match=r"`output=.*` cannot be written"):
         filesystems.check_writable(str(tmp_path / "file" / "below"))
     filesystems.check_writable(str(tmp_path / "new"))
     assert list((tmp_path / "new").iterdir()) == []
@@ -351,13 +351,13 @@ def test_nested_directories_are_reached_by_two_stars(tree: pathlib.Path) -> None
 
 @pytest.mark.parametrize("empty", ["", " ", ",,"])
 def test_no_glob_at_all_is_told(empty: str) -> None:
-    with pytest.raises(InputError, match="--examples is empty"):
+    with pytest.raises(InputError, match="`examples` is empty"):
         filesystems.find(empty, "examples")
 
 
 @pytest.mark.parametrize("pattern", ["data/*.nothing", "nowhere/*", "nowhere/a.tf", "data/x"])
 def test_each_glob_must_match_a_file(tree: pathlib.Path, pattern: str) -> None:
-    with pytest.raises(InputError, match=r"--train_examples=.* matches no file"):
+    with pytest.raises(InputError, match=r"`train_examples=.*` matches no file"):
         filesystems.find(f"{tree}/data/a.tf,{tree}/{pattern}", "train_examples")
 
 
