@@ -1,4 +1,6 @@
-"""A stub over pyproject.toml: Dataflow's `--setup_file` wants a file to build the workers' package from."""
+"""A stub over pyproject.toml: Dataflow's `--setup_file` wants a file to build the workers' package
+from.
+"""
 
 import setuptools
 

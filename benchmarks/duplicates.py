@@ -1,11 +1,14 @@
-"""What an audit's groups of duplicates are worth: copies with other labels planted in Fashion-MNIST, found again by `tracin audit`.
+"""What an audit's groups of duplicates are worth: copies with other labels planted in
+Fashion-MNIST, found again by `tracin audit`.
 
     python -m benchmarks.duplicates [--directory=DIR] [--similarity=0.98,0.99]
 
-Of 300 training images each, a copy with another label is added: exact, with noise (standard deviation 0.02 of the range, then cut to it),
-or shifted by one pixel. A network is trained in the ordinary way on all of it, with a checkpoint of each epoch; `tracin features` and
-`tracin audit` run on it. Found is a copy that shares a group with its original. A group without any planted copy is not wrong by that:
-Fashion-MNIST has near-duplicates of its own, so the mean distance of their pictures is told beside that of random pairs.
+Of 300 training images each, a copy with another label is added: exact, with noise (standard
+deviation 0.02 of the range, then cut to it), or shifted by one pixel. A network is trained in the
+ordinary way on all of it, with a checkpoint of each epoch; `tracin features` and `tracin audit` run
+on it. Found is a copy that shares a group with its original. A group without any planted copy is
+not wrong by that: Fashion-MNIST has near-duplicates of its own, so the mean distance of their
+pictures is told beside that of random pairs.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ COPIES = 300
 
 
 def planted() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images and labels with the copies behind the others, and the row that each copy, kind by kind, is of."""
+    """Images and labels with the copies behind the others, and the row that each copy, kind by
+    kind, is of.
+    """
     images, labels = fashion_mnist.load("train")
     rng = np.random.default_rng(0)
     rows = rng.choice(len(images), len(KINDS) * COPIES, replace=False)
@@ -39,7 +44,9 @@ def planted() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def prepare(directory: pathlib.Path) -> None:
     """Examples with the copies, and checkpoints of an ordinary training on them."""
     images, labels, _ = planted()
-    fashion_mnist.write_examples(directory / "examples", "train", images, labels, fashion_mnist.TRAIN_FILES)
+    fashion_mnist.write_examples(
+        directory / "examples", "train", images, labels, fashion_mnist.TRAIN_FILES
+    )
     fashion_mnist.train(directory / "checkpoints", images, labels)
 
 
@@ -48,7 +55,11 @@ def extract(directory: pathlib.Path) -> None:
     if not (directory / "prepared").exists():
         measure.in_own_process(prepare, directory)
         (directory / "prepared").touch()
-    words = [f"--examples={directory}/examples/train-*", f"--checkpoints={directory}/checkpoints/*.keras", "--id_key=id"]
+    words = [
+        f"--examples={directory}/examples/train-*",
+        f"--checkpoints={directory}/checkpoints/*.keras",
+        "--id_key=id",
+    ]
     measure.run(measure.command("features", *words, f"--output={directory}/features"))
 
 
@@ -59,27 +70,63 @@ def report(directory: pathlib.Path, similarity: float) -> None:
     images, _, originals = planted()
     measured = measure.run(
         measure.command(
-            "audit", f"--features={directory}/features", f"--output={directory}/audit", f"--min_similarity={similarity}", "--overwrite"
+            "audit",
+            f"--features={directory}/features",
+            f"--output={directory}/audit",
+            f"--min_similarity={similarity}",
+            "--overwrite",
         )
     )
-    rows = pq.read_table(directory / "audit" / "duplicates.parquet", columns=["group", "conflicting", "example_id"]).to_pylist()
-    group = {int(row["example_id"].rpartition("-")[2]): row["group"] for row in rows if row["conflicting"]}
+    rows = pq.read_table(
+        directory / "audit" / "duplicates.parquet", columns=["group", "conflicting", "example_id"]
+    ).to_pylist()
+    group = {
+        int(row["example_id"].rpartition("-")[2]): row["group"]
+        for row in rows
+        if row["conflicting"]
+    }
     copies = len(images) - len(originals) + np.arange(len(originals))
-    found = np.array([one in group and group[one] == group.get(of) for one, of in zip(copies.tolist(), originals.tolist(), strict=True)])
-    recall = " | ".join(f"{found[i * COPIES : (i + 1) * COPIES].mean():.3f}" for i in range(len(KINDS)))
+    found = np.array(
+        [
+            one in group and group[one] == group.get(of)
+            for one, of in zip(copies.tolist(), originals.tolist(), strict=True)
+        ]
+    )
+    recall = " | ".join(
+        f"{found[i * COPIES : (i + 1) * COPIES].mean():.3f}" for i in range(len(KINDS))
+    )
     members: dict[int, list[int]] = {}
     for row, number in group.items():
         members.setdefault(number, []).append(row)
     others = [sorted(one) for one in members.values() if max(one) < copies[0]]
-    apart = np.mean([np.abs(images[a].astype(int) - images[b]).mean() for a, b, *_ in others]) if others else float("nan")
+    apart = (
+        np.mean([np.abs(images[a].astype(int) - images[b]).mean() for a, b, *_ in others])
+        if others
+        else float("nan")
+    )
     largest = max((len(one) for one in members.values()), default=0)
-    print(f"| {similarity:g} | {recall} | {len(others):,} | {apart:.0f} | {largest:,} | {measured.seconds:.1f} s |", flush=True)
+    print(
+        f"| {similarity:g} | {recall} | {len(others):,} "
+        "| "
+        f"{apart:.0f} "
+        "| "
+        f"{largest:,} "
+        "| "
+        f"{measured.seconds:.1f} s |",
+        flush=True,
+    )
 
 
 def main() -> None:
     """Reads flags and runs what they ask for."""
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--directory", type=pathlib.Path, help="kept for the next run, which then trains nothing again")
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flags.add_argument(
+        "--directory",
+        type=pathlib.Path,
+        help="kept for the next run, which then trains nothing again",
+    )
     flags.add_argument("--similarity", default="0.97,0.98,0.99,0.995")
     args = flags.parse_args()
     if not fashion_mnist.available():
@@ -91,7 +138,15 @@ def main() -> None:
     pairs = rng.integers(0, 60_000, (1000, 2))
     random = np.mean([np.abs(images[a].astype(int) - images[b]).mean() for a, b in pairs])
     print(f"{COPIES} copies of each kind; random pairs of pictures are {random:.0f} of 255 apart\n")
-    print(f"| similarity | {' | '.join(KINDS)} | groups without a copy | their pictures apart | largest group | audit |")
+    print(
+        f"| similarity | {' | '.join(KINDS)} | groups without a copy "
+        "| "
+        "their "
+        "pictures "
+        "apart "
+        "| "
+        "largest group | audit |"
+    )
     print("|" + "---|" * (len(KINDS) + 5))
     for one in args.similarity.split(","):
         report(directory, float(one))

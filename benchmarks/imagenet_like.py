@@ -2,10 +2,11 @@
 
     python -m benchmarks.imagenet_like        prints the statistics
 
-1000 classes in 100 groups of ten look-alikes; 2048 activations, positive and heavy-tailed (log-normal with mean 0.45); a linear head on
-their logarithms. Each checkpoint's class signal and sharpness are set for the accuracy and confidence that a ResNet-50 might have on test
-examples; training examples have a little more signal, as after training. Equal seeds give equal arrays on one machine; on another the
-last bits of loss gradients may differ, as NumPy's matrix multiply does.
+1000 classes in 100 groups of ten look-alikes; 2048 activations, positive and heavy-tailed
+(log-normal with mean 0.45); a linear head on their logarithms. Each checkpoint's class signal and
+sharpness are set for the accuracy and confidence that a ResNet-50 might have on test examples;
+training examples have a little more signal, as after training. Equal seeds give equal arrays on one
+machine; on another the last bits of loss gradients may differ, as NumPy's matrix multiply does.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ TEST_SEED = 1000  # and onward; training examples are of the seeds 0, 1, …
 
 @functools.cache
 def prototypes() -> np.ndarray:
-    """The direction of each class in log-activations, near to those of its group: [1000, 2048] float32."""
+    """The direction of each class in log-activations, near to those of its group: [1000, 2048]
+    float32.
+    """
     rng = np.random.default_rng(20260101)
     groups = rng.standard_normal((GROUPS, UNITS)).astype(np.float32)
     own = rng.standard_normal((CLASSES, UNITS)).astype(np.float32)
@@ -39,7 +42,9 @@ def prototypes() -> np.ndarray:
 
 
 def draw(n: int, seed: int, train: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws n examples: labels [n] int64, loss gradients [n, T, C] and activations [n, T, D], without a bias's 1, float32."""
+    """Draws n examples: labels [n] int64, loss gradients [n, T, C] and activations [n, T, D],
+    without a bias's 1, float32.
+    """
     labels = np.empty(n, np.int64)
     loss_grads = np.empty((n, CHECKPOINTS, CLASSES), np.float32)
     activations = np.empty((n, CHECKPOINTS, UNITS), np.float32)
@@ -47,7 +52,9 @@ def draw(n: int, seed: int, train: bool = True) -> tuple[np.ndarray, np.ndarray,
     return labels, loss_grads, activations
 
 
-def draw_into(labels: np.ndarray, loss_grads: np.ndarray, activations: np.ndarray, seed: int, train: bool) -> None:
+def draw_into(
+    labels: np.ndarray, loss_grads: np.ndarray, activations: np.ndarray, seed: int, train: bool
+) -> None:
     """Draws examples into arrays, or views of them, of the shapes that `draw` returns."""
     n = len(labels)
     rng = np.random.default_rng([seed, int(train)])
@@ -58,7 +65,11 @@ def draw_into(labels: np.ndarray, loss_grads: np.ndarray, activations: np.ndarra
     for t in range(CHECKPOINTS):
         signal = SIGNAL[t] * (GAP if train else 1.0)
         wobble = rng.standard_normal((n, UNITS), dtype=np.float32)
-        z = np.float32(0.9) * noise + np.float32(0.436) * wobble + signal * ease * prototypes()[labels]
+        z = (
+            np.float32(0.9) * noise
+            + np.float32(0.436) * wobble
+            + signal * ease * prototypes()[labels]
+        )
         activations[:, t] = MEAN * np.exp(SPREAD * z - SPREAD**2 / 2)
         logits = SHARPNESS[t] * signal * (z @ prototypes().T)
         logits -= logits.max(axis=1, keepdims=True)
@@ -69,7 +80,8 @@ def draw_into(labels: np.ndarray, loss_grads: np.ndarray, activations: np.ndarra
 
 
 def features(n: int, train: bool = True) -> Features:
-    """The features of n examples as stage 1 would have made them, a seed for each 5,000: D = 2049 with the bias's 1.
+    """The features of n examples as stage 1 would have made them, a seed for each 5,000: D = 2049
+    with the bias's 1.
 
     Holds little more than the result, 36.6 KB an example.
     """
@@ -117,7 +129,15 @@ def probabilities_of(loss_grads: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    print(f"{'checkpoint':<28} accuracy   top-5   confidence   ‖loss gradient‖, 10 % | 50 % | 90 % below   ‖activation‖")
+    print(
+        f"{'checkpoint':<28} accuracy   top-5   confidence   ‖loss gradient‖, 10 % | "
+        "50 "
+        "% "
+        "| "
+        "90 "
+        "% "
+        "below   ‖activation‖"
+    )
     for train in (False, True):
         labels, loss_grads, activations = draw(4000, 7, train)
         p = probabilities_of(loss_grads, labels)
@@ -128,7 +148,8 @@ def main() -> None:
             print(
                 f"{t}, {'training' if train else 'test'} examples".ljust(28),
                 f"{best[:, 0].mean():8.3f}{best.any(axis=1).mean():8.3f}{p[:, t].max(axis=1).mean():13.3f}   ",
-                f"{' | '.join(f'{quantile:.3f}' for quantile in quantiles):<41}{length.mean():.1f} ± {length.std():.1f}",
+                f"{' | '.join(f'{quantile:.3f}' for quantile in quantiles):<41}{length.mean():.1f} "
+                f"± {length.std():.1f}",
             )
 
 

@@ -1,4 +1,6 @@
-"""What the benchmarks measure with: clocks, memory, whole commands, the machine's best matrix multiply, and the search itself."""
+"""What the benchmarks measure with: clocks, memory, whole commands, the machine's best matrix
+multiply, and the search itself.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ class Measured:
 def run(words: Sequence[str]) -> Measured:
     """Runs a command as a process of its own and measures it; ends the program if it fails.
 
-    Call it from a small process: the system counts what the caller holds as the command's, until it is loaded.
+    Call it from a small process: the system counts what the caller holds as the command's, until it
+    is loaded.
     """
     with tempfile.TemporaryFile("w+") as out:
         started = time.perf_counter()
@@ -56,7 +59,9 @@ def command(*words: str) -> list[str]:
 
 
 def in_own_process(work: Callable[..., _R], *args: object) -> _R:
-    """Calls a module's function in a process of its own, which starts small and leaves nothing behind."""
+    """Calls a module's function in a process of its own, which starts small and leaves nothing
+    behind.
+    """
     sys.stdout.flush()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *args).result()
@@ -104,15 +109,24 @@ class Others:
         return self
 
     def __exit__(self, *_: object) -> None:
-        total, idle, own = (now - then for now, then in zip(self._seconds(), self._before, strict=True))
+        total, idle, own = (
+            now - then for now, then in zip(self._seconds(), self._before, strict=True)
+        )
         self.share = max(0.0, (total - idle - own) / total) if total > 0 else 0.0
 
     @staticmethod
     def _seconds() -> tuple[float, float, float]:
         # user, nice, system, idle, iowait, irq, softirq, steal; what follows is contained in these.
-        ticks = [int(word) for word in pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        ticks = [
+            int(word)
+            for word in pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        ]
         own = os.times()
-        return sum(ticks) / os.sysconf("SC_CLK_TCK"), (ticks[3] + ticks[4]) / os.sysconf("SC_CLK_TCK"), own.user + own.system
+        return (
+            sum(ticks) / os.sysconf("SC_CLK_TCK"),
+            (ticks[3] + ticks[4]) / os.sysconf("SC_CLK_TCK"),
+            own.user + own.system,
+        )
 
 
 def resident_bytes() -> int:
@@ -126,23 +140,33 @@ def _status(name: str) -> int:
 
 
 def read_features(output: pathlib.Path) -> tuple[Features, Features, tuple[float, ...]]:
-    """The test and training features that `tracin influence` left in its output, and the learning rates."""
+    """The test and training features that `tracin influence` left in its output, and the learning
+    rates.
+    """
     from pipeline.preparation.feature_sets import read_set
     from transforms.scoring.tiles import spans
     from transforms.storage.manifests import usable_rates
 
-    test, train = (read_set(str(output / f"{name}_features"), f"{name}_features") for name in ("test", "train"))
+    test, train = (
+        read_set(str(output / f"{name}_features"), f"{name}_features") for name in ("test", "train")
+    )
     arrays = [one.read(spans(one.counts, 0, sum(one.counts))) for one in (test, train)]
     return arrays[0], arrays[1], usable_rates(train.manifest, None)
 
 
-def searched(test: Features, train: Features, scoring: Scoring, dense: bool = False) -> tuple[TopK, dict[str, int]]:
-    """What the benchmarks of scoring time, features decoded in memory → top-k arrays; and the search's counts."""
+def searched(
+    test: Features, train: Features, scoring: Scoring, dense: bool = False
+) -> tuple[TopK, dict[str, int]]:
+    """What the benchmarks of scoring time, features decoded in memory → top-k arrays; and the
+    search's counts.
+    """
     from transforms.scoring.exact_search import Search
 
     search = Search(test, scoring, dense=dense)
     done = sum(search.scan(train))
     found = search.result()
     if done != len(test) * len(train):
-        raise SystemExit(f"the search tells of {done:,} pairs, there are {len(test) * len(train):,}")
+        raise SystemExit(
+            f"the search tells of {done:,} pairs, there are {len(test) * len(train):,}"
+        )
     return found, search.counts

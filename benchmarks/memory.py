@@ -3,9 +3,9 @@
     python -m benchmarks.memory [--command=score] [--memory_gb=0.6] [--tests=500]
     python -m benchmarks.memory --command=audit
 
-Writes synthetic feature sets of Fashion-MNIST's shape (6 checkpoints, C = 10, D = 129) with 25,000, 100,000 and 400,000 training
-examples (62,500, 250,000 and 1,000,000 for an audit), runs the whole command on them and prints each peak and its ratio to the first, and
-seconds likewise.
+Writes synthetic feature sets of Fashion-MNIST's shape (6 checkpoints, C = 10, D = 129) with 25,000,
+100,000 and 400,000 training examples (62,500, 250,000 and 1,000,000 for an audit), runs the whole
+command on them and prints each peak and its ratio to the first, and seconds likewise.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def draw(rng: np.random.Generator, n: int, first: int) -> Features:
     loss_grads = rng.normal(size=(n, CHECKPOINTS, CLASSES)) * np.exp(2 * rng.normal(size=(n, 1, 1)))
     activations = np.maximum(rng.normal(size=(n, CHECKPOINTS, UNITS)), 0)
     ids = [b"%07d" % (first + i) for i in range(n)]
-    return Features.of(ids, labels, labels, np.ones(n), np.ones((n, CHECKPOINTS)), loss_grads, activations)
+    return Features.of(
+        ids, labels, labels, np.ones(n), np.ones((n, CHECKPOINTS)), loss_grads, activations
+    )
 
 
 def write(directory: pathlib.Path, examples: int, seed: int) -> None:
@@ -61,14 +63,22 @@ def main() -> None:
             write(features, size, 2)
             if args.command == "score":
                 sets = [f"--train_features={features}", f"--test_features={directory / 'test'}"]
-                measured = run(command("score", *sets, output, "--k=50", f"--memory_gb={args.memory_gb}"))
+                measured = run(
+                    command("score", *sets, output, "--k=50", f"--memory_gb={args.memory_gb}")
+                )
             else:
                 measured = run(command("audit", f"--features={features}", output))
             first = first or measured
             stored = sum(path.stat().st_size for path in features.iterdir())
             peak, seconds = measured.peak_bytes, measured.seconds
             print(
-                f"{size:>9,} training examples ({stored / 1e9:.2f} GB stored): peak {peak / 1e9:.2f} GB, {peak / first.peak_bytes:.2f} of "
+                f"{size:>9,} training "
+                "examples "
+                f"({stored / 1e9:.2f} "
+                "GB "
+                "stored): "
+                "peak "
+                f"{peak / 1e9:.2f} GB, {peak / first.peak_bytes:.2f} of "
                 f"the first; {seconds:.0f} s, {seconds / first.seconds:.1f} of the first",
                 flush=True,
             )

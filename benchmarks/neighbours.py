@@ -1,4 +1,5 @@
-"""Vectors and indexes against the exact search: what compressed vectors find, and when an index is worth having.
+"""Vectors and indexes against the exact search: what compressed vectors find, and when an index is
+worth having.
 
     python -m benchmarks.neighbours [DIR] [--workload=fashion|imagenet|all] [--part=vectors|indexes|all] [--k=50] [--runs=3]
                                     [--plots=FILE]
@@ -8,13 +9,15 @@ Workloads, features in memory:
     fashion     60,000 training and 1,000 test examples of Fashion-MNIST, 6 checkpoints, C = 10, D = 128
     imagenet    60,000 × 500 of `benchmarks.imagenet_like`, 3 checkpoints, C = 1000, D = 2048; needs 8 GB
 
-`vectors`: for each method and number of dimensions, what part of the exact top k of both signs is among the first k, 4 k and 8 k by the dot
-product of vectors, on average and in the worst test example; seconds to fit, and to project all training examples.
+`vectors`: for each method and number of dimensions, what part of the exact top k of both signs is
+among the first k, 4 k and 8 k by the dot product of vectors, on average and in the worst test
+example; seconds to fit, and to project all training examples.
 
-`indexes`: for parts of the training set, for some of the checkpoints, and for 1, 100 and all test examples, seconds of the exact search
-(the reference) and of each kind of index with 4 k candidates of each sign scored exactly; the ratio of both; seconds to build; bytes;
-recall. Data is resident for both: what reading takes is told by `benchmarks.scoring`. Machines are noisy: quote the ratios. `--plots`
-draws the last workload's `indexes`.
+`indexes`: for parts of the training set, for some of the checkpoints, and for 1, 100 and all test
+examples, seconds of the exact search (the reference) and of each kind of index with 4 k candidates
+of each sign scored exactly; the ratio of both; seconds to build; bytes; recall. Data is resident
+for both: what reading takes is told by `benchmarks.scoring`. Machines are noisy: quote the ratios.
+`--plots` draws the last workload's `indexes`.
 """
 
 from __future__ import annotations
@@ -82,7 +85,9 @@ def rows_of(best: TopK, train: Features, n: int) -> list[list[np.ndarray]]:
 
 
 def shares(near: np.ndarray, wanted: Sequence[Sequence[np.ndarray]], places: int) -> list[float]:
-    """For each test example and sign, the part of its exact list that is among the first `places` of `near` [2, n, m]."""
+    """For each test example and sign, the part of its exact list that is among the first `places`
+    of `near` [2, n, m].
+    """
     return [
         len(np.intersect1d(rows, near[sign, i, :places])) / len(rows)
         for sign, lists in enumerate(wanted)
@@ -98,7 +103,9 @@ def make(method: str, scaling: Scaling, known: Measurements, dimensions: int) ->
     if method in projections.FITTED:
         return projections.fit(method, scaling, known, dimensions, 0)
     outputs, units = (len(basis) for basis in known.bases[0])
-    return (projections.random if method == "random" else projections.sketch)(scaling, outputs, units, dimensions, 0)
+    return (projections.random if method == "random" else projections.sketch)(
+        scaling, outputs, units, dimensions, 0
+    )
 
 
 def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
@@ -109,7 +116,15 @@ def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
     test, train, rates = load(name, data)
     wanted = rows_of(searched(test, train, Scoring(rates, k))[0], train, len(test))
     heads = "".join(f"{f'in {m * k}: mean':>14} lowest" for m in (1, 4, 8))
-    print(f"\n{name}: {len(train):,} × {len(test):,}, top {k} of both signs\n{'method':<11}numbers{heads}   fit s  project s  made of")
+    print(
+        f"\n{name}: {len(train):,} × "
+        f"{len(test):,}, "
+        "top "
+        f"{k} "
+        "of "
+        "both "
+        f"signs\n{'method':<11}numbers{heads}   fit s  project s  made of"
+    )
     scaling = Scaling(rates, False)
     measuring, known = once(functools.partial(projections.Measurements.of, train, scaling))
     print(f"measured for auto and principal in {measuring:.1f} s")
@@ -117,11 +132,18 @@ def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
         for dimensions in DIMENSIONS:
             fitting, made = once(functools.partial(make, method, scaling, known, dimensions))
             projecting, vectors = once(functools.partial(made.project, train))
-            near = faiss_index.nearest(faiss_index.build(vectors, "flat", 0), made.project(test), 8 * k)
-            found = "".join(f"{np.mean(listed):>14.4f} {min(listed):>6.2f}" for listed in (shares(near, wanted, m * k) for m in (1, 4, 8)))
+            near = faiss_index.nearest(
+                faiss_index.build(vectors, "flat", 0), made.project(test), 8 * k
+            )
+            found = "".join(
+                f"{np.mean(listed):>14.4f} {min(listed):>6.2f}"
+                for listed in (shares(near, wanted, m * k) for m in (1, 4, 8))
+            )
             sketch = made.sketch.size if made.sketch else 0
             print(
-                f"{method:<11}{made.dimensions:>7}{found}{fitting:>8.1f}{projecting:>11.1f}  {made.kept} kept, {sketch} sketched",
+                f"{method:<11}{made.dimensions:>7}{found}{fitting:>8.1f}{projecting:>11.1f} "
+                " "
+                f"{made.kept} kept, {sketch} sketched",
                 flush=True,
             )
 
@@ -133,10 +155,26 @@ def compare_indexes(name: str, data: pathlib.Path, k: int, runs: int) -> list[Po
 
     tests, everything, all_rates = load(name, data)
     points = []
-    print(f"\n{name}: top {k} of both signs, {OVERSAMPLING * k} candidates of each, vectors of 1,024 numbers")
-    print(f"{'training':>9}{'checkpoints':>12}{'tests':>7}  {'kind':<7}{'seconds':>9}{'of exact':>10}{'build s':>9}{'MB':>8}{'recall':>9}")
+    print(
+        f"\n{name}: top {k} of both signs, {OVERSAMPLING * k} candidates of each, "
+        "vectors "
+        "of "
+        "1,024 "
+        "numbers"
+    )
+    print(
+        f"{'training':>9}{'checkpoints':>12}{'tests':>7} "
+        " "
+        f"{'kind':<7}{'seconds':>9}{'of exact':>10}{'build s':>9}{'MB':>8}{'recall':>9}"
+    )
     most, last = len(everything), len(all_rates)
-    for trains, checkpoints in ((most // 16, last), (most // 4, last), (most, 1), (most, (last + 1) // 2), (most, last)):
+    for trains, checkpoints in (
+        (most // 16, last),
+        (most // 4, last),
+        (most, 1),
+        (most, (last + 1) // 2),
+        (most, last),
+    ):
         test, train, rates = (
             of_checkpoints(tests, checkpoints),
             of_checkpoints(everything.take(slice(trains)), checkpoints),
@@ -146,21 +184,36 @@ def compare_indexes(name: str, data: pathlib.Path, k: int, runs: int) -> list[Po
         exact = checkpoints * train.loss_grads.shape[2] * train.activations.shape[2]
         projection = make("auto", scaling, Measurements.of(train, scaling), min(1024, exact))
         projecting, vectors = once(functools.partial(projection.project, train))
-        indexes = {kind: once(functools.partial(faiss_index.build, vectors, kind, 0)) for kind in KINDS}
+        indexes = {
+            kind: once(functools.partial(faiss_index.build, vectors, kind, 0)) for kind in KINDS
+        }
         for n in (1, 100, len(test)):
             some = test.take(slice(n))
             reference, (best, _) = median(functools.partial(searched, some, train, scoring), runs)
             wanted = rows_of(best, train, n)
             found = [Point("exact", trains, checkpoints, n, reference, 0.0, 0, 1.0)]
             for kind, (building, index) in indexes.items():
-                seconds, best = median(functools.partial(ask, some, train, index, projection, scoring), runs)
+                seconds, best = median(
+                    functools.partial(ask, some, train, index, projection, scoring), runs
+                )
                 size = len(faiss_index.to_bytes(index))
                 found.append(
-                    Point(kind, trains, checkpoints, n, seconds, projecting + building, size, recall(wanted, rows_of(best, train, n)))
+                    Point(
+                        kind,
+                        trains,
+                        checkpoints,
+                        n,
+                        seconds,
+                        projecting + building,
+                        size,
+                        recall(wanted, rows_of(best, train, n)),
+                    )
                 )
             for point in found:
                 print(
-                    f"{trains:>9,}{checkpoints:>12}{n:>7,}  {point.kind:<7}{point.seconds:>9.3f}{point.seconds / reference:>10.2f}"
+                    f"{trains:>9,}{checkpoints:>12}{n:>7,} "
+                    " "
+                    f"{point.kind:<7}{point.seconds:>9.3f}{point.seconds / reference:>10.2f}"
                     f"{point.build_seconds:>9.1f}{point.bytes / 1e6:>8.0f}{point.recall:>9.4f}",
                     flush=True,
                 )
@@ -170,14 +223,28 @@ def compare_indexes(name: str, data: pathlib.Path, k: int, runs: int) -> list[Po
 
 def recall(wanted: Sequence[Sequence[np.ndarray]], found: Sequence[Sequence[np.ndarray]]) -> float:
     """What part of the wanted rows was found, on average over test examples and signs."""
-    pairs = [pair for one, other in zip(wanted, found, strict=True) for pair in zip(one, other, strict=True) if len(pair[0])]
+    pairs = [
+        pair
+        for one, other in zip(wanted, found, strict=True)
+        for pair in zip(one, other, strict=True)
+        if len(pair[0])
+    ]
     return float(np.mean([len(np.intersect1d(*pair)) / len(pair[0]) for pair in pairs]))
 
 
 def of_checkpoints(features: Features, checkpoints: int) -> Features:
     """The features at the first checkpoints alone."""
-    cut = ("label_probabilities", "loss_grads", "activations", "loss_grad_norms", "activation_norms")
-    return dataclasses.replace(features, **{name: np.ascontiguousarray(getattr(features, name)[:, :checkpoints]) for name in cut})
+    cut = (
+        "label_probabilities",
+        "loss_grads",
+        "activations",
+        "loss_grad_norms",
+        "activation_norms",
+    )
+    return dataclasses.replace(
+        features,
+        **{name: np.ascontiguousarray(getattr(features, name)[:, :checkpoints]) for name in cut},
+    )
 
 
 def once(work: Callable[[], _R]) -> tuple[float, _R]:
@@ -209,7 +276,11 @@ class Resident:
         from transforms.core.shapes import Shape
 
         self._features = features
-        self.shape = Shape(features.loss_grads.shape[1], features.loss_grads.shape[2], features.activations.shape[2])
+        self.shape = Shape(
+            features.loss_grads.shape[1],
+            features.loss_grads.shape[2],
+            features.activations.shape[2],
+        )
 
     def take(self, rows: np.ndarray) -> Features:
         return self._features.take(rows)
@@ -218,10 +289,18 @@ class Resident:
 def draw(points: Sequence[Point], path: str, name: str) -> None:
     from matplotlib import pyplot
 
-    counts, most, last = sorted({p.tests for p in points}), max(p.trains for p in points), max(p.checkpoints for p in points)
+    counts, most, last = (
+        sorted({p.tests for p in points}),
+        max(p.trains for p in points),
+        max(p.checkpoints for p in points),
+    )
     panels = [
         *(
-            (f"{n:,} test example{'s' if n > 1 else ''}", "trains", [p for p in points if p.tests == n and p.checkpoints == last])
+            (
+                f"{n:,} test example{'s' if n > 1 else ''}",
+                "trains",
+                [p for p in points if p.tests == n and p.checkpoints == last],
+            )
             for n in counts
         ),
         (
@@ -230,19 +309,42 @@ def draw(points: Sequence[Point], path: str, name: str) -> None:
             [p for p in points if p.tests == counts[-1] and p.trains == most],
         ),
     ]
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), sharey=True, layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(4 * len(panels), 3.6), sharey=True, layout="constrained"
+    )
     for axis, (title, along, shown) in zip(axes, panels, strict=True):
         level = 0.0
-        ends = {kind: [p.seconds for p in shown if p.kind == kind][-1] for kind in ("exact", *KINDS)}
+        ends = {
+            kind: [p.seconds for p in shown if p.kind == kind][-1] for kind in ("exact", *KINDS)
+        }
         for kind in sorted(ends, key=ends.__getitem__):
             # Names one above the other, where their lines end close together.
             level = max(ends[kind], 1.3 * level)
             mine = [p for p in shown if p.kind == kind]
-            axis.plot([getattr(p, along) for p in mine], [p.seconds for p in mine], "o-", color=COLOURS[kind], markersize=4)
+            axis.plot(
+                [getattr(p, along) for p in mine],
+                [p.seconds for p in mine],
+                "o-",
+                color=COLOURS[kind],
+                markersize=4,
+            )
             told = kind if kind == "exact" else f"{kind}, finds {100 * mine[-1].recall:.1f} %"
             place = (getattr(mine[-1], along), level)
-            axis.annotate(told, place, (6, 0), textcoords="offset points", color=COLOURS[kind], va="center", fontsize=8)
-        axis.set(xscale="log", yscale="log", xlabel="training examples" if along == "trains" else along, title=title)
+            axis.annotate(
+                told,
+                place,
+                (6, 0),
+                textcoords="offset points",
+                color=COLOURS[kind],
+                va="center",
+                fontsize=8,
+            )
+        axis.set(
+            xscale="log",
+            yscale="log",
+            xlabel="training examples" if along == "trains" else along,
+            title=title,
+        )
         low, high = axis.get_xlim()
         axis.set_xlim(low, high * (high / low) ** 0.55)
         if along == "checkpoints":
@@ -255,7 +357,9 @@ def draw(points: Sequence[Point], path: str, name: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directory", nargs="?")
     parser.add_argument("--workload", choices=(*SIZES, "all"), default="all")
     parser.add_argument("--part", choices=("vectors", "indexes", "all"), default="all")

@@ -1,10 +1,12 @@
-"""Scores of whole examples, summed over the pairs of their positions: what they take, against products of all pairs of positions.
+"""Scores of whole examples, summed over the pairs of their positions: what they take, against
+products of all pairs of positions.
 
     python -m benchmarks.positions [--tests=200] [--trains=10000] [--positions=20] [--outputs=10] [--units=129] [--checkpoints=3] [--k=10]
 
-Examples have random numbers of positions, `--positions` on average, with heavy-tailed random gradients. Printed are seconds to add up the
-training records, to search the sums (median of three), and to multiply the pairs of positions as `tracin score` without `--sum_positions`
-does where it can skip none, before anything is summed; then seconds and peak memory of the whole command.
+Examples have random numbers of positions, `--positions` on average, with heavy-tailed random
+gradients. Printed are seconds to add up the training records, to search the sums (median of three),
+and to multiply the pairs of positions as `tracin score` without `--sum_positions` does where it can
+skip none, before anything is summed; then seconds and peak memory of the whole command.
 """
 
 from __future__ import annotations
@@ -37,7 +39,15 @@ def draw(rng: np.random.Generator, examples: int, first: int, args: argparse.Nam
     activations = np.maximum(rng.normal(size=(total, args.checkpoints, args.units)), 0)
     labels = rng.integers(0, args.outputs, (total, 1))
     ids = [record_id(b"%07d" % (first + i), a) for i, size in enumerate(sizes) for a in range(size)]
-    return Features.of(ids, labels, labels, np.ones(total), np.ones((total, args.checkpoints)), loss_grads, activations)
+    return Features.of(
+        ids,
+        labels,
+        labels,
+        np.ones(total),
+        np.ones((total, args.checkpoints)),
+        loss_grads,
+        activations,
+    )
 
 
 def write(directory: pathlib.Path, examples: int, seed: int, args: argparse.Namespace) -> None:
@@ -55,7 +65,10 @@ def search(args: argparse.Namespace) -> None:
     from transforms.scoring.influence import Scoring
 
     scoring = Scoring((0.1,) * args.checkpoints, args.k)
-    test, train = (draw(np.random.default_rng(seed), n, 0, args) for seed, n in ((1, args.tests), (2, args.trains)))
+    test, train = (
+        draw(np.random.default_rng(seed), n, 0, args)
+        for seed, n in ((1, args.tests), (2, args.trains))
+    )
     chunks: list[Gradients] = []
 
     def add_up() -> None:
@@ -74,19 +87,43 @@ def search(args: argparse.Namespace) -> None:
         counts.update(found.counts)
 
     counts: dict[str, int] = {}
-    print(f"{args.tests:,} × {args.trains:,} examples of {len(test):,} × {len(train):,} positions, {args.k} of both signs")
+    print(
+        f"{args.tests:,} × {args.trains:,} examples "
+        "of "
+        f"{len(test):,} "
+        "× "
+        f"{len(train):,} "
+        "positions, "
+        f"{args.k} of both signs"
+    )
     print(f"  adding up the training records   {median_seconds(add_up, 3):8.3f} s")
     print(f"  searching                        {median_seconds(find, 3):8.3f} s  {counts}")
     pairs = len(test) * len(train)
     part = test.take(slice(0, max(1, min(len(test), int(len(test) * 1e9 // pairs)))))
     searched(part.take(slice(0, 64)), train.take(slice(0, 1000)), scoring, dense=True)
     seconds = timed(lambda: searched(part, train, scoring, dense=True)) * len(test) / len(part)
-    print(f"  products of pairs of positions   {seconds:8.3f} s  (from {len(part):,} positions of test examples)", flush=True)
+    print(
+        f"  products of pairs of positions   {seconds:8.3f} s "
+        " "
+        "(from "
+        f"{len(part):,} "
+        "positions "
+        "of "
+        "test examples)",
+        flush=True,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("tests", 200), ("trains", 10_000), ("positions", 20), ("outputs", 10), ("units", 129), ("checkpoints", 3)):
+    for name, default in (
+        ("tests", 200),
+        ("trains", 10_000),
+        ("positions", 20),
+        ("outputs", 10),
+        ("units", 129),
+        ("checkpoints", 3),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--memory_gb", type=float, default=2.0)
@@ -97,9 +134,23 @@ def main() -> None:
         for name, examples, seed in (("test", args.tests, 1), ("train", args.trains, 2)):
             in_own_process(write, directory / name, examples, seed, args)
         sets = [f"--{name}_features={directory / name}" for name in ("train", "test")]
-        words = [*sets, "--sum_positions", f"--k={args.k}", f"--memory_gb={args.memory_gb}", f"--output={directory / 'out'}"]
+        words = [
+            *sets,
+            "--sum_positions",
+            f"--k={args.k}",
+            f"--memory_gb={args.memory_gb}",
+            f"--output={directory / 'out'}",
+        ]
         measured = run(command("score", *words))
-        print(f"  the whole command                {measured.seconds:8.3f} s, peak {measured.peak_bytes / 1e9:.2f} GB")
+        print(
+            "  the whole command              "
+            " "
+            " "
+            f"{measured.seconds:8.3f} "
+            "s, "
+            "peak "
+            f"{measured.peak_bytes / 1e9:.2f} GB"
+        )
         print("  " + measured.out.strip().splitlines()[-2])
 
 

@@ -1,10 +1,12 @@
-"""What shorter numbers cost: features stored as bfloat16 or float16, and a network that computes in one of them, against float32.
+"""What shorter numbers cost: features stored as bfloat16 or float16, and a network that computes in
+one of them, against float32.
 
     python -m benchmarks.precision [DIR] [--k=50]
 
-Fashion-MNIST, 60,000 × 10,000 examples, 6 checkpoints, both signs, no normalisation and cosine. Printed are how many of
-the float32 top k are found again (recall: mean over test examples and signs, and the lowest of a test example and sign), and the median
-relative error of the scores of those. DIR keeps the data (a temporary directory otherwise).
+Fashion-MNIST, 60,000 × 10,000 examples, 6 checkpoints, both signs, no normalisation and cosine.
+Printed are how many of the float32 top k are found again (recall: mean over test examples and
+signs, and the lowest of a test example and sign), and the median relative error of the scores of
+those. DIR keeps the data (a temporary directory otherwise).
 """
 
 from __future__ import annotations
@@ -27,13 +29,18 @@ if TYPE_CHECKING:
 
 
 def lower(checkpoint: pathlib.Path, policy: str, directory: pathlib.Path) -> None:
-    """Saves a checkpoint again as a model of the same weights that computes under another of Keras's dtype policies."""
+    """Saves a checkpoint again as a model of the same weights that computes under another of
+    Keras's dtype policies.
+    """
     import keras
 
     directory.mkdir(parents=True, exist_ok=True)
     model = keras.saving.load_model(checkpoint)
     other = keras.models.clone_model(
-        model, clone_function=lambda layer: layer.__class__.from_config({**layer.get_config(), "dtype": policy})
+        model,
+        clone_function=lambda layer: layer.__class__.from_config(
+            {**layer.get_config(), "dtype": policy}
+        ),
     )
     other.set_weights(model.get_weights())
     other.compile(model.optimizer.__class__.from_config(model.optimizer.get_config()), model.loss)
@@ -59,10 +66,18 @@ def stored_as(features: Features, dtype: str) -> Features:
 
 
 def compared(found: TopK, exact: TopK, tests: int) -> tuple[float, float, float]:
-    """Mean and lowest recall of a test example and sign, and the median relative error of the scores that are in both."""
+    """Mean and lowest recall of a test example and sign, and the median relative error of the
+    scores that are in both.
+    """
     recalls, errors = [], []
     for one, other in ((found.proponents, exact.proponents), (found.opponents, exact.opponents)):
-        mine, right = ({(int(row), id_): score for row, id_, score in zip(r.rows, r.ids, r.scores, strict=True)} for r in (one, other))
+        mine, right = (
+            {
+                (int(row), id_): score
+                for row, id_, score in zip(r.rows, r.ids, r.scores, strict=True)
+            }
+            for r in (one, other)
+        )
         shared = right.keys() & mine.keys()
         hits = np.bincount([row for row, _ in shared], minlength=tests)
         totals = np.bincount([row for row, _ in right], minlength=tests)
@@ -77,7 +92,10 @@ def report(data: pathlib.Path, k: int) -> None:
     from transforms.scoring.influence import Scoring
 
     test, train, rates = read_features(data / "out")
-    rounded = {dtype: (stored_as(test, dtype), stored_as(train, dtype)) for dtype in ("bfloat16", "float16")}
+    rounded = {
+        dtype: (stored_as(test, dtype), stored_as(train, dtype))
+        for dtype in ("bfloat16", "float16")
+    }
     ways = {f"stored as {dtype}": sets for dtype, sets in rounded.items()}
     for policy in ("mixed_bfloat16", "mixed_float16"):
         ways[f"computed in {policy}"] = read_features(data / policy)[:2]
@@ -108,7 +126,12 @@ def main() -> None:
             for checkpoint in sorted((data / "checkpoints").glob("*.keras")):
                 in_own_process(lower, checkpoint, policy, data / f"checkpoints-{policy}")
             flags = influence_flags(data, data / policy, args.k)
-            run(command("influence", *(flag.replace("/checkpoints/", f"/checkpoints-{policy}/") for flag in flags)))
+            run(
+                command(
+                    "influence",
+                    *(flag.replace("/checkpoints/", f"/checkpoints-{policy}/") for flag in flags),
+                )
+            )
         in_own_process(report, data, args.k)
 
 

@@ -1,4 +1,5 @@
-"""Scoring, features decoded in memory → top-k arrays, against the dense path and against what brute force could do at best.
+"""Scoring, features decoded in memory → top-k arrays, against the dense path and against what brute
+force could do at best.
 
     python -m benchmarks.scoring [DIR] [--workload=fashion|imagenet|equal-fashion|equal-imagenet|all] [--trains=N] [--tests=N]
                                  [--dense_tests=N] [--k=50] [--runs=3] [--parts=8] [--plots=FILE]
@@ -10,12 +11,14 @@ Workloads:
     equal-fashion   60,000 × 10,000 of the first shape, and
     equal-imagenet  100,000 × 10,000 of the second, where no bound can tell pairs apart: equal norms, random directions, cosine
 
-Both paths run by turns, so that a busy machine is busy for both, and their results must be identical in ids and in the bits of scores.
-The dense path may have fewer test examples (`--dense_tests`; 1,000 for imagenet): compared are pairs/s. The brute-force limit is the
-machine's best float32 matrix multiply, measured before and after, over the `2 T (C + D + 1)` flops of a pair. Machines are noisy: quote
-the ratios. `--parts` searches the training set in so many parts too, as tiles on different workers do: each for itself, by thresholds that
-the first lets guess, and by those of the whole set. `--plots` draws the cost on Fashion-MNIST against the numbers of examples and k, which
-takes ten minutes and more. DIR keeps its data (a temporary directory otherwise).
+Both paths run by turns, so that a busy machine is busy for both, and their results must be
+identical in ids and in the bits of scores. The dense path may have fewer test examples
+(`--dense_tests`; 1,000 for imagenet): compared are pairs/s. The brute-force limit is the machine's
+best float32 matrix multiply, measured before and after, over the `2 T (C + D + 1)` flops of a pair.
+Machines are noisy: quote the ratios. `--parts` searches the training set in so many parts too, as
+tiles on different workers do: each for itself, by thresholds that the first lets guess, and by
+those of the whole set. `--plots` draws the cost on Fashion-MNIST against the numbers of examples
+and k, which takes ten minutes and more. DIR keeps its data (a temporary directory otherwise).
 """
 
 from __future__ import annotations
@@ -66,7 +69,8 @@ class Workload:
     Attributes:
         trains, tests: numbers of examples.
         dense_tests: how many of the tests the dense path has.
-        load: makes the test and training features and the learning rates, from the directory of data and both numbers.
+        load: makes the test and training features and the learning rates, from the directory of
+            data and both numbers.
         normalize: see `Scoring`.
     """
 
@@ -77,19 +81,29 @@ class Workload:
     normalize: str = "none"
 
 
-def load_fashion(data: pathlib.Path, trains: int, tests: int) -> tuple[Features, Features, tuple[float, ...]]:
+def load_fashion(
+    data: pathlib.Path, trains: int, tests: int
+) -> tuple[Features, Features, tuple[float, ...]]:
     test, train, rates = read_features(data / "out")
     return test.take(slice(tests)), train.take(slice(trains)), rates
 
 
-def load_imagenet(_: pathlib.Path, trains: int, tests: int) -> tuple[Features, Features, tuple[float, ...]]:
-    return imagenet_like.features(tests, train=False), imagenet_like.features(trains), imagenet_like.LEARNING_RATES
+def load_imagenet(
+    _: pathlib.Path, trains: int, tests: int
+) -> tuple[Features, Features, tuple[float, ...]]:
+    return (
+        imagenet_like.features(tests, train=False),
+        imagenet_like.features(trains),
+        imagenet_like.LEARNING_RATES,
+    )
 
 
 def load_equal(
     _: pathlib.Path, trains: int, tests: int, checkpoints: int, outputs: int, units: int
 ) -> tuple[Features, Features, tuple[float, ...]]:
-    """Features whose loss gradients and activations all have length 1, at all checkpoints, and random directions."""
+    """Features whose loss gradients and activations all have length 1, at all checkpoints, and
+    random directions.
+    """
     from transforms.core.features import Features
     from transforms.core.ids import id_array
     from transforms.core.summation import norms
@@ -110,7 +124,15 @@ def load_equal(
         ids = id_array([f"{stem}-{i:06d}".encode() for i in range(n)])
         labels, predictions = rng.integers(0, outputs, (2, n, 1))
         chance = np.float32(1 / outputs)
-        return Features(ids, labels, predictions, np.full(n, chance), np.full((n, checkpoints), chance), *factors, *lengths)
+        return Features(
+            ids,
+            labels,
+            predictions,
+            np.full(n, chance),
+            np.full((n, checkpoints), chance),
+            *factors,
+            *lengths,
+        )
 
     return draw(tests, "test", 1), draw(trains, "train", 0), (0.1,) * checkpoints
 
@@ -128,7 +150,9 @@ WORKLOADS = {
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """What a workload came to: pairs/s of our path, of the dense path and of the limit, seconds of our path, and its peak memory."""
+    """What a workload came to: pairs/s of our path, of the dense path and of the limit, seconds of
+    our path, and its peak memory.
+    """
 
     name: str
     shape: str
@@ -142,22 +166,38 @@ class Compared:
         """A line of a Markdown table."""
         rates = " | ".join(f"{rate / 1e6:,.1f}" for rate in (self.ours, self.dense, self.limit))
         ratios = " | ".join(
-            f"{one / other:.2f}" for one, other in ((self.ours, self.limit), (self.ours, self.dense), (self.dense, self.limit))
+            f"{one / other:.2f}"
+            for one, other in (
+                (self.ours, self.limit),
+                (self.ours, self.dense),
+                (self.dense, self.limit),
+            )
         )
-        return f"| {self.name} | {self.shape} | {rates} | {ratios} | {self.peak_bytes / 1e9:.1f} GB |"
+        return (
+            f"| {self.name} | {self.shape} | {rates} | {ratios} | {self.peak_bytes / 1e9:.1f} GB |"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directory", nargs="?", type=pathlib.Path, help="where Fashion-MNIST's examples, checkpoints and features are kept")
+    parser.add_argument(
+        "directory",
+        nargs="?",
+        type=pathlib.Path,
+        help="where Fashion-MNIST's examples, checkpoints and features are kept",
+    )
     parser.add_argument("--workload", choices=(*WORKLOADS, "all"), default="all")
     parser.add_argument("--trains", type=int, help="training examples")
     parser.add_argument("--tests", type=int, help="test examples")
     parser.add_argument("--dense_tests", type=int, help="test examples of the dense path")
     parser.add_argument("--k", type=int, default=50)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--parts", type=int, help="parts of the training set that are searched apart")
-    parser.add_argument("--plots", type=pathlib.Path, nargs="?", const=pathlib.Path("scoring.png"), metavar="FILE")
+    parser.add_argument(
+        "--parts", type=int, help="parts of the training set that are searched apart"
+    )
+    parser.add_argument(
+        "--plots", type=pathlib.Path, nargs="?", const=pathlib.Path("scoring.png"), metavar="FILE"
+    )
     args = parser.parse_args()
     names = list(WORKLOADS) if args.workload == "all" else [args.workload]
     if args.plots and "fashion" not in names:
@@ -174,7 +214,9 @@ def main() -> None:
             usual = WORKLOADS[name]
             trains, tests = args.trains or usual.trains, args.tests or usual.tests
             dense_tests = min(args.dense_tests or usual.dense_tests, tests)
-            workload = dataclasses.replace(usual, trains=trains, tests=tests, dense_tests=dense_tests)
+            workload = dataclasses.replace(
+                usual, trains=trains, tests=tests, dense_tests=dense_tests
+            )
             compared = in_own_process(compare, name, workload, data, args.k, args.runs)
             rows.append(compared.row())
             if args.parts:
@@ -183,7 +225,15 @@ def main() -> None:
                 report_command(data, pathlib.Path(scratch), args.k, args.runs)
                 if args.plots:
                     in_own_process(plot, data, trains, tests, args.k, args.runs, args.plots)
-    print("| | | ours, M pairs/s | dense path | brute-force limit | ours / limit | ours / dense | dense / limit | peak memory |")
+    print(
+        "| | | ours, M pairs/s | dense path | brute-force limit | ours / limit "
+        "| "
+        "ours "
+        "/ "
+        "dense "
+        "| "
+        "dense / limit | peak memory |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     print("\n".join(rows))
 
@@ -191,7 +241,9 @@ def main() -> None:
 def prepare(data: pathlib.Path, k: int) -> None:
     """Leaves the feature sets of Fashion-MNIST in `data`/out, unless a run before has."""
     in_own_process(fashion_mnist.prepare, data)
-    if not all((data / "out" / f"{name}_features" / "manifest.json").exists() for name in ("train", "test")):
+    if not all(
+        (data / "out" / f"{name}_features" / "manifest.json").exists() for name in ("train", "test")
+    ):
         run(command("influence", *influence_flags(data, data / "out", k)))
 
 
@@ -206,7 +258,16 @@ def compare(name: str, workload: Workload, data: pathlib.Path, k: int, runs: int
     _, checkpoints, outputs = train.loss_grads.shape
     units = train.activations.shape[2]
     shape = f"{len(train):,} × {len(test):,}, T = {checkpoints}, C = {outputs}, D = {units - 1}"
-    print(f"{name}: {shape}, top-{k}, normalize={workload.normalize}, {os.cpu_count()} processors, medians of {runs} runs", flush=True)
+    print(
+        f"{name}: "
+        f"{shape}, "
+        f"top-{k}, "
+        f"normalize={workload.normalize}, "
+        f"{os.cpu_count()} "
+        "processors, "
+        f"medians of {runs} runs",
+        flush=True,
+    )
 
     found: dict[bool, tuple[TopK, dict[str, int]]] = {}
 
@@ -225,18 +286,50 @@ def compare(name: str, workload: Workload, data: pathlib.Path, k: int, runs: int
 
     flops = 2 * checkpoints * (outputs + units)
     pairs, dense_pairs = len(test) * len(train), len(dense_test) * len(train)
-    our_seconds, dense_seconds = (statistics.median(column) for column in zip(*seconds, strict=True))
-    compared = Compared(name, shape, pairs / our_seconds, dense_pairs / dense_seconds, gflops * 1e9 / flops, our_seconds, peaks[0])
+    our_seconds, dense_seconds = (
+        statistics.median(column) for column in zip(*seconds, strict=True)
+    )
+    compared = Compared(
+        name,
+        shape,
+        pairs / our_seconds,
+        dense_pairs / dense_seconds,
+        gflops * 1e9 / flops,
+        our_seconds,
+        peaks[0],
+    )
     ranked = sum(len(ranking) for ranking in (found[True][0].proponents, found[True][0].opponents))
 
     def told(path: str, rate: float, took: float, peak: int) -> None:
-        print(f"  {path:<20}{rate / 1e6:10,.1f} M pairs/s {took:8.2f} s, peak {peak / 1e9:.2f} GB of which {held / 1e9:.2f} before it")
+        print(
+            f"  {path:<20}{rate / 1e6:10,.1f} M pairs/s {took:8.2f} "
+            "s, "
+            "peak "
+            f"{peak / 1e9:.2f} "
+            "GB "
+            "of "
+            f"which {held / 1e9:.2f} before it"
+        )
 
     told("ours", compared.ours, our_seconds, peaks[0])
     told(f"dense, {len(dense_test):,} tests", compared.dense, dense_seconds, peaks[1])
-    print(f"  {'brute-force limit':<20}{compared.limit / 1e6:10,.1f} M pairs/s: {gflops:,.0f} Gflop/s over {flops:,} flops a pair")
     print(
-        f"  ours / limit {compared.ours / compared.limit:.2f}, ours / dense {compared.ours / compared.dense:.2f}, "
+        " "
+        " "
+        f"{'brute-force limit':<20}{compared.limit / 1e6:10,.1f} "
+        "M "
+        "pairs/s: "
+        f"{gflops:,.0f} "
+        f"Gflop/s over {flops:,} flops a pair"
+    )
+    print(
+        "  ours / "
+        "limit "
+        f"{compared.ours / compared.limit:.2f}, "
+        "ours "
+        "/ "
+        "dense "
+        f"{compared.ours / compared.dense:.2f}, "
         f"dense / limit {compared.dense / compared.limit:.2f}; other processes had "
         f"{others.share:.0%} of the processors"
     )
@@ -249,7 +342,9 @@ def compare(name: str, workload: Workload, data: pathlib.Path, k: int, runs: int
 
 
 def report_parts(workload: Workload, data: pathlib.Path, k: int, parts: int) -> None:
-    """Prints what it costs to search a training set in parts that know nothing of each other, or what thresholds tell."""
+    """Prints what it costs to search a training set in parts that know nothing of each other, or
+    what thresholds tell.
+    """
     from transforms.core import topk
     from transforms.scoring import thresholds
     from transforms.scoring.exact_search import Search
@@ -266,7 +361,15 @@ def report_parts(workload: Workload, data: pathlib.Path, k: int, parts: int) -> 
 
     def told(name: str, found: Sequence[tuple[float, TopK]], more: str = "") -> None:
         candidates = sum(len(best.proponents) + len(best.opponents) for _, best in found)
-        print(f"  {name:<30}{sum(seconds for seconds, _ in found):8.2f} s {candidates:>12,} candidates{more}", flush=True)
+        print(
+            " "
+            " "
+            f"{name:<30}{sum(seconds for seconds, _ in found):8.2f} "
+            "s "
+            f"{candidates:>12,} "
+            f"candidates{more}",
+            flush=True,
+        )
 
     search(train)  # to warm up
     whole = search(train)
@@ -287,7 +390,9 @@ def report_parts(workload: Workload, data: pathlib.Path, k: int, parts: int) -> 
 
 
 def difference(ours: TopK, dense: TopK, tests: int) -> str | None:
-    """Where the first `tests` tests of our result are not the dense one, in ids or in the bits of scores."""
+    """Where the first `tests` tests of our result are not the dense one, in ids or in the bits of
+    scores.
+    """
     for sign in ("proponents", "opponents"):
         one, other = getattr(ours, sign), getattr(dense, sign)
         one = one.take(one.rows < tests)
@@ -296,18 +401,25 @@ def difference(ours: TopK, dense: TopK, tests: int) -> str | None:
         for field in ("ids", "scores"):
             mine, its = getattr(one, field), getattr(other, field)
             # Bits: −0 is not 0 here.
-            differing = np.flatnonzero(mine != its if field == "ids" else mine.view(np.int64) != its.view(np.int64))
+            differing = np.flatnonzero(
+                mine != its if field == "ids" else mine.view(np.int64) != its.view(np.int64)
+            )
             if len(differing):
                 place = differing[0]
                 row = one.rows[place]
                 rank = place - np.searchsorted(one.rows, row)
-                return f"the two paths differ in the {field} of {sign}: {mine[place]} and {its[place]} at test {row}, rank {rank}"
+                return (
+                    f"the two paths differ in the {field} of {sign}: {mine[place]} and "
+                    f"{its[place]} at test {row}, rank {rank}"
+                )
     return None
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """The parts of `tracin score`, each alone: seconds; and how many records, rows and bytes they are of."""
+    """The parts of `tracin score`, each alone: seconds; and how many records, rows and bytes they
+    are of.
+    """
 
     reading: float
     scoring: float
@@ -329,7 +441,13 @@ def measure_parts(output: pathlib.Path, scratch: pathlib.Path, k: int, runs: int
     scoring = Scoring(rates, k)
     seconds = median_seconds(lambda: searched(test, train, scoring), runs)
     best, _ = searched(test, train, scoring)
-    own = (test.example_ids, test.labels, test.predictions, test.probabilities, test.label_probabilities[:, -1])
+    own = (
+        test.example_ids,
+        test.labels,
+        test.predictions,
+        test.probabilities,
+        test.label_probabilities[:, -1],
+    )
     block = ScoredBlock(*own, self_influence(test, rates), best)
     manifest = read_set(str(output / "train_features"), "train_features").manifest
     rows = schema(manifest.task, manifest.outputs)
@@ -341,28 +459,84 @@ def measure_parts(output: pathlib.Path, scratch: pathlib.Path, k: int, runs: int
 def report_command(data: pathlib.Path, scratch: pathlib.Path, k: int, runs: int) -> None:
     """Prints the whole `tracin score` and its parts."""
     parts = in_own_process(measure_parts, data / "out", scratch, k, runs)
-    sets = [f"--train_features={data}/out/train_features", f"--test_features={data}/out/test_features"]
-    whole = [run(command("score", *sets, f"--output={scratch}/score-{i}", f"--k={k}")) for i in range(runs)]
+    sets = [
+        f"--train_features={data}/out/train_features",
+        f"--test_features={data}/out/test_features",
+    ]
+    whole = [
+        run(command("score", *sets, f"--output={scratch}/score-{i}", f"--k={k}"))
+        for i in range(runs)
+    ]
     inside = statistics.median(float(re.findall(r"took ([\d.]+) s", one.out)[0]) for one in whole)
     # As the command does, which keeps the garbage collector away meanwhile.
-    imports = "import gc; gc.disable(); import pipeline.commands.score, tensorflow; tensorflow.config.list_physical_devices()"
+    imports = (
+        "import "
+        "gc; "
+        "gc.disable(); "
+        "import "
+        "pipeline.commands.score, "
+        "tensorflow; "
+        "tensorflow.config.list_physical_devices()"
+    )
     start = statistics.median(run([sys.executable, "-c", imports]).seconds for _ in range(runs))
     together = parts.reading + parts.scoring + parts.writing
     seconds = statistics.median(one.seconds for one in whole)
     print(f"tracin score on Fashion-MNIST, whole, top-{k}, medians of {runs} runs")
-    print(f"  reading         {parts.reading:8.2f} s alone: {parts.records / parts.reading:,.0f} records/s, files in the system's cache")
+    print(
+        "  reading        "
+        " "
+        f"{parts.reading:8.2f} "
+        "s "
+        "alone: "
+        f"{parts.records / parts.reading:,.0f} "
+        "records/s, files in the system's cache"
+    )
     print(f"  scoring         {parts.scoring:8.2f} s alone")
-    print(f"  writing         {parts.writing:8.2f} s alone: {parts.rows:,} rows as JSON lines and as Parquet")
-    print(f"  together        {together:8.2f} s; the command takes {inside:.1f} s after its imports, Beam's graph included")
+    print(
+        f"  writing         {parts.writing:8.2f} s alone: {parts.rows:,} rows "
+        "as "
+        "JSON "
+        "lines "
+        "and "
+        "as "
+        "Parquet"
+    )
+    print(
+        f"  together        {together:8.2f} s; the command takes "
+        f"{inside:.1f} "
+        "s "
+        "after "
+        "its "
+        "imports, "
+        "Beam's graph included"
+    )
     print(f"  imports         {start:8.2f} s")
-    print(f"  command         {seconds:8.2f} s wall, peak {max(one.peak_bytes for one in whole) / 1e9:.2f} GB")
-    print(f"  leaves a tile   {parts.block_bytes / 1e6:8.1f} MB, were all of it one tile: candidates of {parts.rows:,} tests, pickled")
+    print(
+        "  command        "
+        " "
+        f"{seconds:8.2f} "
+        "s "
+        "wall, "
+        "peak "
+        f"{max(one.peak_bytes for one in whole) / 1e9:.2f} GB"
+    )
+    print(
+        f"  leaves a tile   {parts.block_bytes / 1e6:8.1f} MB, were all "
+        "of "
+        "it "
+        "one "
+        "tile: "
+        "candidates "
+        f"of {parts.rows:,} tests, pickled"
+    )
     print(flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """Costs against one number, the other two being full: points of it, and seconds of our path, of the dense path and at the limit."""
+    """Costs against one number, the other two being full: points of it, and seconds of our path, of
+    the dense path and at the limit.
+    """
 
     axis: str
     title: str
@@ -372,8 +546,12 @@ class Panel:
     limit: Sequence[float]
 
 
-def plot(data: pathlib.Path, trains: int, tests: int, k: int, runs: int, path: pathlib.Path) -> None:
-    """Measures and draws the cost on Fashion-MNIST against the number of training examples, of test examples and of k; prints it too."""
+def plot(
+    data: pathlib.Path, trains: int, tests: int, k: int, runs: int, path: pathlib.Path
+) -> None:
+    """Measures and draws the cost on Fashion-MNIST against the number of training examples, of test
+    examples and of k; prints it too.
+    """
     import tensorflow as tf
 
     from transforms.scoring.influence import Scoring
@@ -389,9 +567,15 @@ def plot(data: pathlib.Path, trains: int, tests: int, k: int, runs: int, path: p
             some = test.take(slice(point)) if axis == "test examples" else test
             among = train.take(slice(point)) if axis == "training examples" else train
             scoring = Scoring(rates, point if axis == "k" else k)
-            paths = [median_seconds(functools.partial(searched, some, among, scoring, dense), runs) for dense in (False, True)]
+            paths = [
+                median_seconds(functools.partial(searched, some, among, scoring, dense), runs)
+                for dense in (False, True)
+            ]
             costs.append((*paths, len(some) * len(among) / limit))
-            print(f"  {point:>7,} {axis:<18}" + " ".join(f"{cost:9.3f} s" for cost in costs[-1]), flush=True)
+            print(
+                f"  {point:>7,} {axis:<18}" + " ".join(f"{cost:9.3f} s" for cost in costs[-1]),
+                flush=True,
+            )
         return Panel(axis, fixed, points, *zip(*costs, strict=True))
 
     print("cost on Fashion-MNIST: ours, dense path, brute-force limit")
@@ -417,11 +601,24 @@ def draw_panels(panels: Sequence[Panel], path: pathlib.Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-    with pyplot.rc_context({"font.size": 11, "axes.edgecolor": GREY, "text.color": INK, "axes.labelcolor": INK}):
-        figure, axes = pyplot.subplots(1, len(panels), figsize=(13, 4.6), sharey=True, layout="constrained")
+    with pyplot.rc_context(
+        {"font.size": 11, "axes.edgecolor": GREY, "text.color": INK, "axes.labelcolor": INK}
+    ):
+        figure, axes = pyplot.subplots(
+            1, len(panels), figsize=(13, 4.6), sharey=True, layout="constrained"
+        )
         for axis, one in zip(axes, panels, strict=True):
-            axis.plot(one.points, one.limit, color=GREY, linestyle="--", linewidth=1.5, label="brute-force limit")
-            axis.plot(one.points, one.dense, color=ORANGE, marker="o", linewidth=2, label="dense path")
+            axis.plot(
+                one.points,
+                one.limit,
+                color=GREY,
+                linestyle="--",
+                linewidth=1.5,
+                label="brute-force limit",
+            )
+            axis.plot(
+                one.points, one.dense, color=ORANGE, marker="o", linewidth=2, label="dense path"
+            )
             axis.plot(one.points, one.ours, color=BLUE, marker="o", linewidth=2, label="ours")
             axis.set(xscale="log", yscale="log", xlabel=one.axis, title=one.title)
             axis.title.set_size(11)
@@ -435,7 +632,9 @@ def draw_panels(panels: Sequence[Panel], path: pathlib.Path) -> None:
             axis.spines[["top", "right"]].set_visible(False)
         axes[0].set_ylabel("seconds, features in memory → top-k arrays")
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles[::-1], labels[::-1], loc="outside upper center", ncols=3, frameon=False)
+        figure.legend(
+            handles[::-1], labels[::-1], loc="outside upper center", ncols=3, frameon=False
+        )
         figure.savefig(path, dpi=130)
         pyplot.close(figure)
 

@@ -14,13 +14,16 @@ from pipeline.flags import options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status: 0 done, 1 the run failed, 2 nothing was started, 3 a threshold was crossed."""
+    """Runs a command and returns its exit status: 0 done, 1 the run failed, 2 nothing was started,
+    3 a threshold was crossed.
+    """
     try:
         status = _main(argv)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Whoever read has seen enough, as `head` does; nothing more can be told, at the program's end neither.
+        # Whoever read has seen enough, as `head` does; nothing more can be told, at the program's
+        # end neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
 
@@ -37,16 +40,30 @@ def _main(argv: Sequence[str] | None) -> int:
         return 0
     command = words[0]
     if command not in options.COMMANDS:
-        print(f"tracin: there is no command {command!r}; the commands are {', '.join(options.COMMANDS)}", file=sys.stderr)
+        print(
+            "tracin: there is no "
+            "command "
+            f"{command!r}; "
+            "the "
+            "commands "
+            "are "
+            f"{', '.join(options.COMMANDS)}",
+            file=sys.stderr,
+        )
         return 2
     # Flags are looked at before anything heavy is imported.
     options.parse(command, words[1:])
     computes = command not in options.WITHOUT_TENSORFLOW
-    with _uncollected(), _told(f"loading {'TensorFlow and ' if computes else ''}Apache Beam …"), _quiet_import():
+    with (
+        _uncollected(),
+        _told(f"loading {'TensorFlow and ' if computes else ''}Apache Beam …"),
+        _quiet_import(),
+    ):
         module = importlib.import_module(f"pipeline.commands.{command}")
         if computes:
             importlib.import_module("tensorflow").config.list_physical_devices()
-    # Where people keep the modules that --parse_fn, --model and --import name. Last, so that it shadows nothing.
+    # Where people keep the modules that --parse_fn, --model and --import name. Last, so that it
+    # shadows nothing.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     status: int = module.run(words[1:])
@@ -67,7 +84,8 @@ def _usage() -> str:
 def _uncollected() -> Iterator[None]:
     """Keeps Python's garbage collector away from what the block makes, then and later.
 
-    TensorFlow, Keras and Beam are very many objects that stay; to look through all of them time and again takes seconds.
+    TensorFlow, Keras and Beam are very many objects that stay; to look through all of them time and
+    again takes seconds.
     """
     gc.disable()
     try:
@@ -79,7 +97,9 @@ def _uncollected() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _told(text: str) -> Iterator[None]:
-    """Shows a line at a terminal while the block runs, since seconds without a word feel like a fault."""
+    """Shows a line at a terminal while the block runs, since seconds without a word feel like a
+    fault.
+    """
     if not sys.stderr.isatty():
         yield
         return
@@ -92,7 +112,8 @@ def _told(text: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_import() -> Iterator[None]:
-    """Keeps TensorFlow's C++ libraries from complaining of the GPU that is not there, which they do before any log level counts.
+    """Keeps TensorFlow's C++ libraries from complaining of the GPU that is not there, which they do
+    before any log level counts.
 
     Where there is one, what they say of it may matter.
     """

@@ -1,7 +1,8 @@
 """What Dataflow is told of each template: the parameters, from the flags of the command itself.
 
-python -m templates.metadata                                            write templates/metadata/*.json again
-python -m templates.metadata --spec audit --image IMAGE > audit.json    a template, to be put on Cloud Storage
+python -m templates.metadata                                            write
+templates/metadata/*.json again python -m templates.metadata --spec audit --image IMAGE > audit.json
+a template, to be put on Cloud Storage
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Kind:
 
     Attributes:
         name: Dataflow's `paramType`.
-        regex: what all of a value must match, in the common part of RE2's, Java's and Python's syntax.
+        regex: what all of a value must match, in the common part of RE2's, Java's and Python's
+            syntax.
     """
 
     name: str
@@ -47,7 +49,9 @@ _WRITE = Kind("GCS_WRITE_FOLDER", _READ.regex)
 
 # By what reads the value.
 _TYPED = {
-    "_accelerator": Kind("TEXT", r"type:[\w.-]+;count:[1-9][0-9]*(;install-nvidia-driver(:[\w.-]+)?)?"),
+    "_accelerator": Kind(
+        "TEXT", r"type:[\w.-]+;count:[1-9][0-9]*(;install-nvidia-driver(:[\w.-]+)?)?"
+    ),
     "_date": Kind("TEXT", r"[0-9]{4}-[0-9]{2}-[0-9]{2}"),
     "_boolean": Kind("BOOLEAN", r"(true|false)"),
     "_directory": _READ,
@@ -56,7 +60,10 @@ _TYPED = {
     "_names": Kind("TEXT", r"[^,\r\n]+(,[^,\r\n]+)*"),
     "_positive": Kind("NUMBER", r"[1-9][0-9]*"),
     "_rates": Kind("TEXT", rf"{_NUMBER}(,{_NUMBER})*"),
-    "_table": Kind("BIGQUERY_TABLE", r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]:[A-Za-z0-9_]{1,1024}\.[A-Za-z0-9_-]{1,1024}"),
+    "_table": Kind(
+        "BIGQUERY_TABLE",
+        r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]:[A-Za-z0-9_]{1,1024}\.[A-Za-z0-9_-]{1,1024}",
+    ),
     "_whole": Kind("NUMBER", r"[0-9]+"),
 }
 # By what it is called in the help, where it is taken as it is.
@@ -85,15 +92,31 @@ def kind(action: argparse.Action) -> Kind:
     found = _TYPED.get(read_by) if action.type else _UNTYPED.get(str(action.metavar))
     if found is None:
         what = f"is read by {read_by}" if action.type else f"has the metavar {action.metavar}"
-        raise LookupError(f"{action.option_strings[0]} {what}: say in templates/metadata.py what kind of parameter that is")
+        raise LookupError(
+            f"{action.option_strings[0]} {what}: say "
+            "in "
+            "templates/metadata.py "
+            "what "
+            "kind "
+            "of "
+            "parameter that is"
+        )
     return _WRITE if found is _READ and action.dest == "output" else found
 
 
 def parameters(command: str) -> list[dict[str, Any]]:
     """The parameters of a command's template, in the order of its help."""
     parser = options.parser(command)
-    groups = {id(action): group.title for group in parser._action_groups for action in group._group_actions}
-    return [_parameter(action, groups[id(action)] or "") for action in parser._actions if action.dest != "help"]
+    groups = {
+        id(action): group.title
+        for group in parser._action_groups
+        for action in group._group_actions
+    }
+    return [
+        _parameter(action, groups[id(action)] or "")
+        for action in parser._actions
+        if action.dest != "help"
+    ]
 
 
 def _parameter(action: argparse.Action, group: str) -> dict[str, Any]:
@@ -130,7 +153,8 @@ def metadata(command: str) -> dict[str, Any]:
 
 
 def spec(command: str, image: str, worker_image: str | None = None) -> dict[str, Any]:
-    """A Flex Template: where its launcher is, and what is so for its jobs unless they are launched otherwise.
+    """A Flex Template: where its launcher is, and what is so for its jobs unless they are launched
+    otherwise.
 
     Args:
         command: of `COMMANDS`.
@@ -156,7 +180,12 @@ def text(content: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the metadata of all templates, or prints one template."""
     parser = argparse.ArgumentParser(prog="python -m templates.metadata", allow_abbrev=False)
-    parser.add_argument("--spec", choices=COMMANDS, metavar="COMMAND", help="print the template of this command instead")
+    parser.add_argument(
+        "--spec",
+        choices=COMMANDS,
+        metavar="COMMAND",
+        help="print the template of this command instead",
+    )
     parser.add_argument("--image", metavar="IMAGE", help="its image")
     parser.add_argument("--worker_image", metavar="IMAGE", help="the workers' image, if another")
     args = parser.parse_args(argv)

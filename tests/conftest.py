@@ -27,7 +27,9 @@ import pytest
 
 
 def feature(value: Any) -> Any:
-    """A `tf.train.Feature`: text and bytes (or a list of them) as bytes, whole numbers as int64, others as float."""
+    """A `tf.train.Feature`: text and bytes (or a list of them) as bytes, whole numbers as int64,
+    others as float.
+    """
     import tensorflow as tf
 
     if isinstance(value, (bytes, str)):
@@ -46,10 +48,14 @@ def example(**values: Any) -> bytes:
     import tensorflow as tf
 
     fields = {key: feature(value) for key, value in values.items()}
-    return tf.train.Example(features=tf.train.Features(feature=fields)).SerializeToString(deterministic=True)
+    return tf.train.Example(features=tf.train.Features(feature=fields)).SerializeToString(
+        deterministic=True
+    )
 
 
-def write_records(path: pathlib.Path, payloads: Iterable[bytes], compression: str = "") -> pathlib.Path:
+def write_records(
+    path: pathlib.Path, payloads: Iterable[bytes], compression: str = ""
+) -> pathlib.Path:
     """A TFRecord file, written by TensorFlow; `compression` is `""` or `"GZIP"`."""
     import tensorflow as tf
 
@@ -77,7 +83,9 @@ RATES = (0.5, 0.125, 0.25)
 
 @dataclasses.dataclass(frozen=True)
 class Tiny:
-    """Checkpoints of the tiny network (in training's order), and examples that it was trained on."""
+    """Checkpoints of the tiny network (in training's order), and examples that it was trained
+    on.
+    """
 
     directory: pathlib.Path
     paths: tuple[pathlib.Path, ...]
@@ -90,7 +98,10 @@ class Tiny:
 
     def payloads(self) -> list[bytes]:
         """Each example with `image`, `label` and `id` (`ex-00`, …)."""
-        return [example(image=x, label=int(y), id=f"ex-{i:02d}") for i, (x, y) in enumerate(zip(self.images, self.labels, strict=True))]
+        return [
+            example(image=x, label=int(y), id=f"ex-{i:02d}")
+            for i, (x, y) in enumerate(zip(self.images, self.labels, strict=True))
+        ]
 
 
 def tiny_data(n: int = 40) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +124,9 @@ def build_tiny(softmax: bool, units: int = UNITS) -> Any:
             layers.Dense(units, activation="relu"),
             layers.BatchNormalization(),
             layers.Dropout(0.5),
-            layers.Dense(CLASSES, activation="softmax" if softmax else None, bias_initializer="ones"),
+            layers.Dense(
+                CLASSES, activation="softmax" if softmax else None, bias_initializer="ones"
+            ),
         ]
     )
 
@@ -125,7 +138,10 @@ def train_tiny(directory: pathlib.Path, softmax: bool) -> Tiny:
     keras.utils.set_random_seed(5)
     images, labels = tiny_data()
     model = build_tiny(softmax)
-    model.compile(keras.optimizers.SGD(RATES[0], momentum=0.5), keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax))
+    model.compile(
+        keras.optimizers.SGD(RATES[0], momentum=0.5),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax),
+    )
     paths = []
     # The names' alphabetical order is not that of training.
     for name, rate in zip(("epoch-1", "epoch-2", "epoch-10"), RATES, strict=True):

@@ -1,4 +1,6 @@
-"""A small model with everything that inference mode must get right, and how its checkpoints are made and run."""
+"""A small model with everything that inference mode must get right, and how its checkpoints are
+made and run.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ N, D_IN, C = 16, 6, 3
 
 
 def make_model() -> keras.Model:
-    """A model with everything that inference mode must get right: dropout, moved batch statistics, a bias."""
+    """A model with everything that inference mode must get right: dropout, moved batch statistics,
+    a bias.
+    """
     return keras.Sequential(
         [
             keras.Input((D_IN,), name="pixels"),
@@ -80,30 +84,42 @@ def assert_reference(
     rtol: float = 1e-4,
     atol: float = 1e-6,
 ) -> None:
-    """The factored gradients of the first checkpoint are the tape's on the whole model in inference mode, example by example.
+    """The factored gradients of the first checkpoint are the tape's on the whole model in inference
+    mode, example by example.
 
-    `inputs` is what the model is called with; `value` gives the loss of example i from the model's output for it alone.
+    `inputs` is what the model is called with; `value` gives the loss of example i from the model's
+    output for it alone.
     """
     names = [spec.name for spec in found.inputs]
     flat = inputs if not isinstance(inputs, dict) else [inputs[name] for name in names]
-    logits, activations, _ = tf.function(lambda *tensors: found.logits_and_activations(0, list(tensors)))(
-        *(flat if isinstance(flat, (list, tuple)) else [flat])
-    )
+    logits, activations, _ = tf.function(
+        lambda *tensors: found.logits_and_activations(0, list(tensors))
+    )(*(flat if isinstance(flat, (list, tuple)) else [flat]))
     delta = found.loss.loss_grads(logits, labels).numpy()
     largest = 0.0
     for i in range(len(labels)):
         with tf.GradientTape() as tape:
-            loss = value(model(keras.tree.map_structure(lambda part, i=i: part[i : i + 1], inputs), training=False), i)
+            loss = value(
+                model(
+                    keras.tree.map_structure(lambda part, i=i: part[i : i + 1], inputs),
+                    training=False,
+                ),
+                i,
+            )
         kernel, bias = tape.gradient(loss, [dense.kernel.value, dense.bias.value])
         scale = max(1.0, float(np.abs(kernel).max()))
-        np.testing.assert_allclose(np.outer(activations[i], delta[i]), kernel, rtol=rtol, atol=atol * scale)
+        np.testing.assert_allclose(
+            np.outer(activations[i], delta[i]), kernel, rtol=rtol, atol=atol * scale
+        )
         np.testing.assert_allclose(delta[i], bias, rtol=rtol, atol=atol * scale)
         largest = max(largest, float(np.abs(kernel).max()))
     assert largest > 1e-3
 
 
 def assert_refused(path: str, message: str) -> None:
-    """Loading the checkpoint at `path` is refused in one line that names it and matches `message`."""
+    """Loading the checkpoint at `path` is refused in one line that names it and matches
+    `message`.
+    """
     with pytest.raises(InputError, match=message) as caught:
         load(ModelSpec((path,), loss="mse"))
     assert path in str(caught.value) and "\n" not in str(caught.value)
@@ -119,7 +135,14 @@ def hostile_page() -> bytes:
     from transforms.reports.pictures import encode_picture
     from transforms.reports.previews import Preview
 
-    ids = ["<script>window.hacked=1</script>", '"><img src=x onerror="window.hacked=1">', "\u202eturned", "a" * 300, "plain-0", "plain-1"]
+    ids = [
+        "<script>window.hacked=1</script>",
+        '"><img src=x onerror="window.hacked=1">',
+        "\u202eturned",
+        "a" * 300,
+        "plain-0",
+        "plain-1",
+    ]
     shown = [
         {
             "example_id": one,
@@ -136,7 +159,10 @@ def hostile_page() -> bytes:
     ]
     rng = np.random.default_rng(0)
     previews = {
-        ("file", i): Preview(encode_picture(rng.random((8, 8), np.float32)), {"text</p>": "<script>window.hacked=1</script>"})
+        ("file", i): Preview(
+            encode_picture(rng.random((8, 8), np.float32)),
+            {"text</p>": "<script>window.hacked=1</script>"},
+        )
         for i in range(len(ids))
     }
     classes = [
@@ -159,11 +185,24 @@ def hostile_page() -> bytes:
         "listed_suspects": 6,
         "min_suspicion": 0.5,
         "expected_wrong_labels": 7.5,
-        "confusions": [{"label": k, "suggested_label": (k + 1) % 3, "suspects": 2} for k in range(3)],
+        "confusions": [
+            {"label": k, "suggested_label": (k + 1) % 3, "suspects": 2} for k in range(3)
+        ],
         "classes": classes,
-        "suspicion_histogram": [{"from": i / 20, "to": (i + 1) / 20, "examples": i} for i in range(20)],
-        "self_influence_histogram": [{"from": 2.0**i, "to": 2.0 ** (i + 1), "examples": 10} for i in range(4)],
-        "crossed": [{"threshold": "max_shift", "limit": 0.1, "found": 0.25, "what": "the largest shift of a class's self-influence"}],
+        "suspicion_histogram": [
+            {"from": i / 20, "to": (i + 1) / 20, "examples": i} for i in range(20)
+        ],
+        "self_influence_histogram": [
+            {"from": 2.0**i, "to": 2.0 ** (i + 1), "examples": 10} for i in range(4)
+        ],
+        "crossed": [
+            {
+                "threshold": "max_shift",
+                "limit": 0.1,
+                "found": 0.25,
+                "what": "the largest shift of a class's self-influence",
+            }
+        ],
         "drift": {
             "previous": {"directory": "gs://bucket/<i>before</i>"},
             "examples": {"new": 1, "gone": 0, "changed": 0, "relabelled": 0},
@@ -171,8 +210,17 @@ def hostile_page() -> bytes:
             "classes": [],
         },
         "test": {
-            "helpful": [{"example_id": "<s>h</s>", "label": 0, "suspicion": 0.1, "test_influence": 0.5}],
-            "harmful": [{"example_id": "</td><script>window.hacked=1</script>", "label": 1, "suspicion": 0.9, "test_influence": -0.5}],
+            "helpful": [
+                {"example_id": "<s>h</s>", "label": 0, "suspicion": 0.1, "test_influence": 0.5}
+            ],
+            "harmful": [
+                {
+                    "example_id": "</td><script>window.hacked=1</script>",
+                    "label": 1,
+                    "suspicion": 0.9,
+                    "test_influence": -0.5,
+                }
+            ],
             "slices": [
                 {
                     "key": "<i>key</i>",
@@ -197,8 +245,16 @@ def hostile_page() -> bytes:
         },
         "settings": {"features": "<u>fingerprint</u>"},
     }
-    near = [{**shown[j], "example": i, "similarity": 0.9} for i in range(len(ids)) for j in range(len(ids)) if j != i and j < 3]
-    groups = [[{**shown[i], "similarity": 1.0} for i in (0, 1)], [{**shown[i], "similarity": 0.995} for i in (2, 3, 4)]]
+    near = [
+        {**shown[j], "example": i, "similarity": 0.9}
+        for i in range(len(ids))
+        for j in range(len(ids))
+        if j != i and j < 3
+    ]
+    groups = [
+        [{**shown[i], "similarity": 1.0} for i in (0, 1)],
+        [{**shown[i], "similarity": 0.995} for i in (2, 3, 4)],
+    ]
     return report_page.render(summary, shown, previews, NAMES, near, groups)
 
 
@@ -209,9 +265,22 @@ def hostile_influence_page() -> bytes:
     from transforms.reports.pictures import encode_picture
     from transforms.reports.previews import Preview
 
-    ids = ["<script>window.hacked=1</script>", '"><img src=x onerror="window.hacked=1">', "\u202eturned", "a" * 300, "plain-0", "plain-1"]
+    ids = [
+        "<script>window.hacked=1</script>",
+        '"><img src=x onerror="window.hacked=1">',
+        "\u202eturned",
+        "a" * 300,
+        "plain-0",
+        "plain-1",
+    ]
     rng = np.random.default_rng(0)
-    seen = {one: Preview(encode_picture(rng.random((8, 8), np.float32)), {"text</p>": "<script>window.hacked=1</script>"}) for one in ids}
+    seen = {
+        one: Preview(
+            encode_picture(rng.random((8, 8), np.float32)),
+            {"text</p>": "<script>window.hacked=1</script>"},
+        )
+        for one in ids
+    }
     traces = [
         Trace(
             {
@@ -220,14 +289,20 @@ def hostile_influence_page() -> bytes:
                 "test_prediction": (i + i // 3) % 3,
                 "test_probability": 0.9,
                 "self_influence": float((5 * i) % 7),
-                "proponents": [{"train_id": other, "train_label": i % 3, "score": 3.5 - j} for j, other in enumerate(ids[:3])],
-                "opponents": [{"train_id": other, "train_label": (i + 1) % 3, "score": j - 1234.5} for j, other in enumerate(ids[3:])][
-                    : i % 4
+                "proponents": [
+                    {"train_id": other, "train_label": i % 3, "score": 3.5 - j}
+                    for j, other in enumerate(ids[:3])
                 ],
+                "opponents": [
+                    {"train_id": other, "train_label": (i + 1) % 3, "score": j - 1234.5}
+                    for j, other in enumerate(ids[3:])
+                ][: i % 4],
             },
             i / 10,
         )
         for i, one in enumerate(ids)
     ]
     settings = {"k": 3, "normalize": "none", "learning_rates": [0.1]}
-    return report_page.render(traces, 1000, settings, (seen, seen), NAMES, ["Test set: <u>note</u>."])
+    return report_page.render(
+        traces, 1000, settings, (seen, seen), NAMES, ["Test set: <u>note</u>."]
+    )

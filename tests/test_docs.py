@@ -28,7 +28,9 @@ def blocks(text: str, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory) -> dict[str, str]:
-    """Runs every command of the README's worked example, in order, in an empty directory; what each printed."""
+    """Runs every command of the README's worked example, in order, in an empty directory; what each
+    printed.
+    """
     printed = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("readme"))
@@ -47,7 +49,8 @@ def outputs(tmp_path_factory) -> dict[str, str]:
 def test_the_worked_example_runs_and_prints_what_it_shows(outputs):
     (shown,) = blocks(README, "text")
     (printed,) = (text for command, text in outputs.items() if "--output=out" in command.split())
-    # Times differ from run to run, and trained weights, so sizes of numbers in text and what is skipped, from one processor to another.
+    # Times differ from run to run, and trained weights, so sizes of numbers in text and what is
+    # skipped, from one processor to another.
     volatile = re.compile(r"took [\d.]+ s|[\d.]+ [KM]B|[\d.]+ %|[\d,]+ scored exactly")
     assert volatile.sub("…", printed).strip() == volatile.sub("…", shown).strip()
 
@@ -65,7 +68,9 @@ def test_the_flag_table_is_complete_and_names_the_right_commands():
     documented: dict[str, set[str]] = {}
     for names, commands in re.findall(r"^\| (`--.*?) \| (.*?) \|", README, flags=re.MULTILINE):
         for name in re.findall(r"`(--\w+)`", names):
-            documented[name] = set(options.COMMANDS) if commands == "all" else set(commands.split(", "))
+            documented[name] = (
+                set(options.COMMANDS) if commands == "all" else set(commands.split(", "))
+            )
     real: dict[str, set[str]] = {}
     for command in options.COMMANDS:
         for action in options.parser(command)._actions:
@@ -82,7 +87,12 @@ def test_make_targets_that_the_documents_name_exist():
 
 
 def test_links_lead_to_files():
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), ROOT / "templates" / "README.md"):
+    for page in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").glob("*.md"),
+        ROOT / "templates" / "README.md",
+    ):
         for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
@@ -90,7 +100,9 @@ def test_links_lead_to_files():
 def test_record_fields_and_reasons_are_documented():
     for field in feature_record.FIELDS:
         assert f"`{field}`" in DATA, field
-    reasons = [value for name, value in vars(rejects).items() if name.isupper() and isinstance(value, str)]
+    reasons = [
+        value for name, value in vars(rejects).items() if name.isupper() and isinstance(value, str)
+    ]
     assert len(reasons) > 10
     for reason in reasons:
         assert f"`{reason}`" in DATA, reason

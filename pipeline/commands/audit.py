@@ -1,4 +1,6 @@
-"""`tracin audit`: which labels of a training set are likely wrong, from its feature set, which is extracted first where it is not there."""
+"""`tracin audit`: which labels of a training set are likely wrong, from its feature set, which is
+extracted first where it is not there.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,13 @@ from pipeline.terminal import report
 from transforms.audit import judge
 from transforms.audit.drift import Thresholds
 from transforms.audit.judge import AuditLabels
-from transforms.audit.write import SuspectsWanted, WriteAudit, read_summary, table_rows, told_crossed
+from transforms.audit.write import (
+    SuspectsWanted,
+    WriteAudit,
+    read_summary,
+    table_rows,
+    told_crossed,
+)
 from transforms.core.errors import InputError
 from transforms.reports.class_names import read_class_names
 from transforms.reports.previews import preview_format, why_no_pictures
@@ -52,14 +60,25 @@ def _run(argv: Sequence[str]) -> None:
         found = wanted["features"].stage.write.draft
         rates = usable_rates(found, None)
         if args.test_examples:
-            # What slices are made by is kept of the test examples, whether or not training examples have it.
+            # What slices are made by is kept of the test examples, whether or not training examples
+            # have it.
             kept = tuple(dict.fromkeys((*args.keep_keys, *args.slice_keys)))
             own = argparse.Namespace(**{**vars(args), "keep_keys": kept})
-            wanted["test_features"] = _prepare(own, args.test_examples, "test_examples", "test_features", prepared)
+            wanted["test_features"] = _prepare(
+                own, args.test_examples, "test_examples", "test_features", prepared
+            )
     judge.check_labels(found, args.features or args.examples)
     previous = manifests.read_kind(args.previous, "previous", "audit") if args.previous else None
     if previous and posixpath.normpath(args.previous) == posixpath.normpath(args.output):
-        raise InputError(f"--previous={args.previous!r} is where the new audit would go: give it a directory of its own")
+        raise InputError(
+            f"--previous={args.previous!r} is where the new audit would go: "
+            "give "
+            "it "
+            "a "
+            "directory "
+            "of "
+            "its own"
+        )
     class_names = read_class_names(args.class_names, found)
     test = None
     if args.test_features:
@@ -71,7 +90,15 @@ def _run(argv: Sequence[str]) -> None:
         judge.check_labels(test, name)
         manifests.check_same_model(test, found, name, args.features or args.examples)
         if args.test_features and not test.examples:
-            raise InputError(f"--test_features={args.test_features!r} holds no example: there is nothing to influence")
+            raise InputError(
+                f"--test_features={args.test_features!r} holds no "
+                "example: "
+                "there "
+                "is "
+                "nothing "
+                "to "
+                "influence"
+            )
         _check_kept(args.slice_keys, test, name)
     thresholds = Thresholds(args.max_suspect_fraction, args.max_appeared_suspects, args.max_shift)
     settings: dict[str, Any] = {
@@ -89,7 +116,9 @@ def _run(argv: Sequence[str]) -> None:
     draft = Manifest("audit", manifests.fingerprint(settings), settings, (), {})
     suspects = SuspectsWanted(args.min_suspicion, args.max_suspects_per_class)
     table = output_table.wanted(args, beam_options, table_rows(suspects, bool(test)))
-    if manifests.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
+    if manifests.is_complete(
+        args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite
+    ):
         output_table.finish(args.output, table, beam_options)
         _fail_if_crossed(args)
         return
@@ -102,9 +131,20 @@ def _run(argv: Sequence[str]) -> None:
                 print(f"{name}: already complete, used as they are")
 
     def build(pipeline: beam.Pipeline) -> None:
-        sets = {"sets": _set(pipeline, "Train", wanted.get("features"), "features", args.features, found)}
+        sets = {
+            "sets": _set(
+                pipeline, "Train", wanted.get("features"), "features", args.features, found
+            )
+        }
         if test:
-            sets["tests"] = _set(pipeline, "Test", wanted.get("test_features"), "test_features", args.test_features, test)
+            sets["tests"] = _set(
+                pipeline,
+                "Test",
+                wanted.get("test_features"),
+                "test_features",
+                args.test_features,
+                test,
+            )
         audit = AuditLabels(rates, args.output, args.min_similarity, args.slice_keys)
         (
             sets
@@ -130,16 +170,26 @@ def _run(argv: Sequence[str]) -> None:
     missing = [one for one in wanted.values() if not one.complete]
     stages = [
         *(extraction(missing) if missing else []),
-        progress.Stage("Sum activations", "examples-summed", "examples-planned", "examples-summed", "examples"),
-        progress.Stage("Judge labels", "examples-audited", "examples-planned", "examples-audited", "examples"),
+        progress.Stage(
+            "Sum activations", "examples-summed", "examples-planned", "examples-summed", "examples"
+        ),
+        progress.Stage(
+            "Judge labels", "examples-audited", "examples-planned", "examples-audited", "examples"
+        ),
     ]
     try:
         counts = runner.run_graph(build, beam_options, stages)
     except runner.RunFailed:
         # The last step fails when everything is there.
-        complete = args.fail_on_drift and manifests.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, overwrite=False)
+        complete = args.fail_on_drift and manifests.is_complete(
+            args.output, draft.kind, draft.fingerprint, draft.settings, overwrite=False
+        )
         if complete and output_table.holds(table, beam_options):
-            print(report.audit(args.output, read_summary(args.output, runner.read_back(args.output, Manifest))))
+            print(
+                report.audit(
+                    args.output, read_summary(args.output, runner.read_back(args.output, Manifest))
+                )
+            )
             _fail_if_crossed(args)
         raise
     if counts is None:
@@ -150,19 +200,39 @@ def _run(argv: Sequence[str]) -> None:
         written = runner.read_back(one.directory, FeatureManifest)
         print(report.features(one.directory, written, name))
         read += 0 if one.complete else written.counts["examples"] + written.counts["rejected"]
-    print(report.audit(args.output, read_summary(args.output, runner.read_back(args.output, Manifest))))
+    print(
+        report.audit(
+            args.output, read_summary(args.output, runner.read_back(args.output, Manifest))
+        )
+    )
     output_table.tell(table)
     print(report.done(started, read, counts))
 
 
-def _prepare(args: argparse.Namespace, examples: str, flag: str, name: str, prepared: inputs.PreparedModel) -> inputs.PreparedFeatures:
+def _prepare(
+    args: argparse.Namespace, examples: str, flag: str, name: str, prepared: inputs.PreparedModel
+) -> inputs.PreparedFeatures:
     """The feature set that goes to `name` below the output."""
     base = args.base and filesystems.join(args.base, name)
-    return inputs.prepare_features(args, examples, flag, "given", filesystems.join(args.output, name), base, prepared, args.overwrite)
+    return inputs.prepare_features(
+        args,
+        examples,
+        flag,
+        "given",
+        filesystems.join(args.output, name),
+        base,
+        prepared,
+        args.overwrite,
+    )
 
 
 def _set(
-    pipeline: beam.Pipeline, name: str, wanted: inputs.PreparedFeatures | None, flag: str, directory: str, found: FeatureManifest
+    pipeline: beam.Pipeline,
+    name: str,
+    wanted: inputs.PreparedFeatures | None,
+    flag: str,
+    directory: str,
+    found: FeatureManifest,
 ) -> beam.PCollection:
     """A feature set that is extracted, or was named: FeatureSet (one)."""
     if wanted:
@@ -175,7 +245,13 @@ def _check_kept(keys: Sequence[str], test: FeatureManifest, name: str) -> None:
     missing = [key for key in keys if key not in kept]
     if missing:
         raise InputError(
-            f"--slice_keys names {missing[0]!r}, which the records of {name} do not keep (they keep {', '.join(kept) or 'nothing'}): "
+            f"--slice_keys names {missing[0]!r}, which the records of "
+            f"{name} "
+            "do "
+            "not "
+            "keep "
+            "(they "
+            f"keep {', '.join(kept) or 'nothing'}): "
             f"extract them with --keep_keys={','.join([*kept, *missing])}"
         )
 

@@ -1,6 +1,8 @@
-"""`tracin demo`: the whole story on real handwritten digits, some of them labelled wrong on purpose.
+"""`tracin demo`: the whole story on real handwritten digits, some of them labelled wrong on
+purpose.
 
-It prepares what a user would bring (examples and checkpoints), runs `tracin influence` on them, and shows what that found.
+It prepares what a user would bring (examples and checkpoints), runs `tracin influence` on them, and
+shows what that found.
 """
 
 from __future__ import annotations
@@ -50,7 +52,10 @@ def _run(argv: Sequence[str]) -> None:
     train, test = digits.load()
     _prepare(directory, train, test)
     command = _command(directory, flags)
-    print(f"\nNow what you would type for data of your own:\n\n{_typed('influence', command)}\n", flush=True)
+    print(
+        f"\nNow what you would type for data of your own:\n\n{_typed('influence', command)}\n",
+        flush=True,
+    )
     status = influence.run(command)
     if status:
         raise runner.RunFailed(f"tracin influence ended with status {status}")
@@ -61,23 +66,46 @@ def _run(argv: Sequence[str]) -> None:
 def _check_installed() -> None:
     for name, package in (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
         if importlib.util.find_spec(name) is None:
-            raise InputError(f"the demo needs {package}, which is not installed: pip install 'tracin-beam[demo]'")
+            raise InputError(
+                f"the demo needs {package}, which is not installed: pip install 'tracin-beam[demo]'"
+            )
 
 
 def _prepare_directory(directory: str, overwrite: bool) -> None:
     """Makes sure that the demo may write to `directory`, and takes back a demo that is there.
 
     Raises:
-        InputError: it is not a local directory, cannot be named in flags, cannot be written, or holds a demo that may not be replaced.
+        InputError: it is not a local directory, cannot be named in flags, cannot be written, or
+            holds a demo that may not be replaced.
     """
     if not filesystems.is_local(directory) or "," in directory:
-        raise InputError(f"--output={directory!r}: the demo needs a directory on this machine whose path has no comma")
+        raise InputError(
+            f"--output={directory!r}: the demo needs a directory on this "
+            "machine "
+            "whose "
+            "path "
+            "has "
+            "no "
+            "comma"
+        )
     results = filesystems.join(directory, "influence")
     if filesystems.exists(filesystems.join(results, manifests.FILE_NAME)):
         if not overwrite:
-            raise InputError(f"{directory} already holds a demo: pass --overwrite to run it anew, or choose another --output")
-        # First of all, so that a run that is stopped half-way does not leave old results beside new examples.
-        for committed in (results, *(filesystems.join(results, f"{name}_features") for name in ("train", "test"))):
+            raise InputError(
+                f"{directory} already holds a demo: pass --overwrite to "
+                "run "
+                "it "
+                "anew, "
+                "or "
+                "choose "
+                "another --output"
+            )
+        # First of all, so that a run that is stopped half-way does not leave old results beside new
+        # examples.
+        for committed in (
+            results,
+            *(filesystems.join(results, f"{name}_features") for name in ("train", "test")),
+        ):
             manifests.take_back(committed)
     filesystems.check_writable(directory)
 
@@ -85,16 +113,36 @@ def _prepare_directory(directory: str, overwrite: bool) -> None:
 def _prepare(directory: str, train: Digits, test: Digits) -> None:
     """Writes examples and checkpoints, as a user would bring them."""
     print(f"{len(train):,} real handwritten digits to learn from, {len(test)} to test with.")
-    print(f"{train.planted.sum()} training labels ({digits.WRONG_FRACTION:.0%}) are now wrong, on purpose. Will TracIn find them?")
+    print(
+        f"{train.planted.sum()} training labels "
+        f"({digits.WRONG_FRACTION:.0%}) "
+        "are "
+        "now "
+        "wrong, "
+        "on "
+        "purpose. Will TracIn find them?"
+    )
     for name, part in (("train", train), ("test", test)):
-        digits.write_examples(filesystems.join(directory, "examples"), f"digits-{name}.tfrecord", part)
+        digits.write_examples(
+            filesystems.join(directory, "examples"), f"digits-{name}.tfrecord", part
+        )
     started = time.monotonic()
     kept = digits.train(filesystems.join(directory, "checkpoints"), train)
-    print(f"Trained a small network for {digits.EPOCHS} epochs in {time.monotonic() - started:.1f} s and kept {kept} checkpoints.")
+    print(
+        "Trained a small network for "
+        f"{digits.EPOCHS} "
+        "epochs "
+        "in "
+        f"{time.monotonic() - started:.1f} "
+        "s "
+        f"and kept {kept} checkpoints."
+    )
 
 
 def _command(directory: str, flags: Sequence[str]) -> list[str]:
-    """The flags of `tracin influence` for the demo's examples and checkpoints, and those of Beam."""
+    """The flags of `tracin influence` for the demo's examples and checkpoints, and those of
+    Beam.
+    """
     return [
         f"--train_examples={filesystems.join(directory, 'examples/digits-train.tfrecord')}",
         f"--test_examples={filesystems.join(directory, 'examples/digits-test.tfrecord')}",
@@ -120,13 +168,29 @@ def _show(directory: str, train: Digits, test: Digits) -> None:
     wrong = sum(row["test_prediction"] != row["test_label"] for row in rows.values())
     console = Console(highlight=False)
 
-    print(f"\nThe network reads {1 - wrong / len(test):.1%} of the test digits right. Here are the {len(traced)} it reads worst.")
+    print(
+        f"\nThe network reads {1 - wrong / len(test):.1%} of the test "
+        "digits "
+        "right. "
+        "Here "
+        "are "
+        "the "
+        f"{len(traced)} it reads worst."
+    )
     print("Proponents pulled it towards the true label, opponents away from it:\n")
     console.print(gallery.traced_table(traced, test, train, console))
     opponents = [opponent for one in traced for opponent in one.opponents]
     planted = sum(bool(train.planted[one.row]) for one in opponents)
     chance = len(opponents) * train.planted.mean()
-    print(f"\n{planted} of their {len(opponents)} strongest opponents have a planted wrong label (chance: {chance:.1f}).")
+    print(
+        f"\n{planted} of their {len(opponents)} strongest opponents "
+        "have "
+        "a "
+        "planted "
+        "wrong "
+        "label "
+        f"(chance: {chance:.1f})."
+    )
 
     print("\nWhich training labels are wrong? Self-influence, which was not told, sorts them:\n")
     console.print(gallery.found_table(inspection))
@@ -134,10 +198,21 @@ def _show(directory: str, train: Digits, test: Digits) -> None:
     console.print(gallery.suspects_table(inspection, train, console))
 
     filesystems.write(directory, _PICTURE, gallery.picture(traced, inspection, test, train), 1)
-    scoring = [f"--{name}_features={filesystems.join(results, f'{name}_features')}" for name in ("train", "test")]
+    scoring = [
+        f"--{name}_features={filesystems.join(results, f'{name}_features')}"
+        for name in ("train", "test")
+    ]
     scoring += ["--normalize=cosine", f"--output={filesystems.join(directory, 'cosine')}"]
     print(f"\nLook at   {filesystems.join(directory, _PICTURE)}")
-    print(f"Rows      {filesystems.join(results, 'influence-00000.jsonl')} and .parquet, one per test digit")
+    print(
+        "Rows      "
+        f"{filesystems.join(results, 'influence-00000.jsonl')} "
+        "and "
+        ".parquet, "
+        "one "
+        "per "
+        "test digit"
+    )
     print("Try next  to score the same features by direction alone, not by size:\n")
     print(_typed("score", scoring))
 
@@ -148,7 +223,9 @@ def _read(directory: str) -> tuple[Features, FeatureManifest]:
     return stored.read([Span(i, 0, count) for i, count in enumerate(stored.counts)]), committed
 
 
-def trace_worst(features: Features, rows: Mapping[str, Mapping[str, Any]], train: Digits, test: Digits) -> list[Traced]:
+def trace_worst(
+    features: Features, rows: Mapping[str, Mapping[str, Any]], train: Digits, test: Digits
+) -> list[Traced]:
     """The test digits whose true label the last checkpoint finds least likely, worst first.
 
     `features` are the test digits', `rows` their rows of influence by id.
@@ -178,7 +255,9 @@ def inspect(features: Features, committed: FeatureManifest, train: Digits) -> In
     """The training digits by falling self-influence, given their features."""
     own = self_influence(features, manifests.usable_rates(committed, None))
     scores = dict(zip(features.example_ids.tolist(), own, strict=True))
-    return Inspection.of(np.array([scores[example_id.encode()] for example_id in train.ids]), train.planted)
+    return Inspection.of(
+        np.array([scores[example_id.encode()] for example_id in train.ids]), train.planted
+    )
 
 
 if __name__ == "__main__":

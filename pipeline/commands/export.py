@@ -24,15 +24,22 @@ from transforms.vectors.files import WriteVectors, read_projection, rows_per_fil
 from transforms.vectors.fit import FitProjection, ProjectionWanted
 from transforms.vectors.projections import Projection, Scaling
 
-# Of vectors, where nothing else is said: with so many, `benchmarks.neighbours` found all of the exact top 50 among the first 200.
+# Of vectors, where nothing else is said: with so many, `benchmarks.neighbours` found all of the
+# exact top 50 among the first 200.
 _DIMENSIONS = 1024
 # Vectors of more numbers are hardly meant: half a megabyte each.
 _LARGE = 1 << 17
 
 PROJECTING = (
-    progress.Stage("Sum moments", "examples-summed", "examples-to-fit", "examples-summed", "examples"),
-    progress.Stage("Measure energies", "examples-measured", "examples-to-fit", "examples-measured", "examples"),
-    progress.Stage("Project", "examples-projected", "examples-planned", "examples-projected", "examples"),
+    progress.Stage(
+        "Sum moments", "examples-summed", "examples-to-fit", "examples-summed", "examples"
+    ),
+    progress.Stage(
+        "Measure energies", "examples-measured", "examples-to-fit", "examples-measured", "examples"
+    ),
+    progress.Stage(
+        "Project", "examples-projected", "examples-planned", "examples-projected", "examples"
+    ),
 )
 
 
@@ -51,14 +58,25 @@ def _run(argv: Sequence[str]) -> None:
         faiss_index.require()
     made: Projection | None = None
     if args.projection_of:
-        made, source = read_other_projection(args.projection_of, found, args.features, args.normalize)
-        settings: dict[str, Any] = {"projection_of": source.fingerprint, "normalize": "cosine" if made.scaling.unit else "none"}
+        made, source = read_other_projection(
+            args.projection_of, found, args.features, args.normalize
+        )
+        settings: dict[str, Any] = {
+            "projection_of": source.fingerprint,
+            "normalize": "cosine" if made.scaling.unit else "none",
+        }
     else:
         wanted = projection_wanted(args, found, "features", args.normalize or "none")
         settings = projection_settings(wanted, args.normalize or "none")
-    settings |= {"features": found.fingerprint, "model": found.model_fingerprint, "formats": sorted(args.formats)}
+    settings |= {
+        "features": found.fingerprint,
+        "model": found.model_fingerprint,
+        "formats": sorted(args.formats),
+    }
     draft = Manifest("vectors", manifests.fingerprint(settings), settings, (), {})
-    if manifests.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
+    if manifests.is_complete(
+        args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite
+    ):
         print(f"{args.output} is complete with the same settings: nothing to do")
         return
     filesystems.check_writable(args.output)
@@ -66,17 +84,25 @@ def _run(argv: Sequence[str]) -> None:
     write = functools.partial(write_vectors, directory=args.output, formats=args.formats)
 
     def build(pipeline: beam.Pipeline) -> None:
-        sets = name_set(pipeline, "Feature", args.features, "features", found.fingerprint)  # FeatureSet
+        sets = name_set(
+            pipeline, "Feature", args.features, "features", found.fingerprint
+        )  # FeatureSet
         if args.projection_of:
             projection = (
                 sets
                 | "NameProjection" >> beam.Map(lambda _: args.projection_of)  # directory
                 | "ReadProjection"
-                >> beam.Map(lambda directory: read_other_projection(directory, found, args.features, args.normalize)[0])  # Projection
+                >> beam.Map(
+                    lambda directory: read_other_projection(
+                        directory, found, args.features, args.normalize
+                    )[0]
+                )  # Projection
             )
         else:
             projection = sets | "FitProjection" >> FitProjection(wanted)  # Projection
-        (sets, projection) | "WriteVectors" >> WriteVectors(args.output, draft, args.overwrite, rows_per_file, write)  # Manifest
+        (sets, projection) | "WriteVectors" >> WriteVectors(
+            args.output, draft, args.overwrite, rows_per_file, write
+        )  # Manifest
 
     fits = not made and args.projection in projections.FITTED
     if runner.run_graph(build, beam_options, PROJECTING if fits else PROJECTING[-1:]) is None:
@@ -94,10 +120,14 @@ def check_not_empty(found: FeatureManifest, flag: str, directory: str) -> None:
         InputError: the set holds no example.
     """
     if not found.examples:
-        raise InputError(f"--{flag}={directory!r} holds no example: there is nothing to make vectors of")
+        raise InputError(
+            f"--{flag}={directory!r} holds no example: there is nothing to make vectors of"
+        )
 
 
-def projection_wanted(args: argparse.Namespace, found: FeatureManifest, flag: str, normalize: str) -> ProjectionWanted:
+def projection_wanted(
+    args: argparse.Namespace, found: FeatureManifest, flag: str, normalize: str
+) -> ProjectionWanted:
     """What the flags ask for, of the features of a training set.
 
     Raises:
@@ -107,16 +137,32 @@ def projection_wanted(args: argparse.Namespace, found: FeatureManifest, flag: st
     exact = shape.checkpoints * shape.outputs * shape.units
     dimensions = exact if args.projection == "exact" else args.dimensions or min(_DIMENSIONS, exact)
     try:
-        projections.check_dimensions(args.projection, dimensions, shape.checkpoints, shape.outputs, shape.units)
+        projections.check_dimensions(
+            args.projection, dimensions, shape.checkpoints, shape.outputs, shape.units
+        )
     except ValueError as error:
         raise InputError(f"--dimensions={args.dimensions}: {error} (--projection=exact)") from error
     if dimensions > _LARGE and not args.allow_large_vectors:
-        each, all_of_them = report.size(4 * dimensions), report.size(4 * dimensions * found.examples)
+        each, all_of_them = (
+            report.size(4 * dimensions),
+            report.size(4 * dimensions * found.examples),
+        )
         raise InputError(
-            f"vectors of {dimensions:,} numbers take {each} an example, {all_of_them} in all: choose fewer by "
+            f"vectors of {dimensions:,} numbers take {each} "
+            "an "
+            "example, "
+            f"{all_of_them} "
+            "in "
+            "all: "
+            "choose fewer by "
             "--projection=auto and --dimensions, or pass --allow_large_vectors"
         )
-    return ProjectionWanted(args.projection, dimensions, args.seed, Scaling(usable_rates(found, args.learning_rates), normalize != "none"))
+    return ProjectionWanted(
+        args.projection,
+        dimensions,
+        args.seed,
+        Scaling(usable_rates(found, args.learning_rates), normalize != "none"),
+    )
 
 
 def projection_settings(wanted: ProjectionWanted, normalize: str) -> dict[str, Any]:
@@ -130,8 +176,11 @@ def projection_settings(wanted: ProjectionWanted, normalize: str) -> dict[str, A
     }
 
 
-def read_other_projection(directory: str, found: FeatureManifest, name: str, normalize: str | None) -> tuple[Projection, Manifest]:
-    """The projection that other vectors, or an index, were made with, and their manifest; `normalize` in the place of theirs, if not None.
+def read_other_projection(
+    directory: str, found: FeatureManifest, name: str, normalize: str | None
+) -> tuple[Projection, Manifest]:
+    """The projection that other vectors, or an index, were made with, and their manifest;
+    `normalize` in the place of theirs, if not None.
 
     Raises:
         InputError: there is none, or it is for features of another model.
@@ -139,7 +188,13 @@ def read_other_projection(directory: str, found: FeatureManifest, name: str, nor
     source = manifests.read_kind(directory, "projection_of", "vectors", "index")
     if source.settings["model"] != found.model_fingerprint:
         raise InputError(
-            f"--projection_of={directory!r} is for features of another model than those of {name!r}: extract both with the same "
+            f"--projection_of={directory!r} is for features of "
+            "another "
+            "model "
+            "than "
+            "those "
+            "of "
+            f"{name!r}: extract both with the same "
             "checkpoints, layer, loss and bias"
         )
     made = read_projection(directory, source)

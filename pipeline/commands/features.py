@@ -24,15 +24,34 @@ def _run(argv: Sequence[str]) -> None:
     started = time.monotonic()
     beam_options = runner.beam_options(flags)
     prepared = inputs.prepare_model(args, rates_needed=False)
-    wanted = inputs.prepare_features(args, args.examples, "examples", args.labels, args.output, args.base, prepared, args.overwrite)
+    wanted = inputs.prepare_features(
+        args,
+        args.examples,
+        "examples",
+        args.labels,
+        args.output,
+        args.base,
+        prepared,
+        args.overwrite,
+    )
     if wanted.complete:
         print(f"{args.output} is complete with the same settings: nothing to do")
-        if args.learning_rates and args.learning_rates != manifests.read(args.output, FeatureManifest, "output").learning_rates:
-            print("learning rates are no part of the features: pass --learning_rates to tracin score")
+        if (
+            args.learning_rates
+            and args.learning_rates
+            != manifests.read(args.output, FeatureManifest, "output").learning_rates
+        ):
+            print(
+                "learning rates are no part of the features: pass --learning_rates to tracin score"
+            )
         return
     filesystems.check_writable(args.output)
     print(report.checkpoints(prepared))
-    counts = runner.run_graph(lambda pipeline: pipeline | "ComputeFeatureSet" >> wanted.stage, beam_options, extraction([wanted]))
+    counts = runner.run_graph(
+        lambda pipeline: pipeline | "ComputeFeatureSet" >> wanted.stage,
+        beam_options,
+        extraction([wanted]),
+    )
     if counts is None:
         print("the graph is built; nothing has run")
         return
@@ -45,8 +64,25 @@ def extraction(wanted: Sequence[inputs.PreparedFeatures]) -> list[progress.Stage
     """How the extraction of some sets is shown."""
     total = sum(one.bytes_to_read for one in wanted)
     compared = sum(one.bytes_to_read for one in wanted if one.stage.base)
-    stages = [progress.Stage("Compare examples", "example-bytes-compared", compared, "examples-compared", "examples")] if compared else []
-    return [*stages, progress.Stage("Extract features", "example-bytes-read", total, "examples-extracted", "examples")]
+    stages = (
+        [
+            progress.Stage(
+                "Compare examples",
+                "example-bytes-compared",
+                compared,
+                "examples-compared",
+                "examples",
+            )
+        ]
+        if compared
+        else []
+    )
+    return [
+        *stages,
+        progress.Stage(
+            "Extract features", "example-bytes-read", total, "examples-extracted", "examples"
+        ),
+    ]
 
 
 if __name__ == "__main__":

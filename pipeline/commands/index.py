@@ -10,7 +10,12 @@ from collections.abc import Sequence
 
 import apache_beam as beam
 
-from pipeline.commands.export import PROJECTING, check_not_empty, projection_settings, projection_wanted
+from pipeline.commands.export import (
+    PROJECTING,
+    check_not_empty,
+    projection_settings,
+    projection_wanted,
+)
 from pipeline.flags import options
 from pipeline.preparation.feature_sets import name_set
 from pipeline.running import runner
@@ -44,21 +49,38 @@ def _run(argv: Sequence[str]) -> None:
         "memory_gb": args.memory_gb,
     }
     draft = Manifest("index", manifests.fingerprint(settings), settings, (), {})
-    if manifests.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
+    if manifests.is_complete(
+        args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite
+    ):
         print(f"{args.output} is complete with the same settings: nothing to do")
         return
     filesystems.check_writable(args.output)
-    memory = args.memory_gb * 1e9 / (runner.processes_per_machine(beam_options) or os.cpu_count() or 1)
+    memory = (
+        args.memory_gb * 1e9 / (runner.processes_per_machine(beam_options) or os.cpu_count() or 1)
+    )
 
     rows = functools.partial(rows_per_index, memory_bytes=memory)
-    build_one = functools.partial(build_index, directory=args.output, kind=args.kind, seed=args.seed)
+    build_one = functools.partial(
+        build_index, directory=args.output, kind=args.kind, seed=args.seed
+    )
 
     def build(pipeline: beam.Pipeline) -> None:
-        sets = name_set(pipeline, "Train", args.train_features, "train_features", train.fingerprint)  # FeatureSet
+        sets = name_set(
+            pipeline, "Train", args.train_features, "train_features", train.fingerprint
+        )  # FeatureSet
         projection = sets | "FitProjection" >> FitProjection(wanted)  # Projection
-        (sets, projection) | "BuildIndex" >> WriteVectors(args.output, draft, args.overwrite, rows, build_one)  # Manifest
+        (sets, projection) | "BuildIndex" >> WriteVectors(
+            args.output, draft, args.overwrite, rows, build_one
+        )  # Manifest
 
-    if runner.run_graph(build, beam_options, PROJECTING if args.projection in projections.FITTED else PROJECTING[-1:]) is None:
+    if (
+        runner.run_graph(
+            build,
+            beam_options,
+            PROJECTING if args.projection in projections.FITTED else PROJECTING[-1:],
+        )
+        is None
+    ):
         print("the graph is built; nothing has run")
         return
     written = runner.read_back_kind(args.output, "index")

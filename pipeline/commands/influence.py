@@ -1,4 +1,6 @@
-"""`tracin influence`: both stages in one graph, from examples and checkpoints to each test example's proponents and opponents."""
+"""`tracin influence`: both stages in one graph, from examples and checkpoints to each test
+example's proponents and opponents.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,13 @@ from collections.abc import Sequence
 import apache_beam as beam
 
 from pipeline.commands.features import extraction
-from pipeline.commands.score import influence_draft, influence_rows, pairs_of, scoring_plan, write_influence
+from pipeline.commands.score import (
+    influence_draft,
+    influence_rows,
+    pairs_of,
+    scoring_plan,
+    write_influence,
+)
 from pipeline.flags import options
 from pipeline.preparation import inputs, output_table
 from pipeline.preparation.feature_sets import feature_set
@@ -48,19 +56,26 @@ def _run(argv: Sequence[str]) -> None:
             prepared,
             args.overwrite,
         )
-        for name, examples, labels in (("test", args.test_examples, args.test_labels), ("train", args.train_examples, args.train_labels))
+        for name, examples, labels in (
+            ("test", args.test_examples, args.test_labels),
+            ("train", args.train_examples, args.train_labels),
+        )
     }
     rates = tuple(
-        usable_rate(rate, posixpath.basename(info.path)) for rate, info in zip(prepared.learning_rates, prepared.infos, strict=True)
+        usable_rate(rate, posixpath.basename(info.path))
+        for rate, info in zip(prepared.learning_rates, prepared.infos, strict=True)
     )
-    # Named, because a feature set that is already there may have been written with other rates in its manifest.
+    # Named, because a feature set that is already there may have been written with other rates in
+    # its manifest.
     plan = dataclasses.replace(scoring_plan(args, beam_options), learning_rates=rates)
     test, train = (wanted[name].stage.write.draft for name in ("test", "train"))
     class_names = read_class_names(args.class_names, train)
     draft = influence_draft(args, rates, test.fingerprint, train.fingerprint, class_names)
     plan.check_memory(Shape(len(train.checkpoints), train.outputs, train.units))
     table = output_table.wanted(args, beam_options, influence_rows(train, plan.sum_positions))
-    if manifests.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
+    if manifests.is_complete(
+        args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite
+    ):
         output_table.finish(args.output, table, beam_options)
         return
     output_table.check(table, beam_options)
@@ -71,7 +86,10 @@ def _run(argv: Sequence[str]) -> None:
             print(f"{name}_features: already complete, used as they are")
 
     def build(pipeline: beam.Pipeline) -> None:
-        sets = (feature_set(pipeline, "Test", wanted["test"]), feature_set(pipeline, "Train", wanted["train"]))
+        sets = (
+            feature_set(pipeline, "Test", wanted["test"]),
+            feature_set(pipeline, "Train", wanted["train"]),
+        )
         report_wanted = ReportWanted.of(test, train, class_names, plan.sum_positions)
         write_influence(sets, args.output, plan, draft, train, args.overwrite, report_wanted, table)
 
@@ -81,14 +99,21 @@ def _run(argv: Sequence[str]) -> None:
     if counts is None:
         print("the graph is built; nothing has run")
         return
-    written = {name: runner.read_back(one.directory, FeatureManifest) for name, one in wanted.items()}
+    written = {
+        name: runner.read_back(one.directory, FeatureManifest) for name, one in wanted.items()
+    }
     for name, one in wanted.items():
         print(report.features(one.directory, written[name], f"{name}_features"))
     print(report.influence(args.output, runner.read_back(args.output, Manifest)))
     output_table.tell(table)
     pairs = pairs_of(written["test"], written["train"], plan)
     print(report.skipped(counts, pairs))
-    read = sum(written[name].counts[what] for name, one in wanted.items() if not one.complete for what in ("examples", "rejected"))
+    read = sum(
+        written[name].counts[what]
+        for name, one in wanted.items()
+        if not one.complete
+        for what in ("examples", "rejected")
+    )
     print(report.done(started, read, counts, scored=pairs))
 
 

@@ -39,12 +39,23 @@ def _run(argv: Sequence[str]) -> None:
     if beam_options.view_as(StandardOptions).runner == dataflow.RUNNER and not args.json:
         beam_options.view_as(TestOptions).dry_run = True
         print()
-        runner.run_graph(lambda pipeline: scoring_graph(pipeline, args, beam_options), beam_options, [])
+        runner.run_graph(
+            lambda pipeline: scoring_graph(pipeline, args, beam_options), beam_options, []
+        )
 
 
-def scoring_graph(pipeline: beam.Pipeline, args: argparse.Namespace, beam_options: PipelineOptions) -> None:
-    """The graph of the planned `tracin score`, as far as its shape goes: what it carries of sets that are not there yet is empty."""
-    from pipeline.commands.score import influence_draft, influence_rows, scoring_plan, write_influence
+def scoring_graph(
+    pipeline: beam.Pipeline, args: argparse.Namespace, beam_options: PipelineOptions
+) -> None:
+    """The graph of the planned `tracin score`, as far as its shape goes: what it carries of sets
+    that are not there yet is empty.
+    """
+    from pipeline.commands.score import (
+        influence_draft,
+        influence_rows,
+        scoring_plan,
+        write_influence,
+    )
     from pipeline.preparation import output_table
     from pipeline.preparation.feature_sets import read_set
     from transforms.influence.write import ReportWanted
@@ -55,16 +66,29 @@ def scoring_graph(pipeline: beam.Pipeline, args: argparse.Namespace, beam_option
         | f"Read{name}Manifest" >> beam.Map(read_set, f"{name.lower()}_features")  # FeatureSet
         for name, directory in (("Test", args.test_features), ("Train", args.train_features))
     ]
-    train = FeatureManifest("features", "", {}, (), {}, "", "class", args.outputs or 1, args.units or 1, (), (), (), {})
+    train = FeatureManifest(
+        "features", "", {}, (), {}, "", "class", args.outputs or 1, args.units or 1, (), (), (), {}
+    )
     draft = influence_draft(args, (), "", "")
     plan = scoring_plan(args, beam_options)
     table = output_table.wanted(args, beam_options, influence_rows(train, plan.sum_positions))
-    write_influence((sets[0], sets[1]), args.output or "output", plan, draft, train, overwrite=False, wanted=ReportWanted(), table=table)
+    write_influence(
+        (sets[0], sets[1]),
+        args.output or "output",
+        plan,
+        draft,
+        train,
+        overwrite=False,
+        wanted=ReportWanted(),
+        table=table,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class PlannedSet:
-    """A feature set, there or to be: how many examples, in how many files of how many bytes in all (about, if it is not there yet)."""
+    """A feature set, there or to be: how many examples, in how many files of how many bytes in all
+    (about, if it is not there yet).
+    """
 
     examples: int
     files: int
@@ -73,7 +97,10 @@ class PlannedSet:
     @staticmethod
     def of(files: Sequence[FeatureFiles]) -> PlannedSet:
         """The set in these files."""
-        totals = ((alike.number * alike.records, alike.number, alike.number * alike.bytes) for alike in files)
+        totals = (
+            (alike.number * alike.records, alike.number, alike.number * alike.bytes)
+            for alike in files
+        )
         return PlannedSet(*map(sum, zip((0, 0, 0), *totals, strict=True)))
 
 
@@ -86,7 +113,8 @@ class Plan:
         checkpoints, outputs, units: T, C and D (the trailing 1 of a bias counted).
         k: how many proponents and opponents of each test example.
         memory_bytes_allowed: the memory budget of one worker process.
-        processes: worker processes that share a machine; where one for each processor does, workers are taken to be machines like this.
+        processes: worker processes that share a machine; where one for each processor does, workers
+            are taken to be machines like this.
         processes_known: whether that is sure.
         within_memory: whether the predicted peak is within the budget.
         cost: what it costs.
@@ -106,7 +134,8 @@ class Plan:
 
 
 def plan(args: argparse.Namespace, processes_known: int | None) -> Plan:
-    """What the flags ask for, and what it costs, given how many worker processes share a machine, if that is known.
+    """What the flags ask for, and what it costs, given how many worker processes share a machine,
+    if that is known.
 
     Raises:
         InputError: `tracin score` would refuse it.
@@ -116,19 +145,40 @@ def plan(args: argparse.Namespace, processes_known: int | None) -> Plan:
         test = manifests.read(args.test_features, FeatureManifest, "test_features")
         manifests.check_same_model(test, train, args.test_features, args.train_features)
         if not train.examples:
-            raise InputError(f"--train_features={args.train_features!r} holds no example: there is nothing to score against")
+            raise InputError(
+                f"--train_features={args.train_features!r} holds no "
+                "example: "
+                "there "
+                "is "
+                "nothing "
+                "to "
+                "score against"
+            )
         manifests.usable_rates(train, args.learning_rates)
         if args.sum_positions:
             manifests.check_positions(train, args.train_features)
             manifests.check_positions(test, args.test_features)
         shape = Shape(len(train.checkpoints), train.outputs, train.units)
-        test_files, train_files = ([FeatureFiles(1, file.count, file.size) for file in one.files if file.count] for one in (test, train))
+        test_files, train_files = (
+            [FeatureFiles(1, file.count, file.size) for file in one.files if file.count]
+            for one in (test, train)
+        )
     else:
         if args.learning_rates and len(args.learning_rates) != args.checkpoint_count:
-            raise InputError(f"--learning_rates has {len(args.learning_rates)} numbers, --checkpoint_count is {args.checkpoint_count}")
+            raise InputError(
+                "--learning_rates "
+                "has "
+                f"{len(args.learning_rates)} "
+                "numbers, "
+                "--checkpoint_count "
+                "is "
+                f"{args.checkpoint_count}"
+            )
         shape = Shape(args.checkpoint_count, args.outputs, args.units)
         stored_bytes = shape.stored_bytes(args.feature_dtype or "float32")
-        test_files, train_files = (files_to_be(stored_bytes, count) for count in (args.test_count, args.train_count))
+        test_files, train_files = (
+            files_to_be(stored_bytes, count) for count in (args.test_count, args.train_count)
+        )
     test_set, train_set = PlannedSet.of(test_files), PlannedSet.of(train_files)
     processes = processes_known or os.cpu_count() or 1
     allowed = args.memory_gb * 1e9 / processes
@@ -136,15 +186,20 @@ def plan(args: argparse.Namespace, processes_known: int | None) -> Plan:
     try:
         if args.sum_positions:
             test_set, train_set = (
-                dataclasses.replace(planned, examples=one.counts["examples"]) for planned, one in ((test_set, test), (train_set, train))
+                dataclasses.replace(planned, examples=one.counts["examples"])
+                for planned, one in ((test_set, test), (train_set, train))
             )
             largest = max((alike.bytes for alike in (*test_files, *train_files)), default=0)
             extra_bytes = summed_tiles.file_bytes(largest, BYTES_PER_FILE)
             counts = (test_set.examples, train_set.examples)
             grid = summed_tiles.choose_grid(shape, *counts, args.k, allowed, extra_bytes, *rows)
-            cost = summed_tiles.predict(grid, shape, args.k, *counts, test_files, train_files, extra_bytes)
+            cost = summed_tiles.predict(
+                grid, shape, args.k, *counts, test_files, train_files, extra_bytes
+            )
         else:
-            grid = tiles.choose_grid(shape, test_set.examples, train_set.examples, args.k, allowed, *rows)
+            grid = tiles.choose_grid(
+                shape, test_set.examples, train_set.examples, args.k, allowed, *rows
+            )
             cost = predict(grid, shape, args.k, test_files, train_files)
     except ValueError as error:
         raise InputError(f"--memory_gb={args.memory_gb:g}: {error}") from error
@@ -164,10 +219,16 @@ def plan(args: argparse.Namespace, processes_known: int | None) -> Plan:
 
 
 def files_to_be(stored_bytes: int, examples: int) -> list[FeatureFiles]:
-    """The files, about, that will hold the features of so many examples of one input file, each in so many bytes."""
+    """The files, about, that will hold the features of so many examples of one input file, each in
+    so many bytes.
+    """
     full = min(RECORDS_PER_FILE, -(-BYTES_PER_FILE // stored_bytes))
     number, rest = divmod(examples, full)
-    return [FeatureFiles(files, records, records * stored_bytes) for files, records in ((number, full), (1, rest)) if files and records]
+    return [
+        FeatureFiles(files, records, records * stored_bytes)
+        for files, records in ((number, full), (1, rest))
+        if files and records
+    ]
 
 
 if __name__ == "__main__":

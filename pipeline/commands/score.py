@@ -1,4 +1,6 @@
-"""`tracin score`: the strongest proponents and opponents of each test example, from two feature sets."""
+"""`tracin score`: the strongest proponents and opponents of each test example, from two feature
+sets.
+"""
 
 from __future__ import annotations
 
@@ -45,16 +47,28 @@ def _run(argv: Sequence[str]) -> None:
     test = manifests.read(args.test_features, FeatureManifest, "test_features")
     manifests.check_same_model(test, train, args.test_features, args.train_features)
     if not train.examples:
-        raise InputError(f"--train_features={args.train_features!r} holds no example: there is nothing to score against")
+        raise InputError(
+            f"--train_features={args.train_features!r} holds no example: "
+            "there "
+            "is "
+            "nothing "
+            "to "
+            "score "
+            "against"
+        )
     if args.sum_positions:
         manifests.check_positions(train, args.train_features)
         manifests.check_positions(test, args.test_features)
     plan = scoring_plan(args, beam_options)
     class_names = read_class_names(args.class_names, train)
-    draft = influence_draft(args, plan.scoring(train).learning_rates, test.fingerprint, train.fingerprint, class_names)
+    draft = influence_draft(
+        args, plan.scoring(train).learning_rates, test.fingerprint, train.fingerprint, class_names
+    )
     plan.check_memory(FeatureSet(args.train_features, train).shape, largest_file(test, train))
     table = output_table.wanted(args, beam_options, influence_rows(train, plan.sum_positions))
-    if manifests.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
+    if manifests.is_complete(
+        args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite
+    ):
         output_table.finish(args.output, table, beam_options)
         return
     output_table.check(table, beam_options)
@@ -80,8 +94,14 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def pairs_of(test: FeatureManifest, train: FeatureManifest, plan: ScoringPlan) -> int:
-    """How many pairs of two sets are scored: of records, or of the examples that these are positions of."""
-    return test.counts["examples"] * train.counts["examples"] if plan.sum_positions else test.examples * train.examples
+    """How many pairs of two sets are scored: of records, or of the examples that these are
+    positions of.
+    """
+    return (
+        test.counts["examples"] * train.counts["examples"]
+        if plan.sum_positions
+        else test.examples * train.examples
+    )
 
 
 def scoring_plan(args: argparse.Namespace, beam_options: PipelineOptions) -> ScoringPlan:
@@ -137,11 +157,22 @@ def write_influence(
     wanted: ReportWanted,
     table: WriteTable | None = None,
 ) -> beam.PCollection:
-    """Stage 2, whole: (test, train) FeatureSet → Manifest of the result. `train` tells the type of labels."""
+    """Stage 2, whole: (test, train) FeatureSet → Manifest of the result. `train` tells the type of
+    labels.
+    """
     score = ScoreSums(plan) if plan.sum_positions else ScoreInfluence(plan)
     blocks = sets | "ScoreInfluence" >> score  # (test_start, ScoredBlock or SummedBlock)
     rows = rows_per_file(plan.k)
-    write = WriteInfluence(output, draft, train.task, train.outputs, rows, overwrite, wanted, sum_positions=plan.sum_positions)
+    write = WriteInfluence(
+        output,
+        draft,
+        train.task,
+        train.outputs,
+        rows,
+        overwrite,
+        wanted,
+        sum_positions=plan.sum_positions,
+    )
     committed = (blocks, *sets) | "WriteInfluence" >> write  # Manifest
     return committed | "WriteTable" >> table if table else committed  # Manifest
 

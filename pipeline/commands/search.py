@@ -1,4 +1,6 @@
-"""`tracin search`: each test example's proponents and opponents by an index of the training set, scored exactly."""
+"""`tracin search`: each test example's proponents and opponents by an index of the training set,
+scored exactly.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from transforms.vectors import faiss_index
 from transforms.vectors.recall import RECALL_FILE, MeasureRecall
 from transforms.vectors.search import SearchIndex, SearchPlan, find_rows
 
-_SEARCHING = progress.Stage("Search", "tests-searched", "tests-planned", "tests-searched", "test examples")
+_SEARCHING = progress.Stage(
+    "Search", "tests-searched", "tests-planned", "tests-searched", "test examples"
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -45,7 +49,13 @@ def _run(argv: Sequence[str]) -> None:
     manifests.check_same_model(test, train, args.test_features, args.train_features)
     if found.settings["train_features"] != train.fingerprint:
         raise InputError(
-            f"--index={args.index!r} was built from another feature set than --train_features={args.train_features!r}: name the one that "
+            f"--index={args.index!r} was built "
+            "from "
+            "another "
+            "feature "
+            "set "
+            "than "
+            f"--train_features={args.train_features!r}: name the one that "
             "it was built from, or build it anew with `tracin index`"
         )
     _check_effort(args, found.settings["kind"])
@@ -53,7 +63,16 @@ def _run(argv: Sequence[str]) -> None:
         find_rows(FeatureSet(args.test_features, test), args.test_ids)
     scoring = Scoring(tuple(found.settings["learning_rates"]), args.k, found.settings["normalize"])
     sample = min(args.recall_sample, len(args.test_ids) or test.examples)
-    plan = SearchPlan(args.index, found, scoring, args.oversampling, args.nprobe, args.ef_search, args.test_ids, sample)
+    plan = SearchPlan(
+        args.index,
+        found,
+        scoring,
+        args.oversampling,
+        args.nprobe,
+        args.ef_search,
+        args.test_ids,
+        sample,
+    )
     class_names = read_class_names(args.class_names, train)
     settings = {
         "index": found.fingerprint,
@@ -70,7 +89,9 @@ def _run(argv: Sequence[str]) -> None:
         "class_names": class_names,
     }
     draft = Manifest("influence", manifests.fingerprint(settings), settings, (), {})
-    if manifests.is_complete(args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite):
+    if manifests.is_complete(
+        args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite
+    ):
         print(f"{args.output} is complete with the same settings: nothing to do")
         return
     filesystems.check_writable(args.output)
@@ -81,12 +102,35 @@ def _run(argv: Sequence[str]) -> None:
             name_set(pipeline, "Train", args.train_features, "train_features", train.fingerprint),
         )  # FeatureSet, FeatureSet
         rows = sets | "SearchIndex" >> SearchIndex(plan)  # (row, ScoredBlock)
-        beside = (sets, rows) | "MeasureRecall" >> MeasureRecall(plan) if sample else None  # (name, content)
+        beside = (
+            (sets, rows) | "MeasureRecall" >> MeasureRecall(plan) if sample else None
+        )  # (name, content)
         report_wanted = ReportWanted.of(test, train, class_names)
-        missed = f"{RECALL_FILE} tells what part of the exact answer was found" if sample else "what was missed has not been measured"
-        note = f"Proponents and opponents were looked for by an index, and those that it did not offer are missing: {missed}."
+        missed = (
+            f"{RECALL_FILE} tells what part of the exact answer was found"
+            if sample
+            else "what was missed has not been measured"
+        )
+        note = (
+            "Proponents and opponents were looked for by an index, and "
+            "those "
+            "that "
+            "it "
+            "did "
+            "not "
+            f"offer are missing: {missed}."
+        )
         report_wanted = dataclasses.replace(report_wanted, notes=(*report_wanted.notes, note))
-        write = WriteInfluence(args.output, draft, train.task, train.outputs, rows_per_file(args.k), args.overwrite, report_wanted, beside)
+        write = WriteInfluence(
+            args.output,
+            draft,
+            train.task,
+            train.outputs,
+            rows_per_file(args.k),
+            args.overwrite,
+            report_wanted,
+            beside,
+        )
         (rows, *sets) | "WriteInfluence" >> write  # Manifest
 
     counts = runner.run_graph(build, beam_options, [_SEARCHING])
@@ -108,7 +152,15 @@ def _check_effort(args: argparse.Namespace, kind: str) -> None:
     """
     for flag, kinds in (("nprobe", ("auto", "ivf")), ("ef_search", ("hnsw",))):
         if getattr(args, flag) and kind not in kinds:
-            raise InputError(f"--{flag} is for indexes of --kind={kinds[-1]}, and --index={args.index!r} is of {kind}: leave it out")
+            raise InputError(
+                f"--{flag} is for indexes of "
+                f"--kind={kinds[-1]}, "
+                "and "
+                f"--index={args.index!r} "
+                "is "
+                "of "
+                f"{kind}: leave it out"
+            )
 
 
 if __name__ == "__main__":

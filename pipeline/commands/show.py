@@ -22,10 +22,33 @@ from transforms.core.errors import InputError
 from transforms.storage import filesystems, manifests
 from transforms.storage.manifests import Manifest
 
-_SUSPECT = ("example_id", "label", "suggested_label", "suspicion", "self_influence", "source", "offset")
-_DUPLICATE = ("group", "example_id", "label", "suggested_label", "similarity", "suspicion", "source", "offset")
+_SUSPECT = (
+    "example_id",
+    "label",
+    "suggested_label",
+    "suspicion",
+    "self_influence",
+    "source",
+    "offset",
+)
+_DUPLICATE = (
+    "group",
+    "example_id",
+    "label",
+    "suggested_label",
+    "similarity",
+    "suspicion",
+    "source",
+    "offset",
+)
 _INFLUENCE = ("test_id", "test_label", "test_prediction", "test_probability", "self_influence")
-_SUMMED = ("test_id", "test_positions", "test_wrong_positions", "test_label_probability", "self_influence")
+_SUMMED = (
+    "test_id",
+    "test_positions",
+    "test_wrong_positions",
+    "test_label_probability",
+    "self_influence",
+)
 _CANDIDATE = ("train_id", "train_label", "score")
 
 
@@ -39,9 +62,13 @@ def _run(argv: Sequence[str]) -> None:
     runner.beam_options(flags)
     found = manifests.read_if_any(args.directory, "DIR")
     if found is None:
-        raise InputError(f"{args.directory} is not a complete result: it has no {manifests.FILE_NAME}")
+        raise InputError(
+            f"{args.directory} is not a complete result: it has no {manifests.FILE_NAME}"
+        )
     if found.kind not in ("audit", "influence"):
-        raise InputError(f"{args.directory} holds {found.kind}: give the directory of an audit or of influence")
+        raise InputError(
+            f"{args.directory} holds {found.kind}: give the directory of an audit or of influence"
+        )
     console = Console(width=None if sys.stdout.isatty() else 160)
     audited = found.kind == "audit"
     if args.id is not None:
@@ -51,15 +78,24 @@ def _run(argv: Sequence[str]) -> None:
     elif audited:
         (summary,) = _lines(args.directory, found, "summary.json")
         print(report.audit(args.directory, summary))
-        console.print(_table(_SUSPECT, itertools.islice(_lines(args.directory, found, "suspects.jsonl"), args.rows)))
-        conflicting = (row for row in _lines(args.directory, found, "duplicates.jsonl") if row["conflicting"])
+        console.print(
+            _table(
+                _SUSPECT,
+                itertools.islice(_lines(args.directory, found, "suspects.jsonl"), args.rows),
+            )
+        )
+        conflicting = (
+            row for row in _lines(args.directory, found, "duplicates.jsonl") if row["conflicting"]
+        )
         if duplicates := list(itertools.islice(conflicting, args.rows)):
             console.print("\nduplicates whose labels conflict:", _table(_DUPLICATE, duplicates))
     else:
         print(report.influence(args.directory, found))
         if "index" in found.settings:
             told = [file for file in found.files if file.name == "recall.json"]
-            print(report.recall(filesystems.read_verified(args.directory, told[0]) if told else None))
+            print(
+                report.recall(filesystems.read_verified(args.directory, told[0]) if told else None)
+            )
         rows = itertools.islice(_lines(args.directory, found, ".jsonl"), args.rows)
         names = _SUMMED if found.settings.get("sum_positions") else _INFLUENCE
         console.print(_table((*names, "proponent", "opponent"), (_strongest(row) for row in rows)))
@@ -86,14 +122,24 @@ def _find(directory: str, found: Manifest, wanted: str) -> dict[str, Any]:
     Raises:
         InputError: there is none with this id.
     """
-    prefix, key = ("examples-", "example_id") if found.kind == "audit" else ("influence-", "test_id")
+    prefix, key = (
+        ("examples-", "example_id") if found.kind == "audit" else ("influence-", "test_id")
+    )
     for file in found.files:
         if file.name.startswith(prefix) and file.name.endswith(".parquet"):
             data = io.BytesIO(filesystems.read_verified(directory, file))
             for row in pq.read_table(data, filters=[(key, "=", wanted)]).to_pylist():
                 return dict(row)
     what = "example" if found.kind == "audit" else "test example"
-    raise InputError(f"{directory} has no {what} with the id {wanted!r}: ids are told without --id, or stand in {prefix}*.parquet")
+    raise InputError(
+        f"{directory} has no {what} with the id {wanted!r}: ids are told "
+        "without "
+        "--id, "
+        "or "
+        "stand "
+        "in "
+        f"{prefix}*.parquet"
+    )
 
 
 def _strongest(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +153,11 @@ def _strongest(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _candidate(one: Mapping[str, Any]) -> str:
-    told = f"labelled {one['train_label']}" if "train_label" in one else f"{one['train_positions']:,} positions"
+    told = (
+        f"labelled {one['train_label']}"
+        if "train_label" in one
+        else f"{one['train_positions']:,} positions"
+    )
     return f"{one['train_id']} ({told}) {one['score']:+.4g}"
 
 
@@ -135,9 +185,16 @@ def _table(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def _text(value: Any) -> Text:
-    """A value; what a terminal would take for a command, or print out of its order, is shown as a mark."""
+    """A value; what a terminal would take for a command, or print out of its order, is shown as a
+    mark.
+    """
     told = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
-    return Text("".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in told))
+    return Text(
+        "".join(
+            character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"
+            for character in told
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The demo's workload: scikit-learn's handwritten digits, some labels made wrong on purpose, and a small network trained on them."""
+"""The demo's workload: scikit-learn's handwritten digits, some labels made wrong on purpose, and a
+small network trained on them.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class Digits:
 
 
 def load() -> tuple[Digits, Digits]:
-    """The training digits, of which a tenth are labelled wrong, and the test digits; the same ones every time."""
+    """The training digits, of which a tenth are labelled wrong, and the test digits; the same ones
+    every time.
+    """
     from sklearn.datasets import load_digits
 
     source = load_digits()
@@ -56,7 +60,9 @@ def load() -> tuple[Digits, Digits]:
     truth = source.target[order].astype(np.int64)
     train, test = slice(TRAIN_DIGITS), slice(TRAIN_DIGITS, None)
     return (
-        Digits(_ids("train", images[train]), images[train], mislabel(truth[train], rng), truth[train]),
+        Digits(
+            _ids("train", images[train]), images[train], mislabel(truth[train], rng), truth[train]
+        ),
         Digits(_ids("test", images[test]), images[test], truth[test], truth[test]),
     )
 
@@ -66,7 +72,9 @@ def _ids(part: str, images: np.ndarray) -> tuple[str, ...]:
 
 
 def mislabel(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Labels [n] of which `WRONG_FRACTION` are wrong, each equally likely to be any of the nine other digits."""
+    """Labels [n] of which `WRONG_FRACTION` are wrong, each equally likely to be any of the nine
+    other digits.
+    """
     labels = truth.copy()
     wrong = rng.choice(len(labels), round(WRONG_FRACTION * len(labels)), replace=False)
     labels[wrong] = (labels[wrong] + rng.integers(1, 10, len(wrong))) % 10
@@ -82,14 +90,20 @@ def write_examples(directory: str, name: str, digits: Digits) -> None:
             "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
             "id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[example_id.encode()])),
         }
-        frames.append(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(deterministic=True))
+        frames.append(
+            tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(
+                deterministic=True
+            )
+        )
     filesystems.write(directory, name, tfrecords.join_frames(frames), len(digits))
 
 
 def train(directory: str, digits: Digits) -> int:
-    """Trains a network of 64 hidden units on the given labels; returns how many checkpoints it kept in `directory`.
+    """Trains a network of 64 hidden units on the given labels; returns how many checkpoints it kept
+    in `directory`.
 
-    The checkpoints are spread over the epochs: a wrong label stands out while the network still disagrees with it, not once it is learnt.
+    The checkpoints are spread over the epochs: a wrong label stands out while the network still
+    disagrees with it, not once it is learnt.
     """
     os.makedirs(directory, exist_ok=True)
     # Another version of the demo may have left checkpoints that the glob would take for this run's.
@@ -104,9 +118,19 @@ def train(directory: str, digits: Digits) -> int:
         ]
     )
     rate = keras.optimizers.schedules.ExponentialDecay(0.05, len(digits) // _BATCH_SIZE, 0.9)
-    model.compile(keras.optimizers.SGD(rate, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(
+        keras.optimizers.SGD(rate, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
     for epoch in range(0, EPOCHS, _EPOCHS_PER_CHECKPOINT):
         stop = epoch + _EPOCHS_PER_CHECKPOINT
-        model.fit(digits.images, digits.labels, batch_size=_BATCH_SIZE, initial_epoch=epoch, epochs=stop, verbose=0)
+        model.fit(
+            digits.images,
+            digits.labels,
+            batch_size=_BATCH_SIZE,
+            initial_epoch=epoch,
+            epochs=stop,
+            verbose=0,
+        )
         model.save(os.path.join(directory, f"digits-{stop:02d}.keras"))
     return EPOCHS // _EPOCHS_PER_CHECKPOINT

@@ -1,4 +1,6 @@
-"""The demo's findings to look at: digits drawn in the terminal, and a picture of the same as a PNG file."""
+"""The demo's findings to look at: digits drawn in the terminal, and a picture of the same as a PNG
+file.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ class Inspection:
 
     @staticmethod
     def of(self_influence: np.ndarray, planted: np.ndarray) -> Inspection:
-        """The inspection of n examples with their self-influence [n], given which labels are wrong [n]."""
+        """The inspection of n examples with their self-influence [n], given which labels are wrong
+        [n].
+        """
         order = np.argsort(-self_influence, kind="stable")
         return Inspection(order, np.concatenate([[0], np.cumsum(planted[order])]))
 
@@ -78,7 +82,9 @@ class Inspection:
 
 
 def draw(image: np.ndarray, console: Console) -> Text:
-    """A digit [8, 8] in 4 lines of 8 characters, each of them two pixels: in grey levels, or as ink where the console has no colours."""
+    """A digit [8, 8] in 4 lines of 8 characters, each of them two pixels: in grey levels, or as ink
+    where the console has no colours.
+    """
     grey = console.color_system is not None and not console.no_color
     characters = _BLOCKS if console.encoding.lower().startswith("utf") else _ASCII
     if characters == _ASCII:
@@ -101,7 +107,9 @@ def _grey(ink: float) -> Color:
 
 
 def traced_table(traced: Sequence[Traced], test: Digits, train: Digits, console: Console) -> Table:
-    """Test digits with their strongest proponents and opponents, as many as the console is wide enough for."""
+    """Test digits with their strongest proponents and opponents, as many as the console is wide
+    enough for.
+    """
     most = max(len(candidates) for one in traced for candidates in (one.proponents, one.opponents))
     shown = max(1, min(most, (console.width - _TEST_CELL - 1) // (2 * _CELL)))
     table = Table(box=box.HORIZONTALS, show_lines=True, show_edge=False, padding=0)
@@ -114,7 +122,9 @@ def traced_table(traced: Sequence[Traced], test: Digits, train: Digits, console:
     for one in traced:
         cells = [_test_cell(one, test, console)]
         for candidates in (one.proponents, one.opponents):
-            drawn = [_train_cell(c.row, train, console, f"{c.score:+.2f}") for c in candidates[:shown]]
+            drawn = [
+                _train_cell(c.row, train, console, f"{c.score:+.2f}") for c in candidates[:shown]
+            ]
             cells += drawn + [Group()] * (shown - len(drawn))
         table.add_row(*cells)
     return table
@@ -131,7 +141,11 @@ def _test_cell(one: Traced, test: Digits, console: Console) -> Group:
 
 
 def _train_cell(row: int, train: Digits, console: Console, told: str) -> Group:
-    lines = [draw(train.images[row], console), Text(train.ids[row], "dim"), Text(f"labelled {train.labels[row]}")]
+    lines = [
+        draw(train.images[row], console),
+        Text(train.ids[row], "dim"),
+        Text(f"labelled {train.labels[row]}"),
+    ]
     if told:
         lines.append(Text(told))
     if train.planted[row]:
@@ -143,13 +157,23 @@ def found_table(inspection: Inspection) -> Table:
     """How many planted wrong labels are found by looking at the first part of the training set."""
     planted = int(inspection.found[-1])
     table = Table(box=box.HORIZONTALS, show_edge=False, pad_edge=False)
-    for title in ("look at the first", "training digits", "wrong labels found", "chance would find"):
+    for title in (
+        "look at the first",
+        "training digits",
+        "wrong labels found",
+        "chance would find",
+    ):
         table.add_column(title, justify="right")
     for fraction in FRACTIONS:
         first = inspection.first(fraction)
         found = int(inspection.found[first])
         chance = planted * first / len(inspection.order)
-        table.add_row(f"{fraction:.0%}", f"{first:,}", f"{found} of {planted} ({found / planted:.0%})", f"{chance:.0f}")
+        table.add_row(
+            f"{fraction:.0%}",
+            f"{first:,}",
+            f"{found} of {planted} ({found / planted:.0%})",
+            f"{chance:.0f}",
+        )
     return table
 
 
@@ -164,31 +188,59 @@ def suspects_table(inspection: Inspection, train: Digits, console: Console) -> T
 
 
 def picture(traced: Sequence[Traced], inspection: Inspection, test: Digits, train: Digits) -> bytes:
-    """A PNG of the traced test digits with their proponents and opponents, and of how fast self-influence finds planted labels."""
+    """A PNG of the traced test digits with their proponents and opponents, and of how fast
+    self-influence finds planted labels.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = max(len(candidates) for one in traced for candidates in (one.proponents, one.opponents))
-    figure = Figure(figsize=(17, 1.3 * len(traced) + 2), dpi=110, layout="constrained", facecolor="white")
-    figure.suptitle("Which training digits are behind the worst mistakes, and whose labels are wrong?", fontsize=16, fontweight="bold")
-    figure.supxlabel("red frame: this training label was made wrong on purpose", fontsize=11, color=_RED)
+    columns = max(
+        len(candidates) for one in traced for candidates in (one.proponents, one.opponents)
+    )
+    figure = Figure(
+        figsize=(17, 1.3 * len(traced) + 2), dpi=110, layout="constrained", facecolor="white"
+    )
+    figure.suptitle(
+        "Which training digits are behind the worst mistakes, and whose labels are wrong?",
+        fontsize=16,
+        fontweight="bold",
+    )
+    figure.supxlabel(
+        "red frame: this training label was made wrong on purpose", fontsize=11, color=_RED
+    )
     # Every heading has two lines, so that the rows of the parts stay level.
     parts = figure.add_gridspec(1, 4, width_ratios=[1.25, columns, columns, 5.5], wspace=0.03)
     headings = (
         ("Worst-read\ntest digit", "black"),
         ("Proponents\npulled towards the true label", _GREEN),
         ("Opponents\npulled away from it", _RED),
-        (f"Where the {inspection.found[-1]} wrong labels are\nwhen self-influence sorts the training set", "black"),
+        (
+            f"Where the {inspection.found[-1]} wrong "
+            "labels "
+            "are\nwhen "
+            "self-influence "
+            "sorts "
+            "the "
+            "training set",
+            "black",
+        ),
     )
     subfigures = [figure.add_subfigure(parts[i]) for i in range(len(headings))]
     for subfigure, (heading, colour) in zip(subfigures, headings, strict=True):
         subfigure.suptitle(heading, fontsize=12, color=colour)
-    grids = [subfigures[i].subplots(len(traced), width, squeeze=False) for i, width in enumerate((1, columns, columns))]
+    grids = [
+        subfigures[i].subplots(len(traced), width, squeeze=False)
+        for i, width in enumerate((1, columns, columns))
+    ]
     for axes in (axes for grid in grids for axes in grid.flat):
         axes.set_axis_off()
     for i, one in enumerate(traced):
         truth = test.truth[one.row]
-        _show(grids[0][i, 0], test.images[one.row], f"{truth}, read as {one.prediction}\np({truth}) = {one.label_probability:.1%}")
+        _show(
+            grids[0][i, 0],
+            test.images[one.row],
+            f"{truth}, read as {one.prediction}\np({truth}) = {one.label_probability:.1%}",
+        )
         for grid, candidates in zip(grids[1:], (one.proponents, one.opponents), strict=True):
             for axes, candidate in zip(grid[i], candidates, strict=False):
                 title = f"labelled {train.labels[candidate.row]}\n{candidate.score:+.2f}"
@@ -211,14 +263,25 @@ def _show(axes: Axes, image: np.ndarray, title: str, framed: bool = False) -> No
 def _plot_found(axes: Axes, inspection: Inspection) -> None:
     n, planted = len(inspection.order), int(inspection.found[-1])
     inspected = np.arange(n + 1) / n
-    axes.plot(inspected, inspection.found / planted, color=_BLUE, linewidth=2.5, label="by self-influence, highest first")
+    axes.plot(
+        inspected,
+        inspection.found / planted,
+        color=_BLUE,
+        linewidth=2.5,
+        label="by self-influence, highest first",
+    )
     axes.plot([0, 1], [0, 1], color="#6e7781", linestyle="--", label="in any order (chance)")
     for fraction in FRACTIONS:
         found = inspection.found[inspection.first(fraction)] / planted
         axes.plot(fraction, found, "o", color=_BLUE)
         told = f"{found:.0%} found in the first {fraction:.0%}"
         axes.annotate(told, (fraction, found), (10, -14), textcoords="offset points", fontsize=10)
-    axes.set(xlabel="part of the training set looked at", ylabel="part of the wrong labels found", xlim=(0, 1), ylim=(0, 1.03))
+    axes.set(
+        xlabel="part of the training set looked at",
+        ylabel="part of the wrong labels found",
+        xlim=(0, 1),
+        ylim=(0, 1.03),
+    )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.grid(alpha=0.3)

@@ -24,5 +24,7 @@ def with_flags(message: str) -> str:
 @functools.cache
 def _flags() -> Mapping[str, str]:
     """By setting its flag, of all commands."""
-    actions = (action for command in options.COMMANDS for action in options.parser(command)._actions)
+    actions = (
+        action for command in options.COMMANDS for action in options.parser(command)._actions
+    )
     return {action.dest: action.option_strings[0] for action in actions if action.option_strings}

@@ -1,4 +1,6 @@
-"""Feature sets as a graph begins with them: those that are there, and those that it computes first."""
+"""Feature sets as a graph begins with them: those that are there, and those that it computes
+first.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,12 @@ if TYPE_CHECKING:
     from pipeline.preparation.inputs import PreparedFeatures
 
 
-def name_set(pipeline: beam.Pipeline, name: str, directory: str, flag: str, fingerprint: str) -> beam.PCollection:
-    """A committed feature set as the graph reads it: FeatureSet (one). It must still be the one with this fingerprint."""
+def name_set(
+    pipeline: beam.Pipeline, name: str, directory: str, flag: str, fingerprint: str
+) -> beam.PCollection:
+    """A committed feature set as the graph reads it: FeatureSet (one). It must still be the one
+    with this fingerprint.
+    """
     return (
         pipeline
         | f"Name{name}Set" >> beam.Create([directory])  # directory
@@ -32,18 +38,26 @@ def read_set(directory: str, flag: str, expected: str | None = None) -> FeatureS
     """
     found = manifests.read(directory, FeatureManifest, flag)
     if expected not in (None, found.fingerprint):
-        raise InputError(f"--{flag}={directory!r} was computed anew since this run was started: start it again")
+        raise InputError(
+            f"--{flag}={directory!r} was computed anew since this run was started: start it again"
+        )
     return FeatureSet(directory, found)
 
 
 def feature_set(pipeline: beam.Pipeline, name: str, one: PreparedFeatures) -> beam.PCollection:
-    """A set that is there already, or else is computed first: FeatureSet (one). `name` is part of the steps' names."""
+    """A set that is there already, or else is computed first: FeatureSet (one). `name` is part of
+    the steps' names.
+    """
     if one.complete:
         return name_set(pipeline, name, one.directory, "output", one.fingerprint)
     return (
         pipeline
         | f"Compute{name}Features" >> one.stage  # FeatureManifest
-        | f"Name{name}Set" >> beam.Map(lambda committed, directory=one.directory: FeatureSet(directory, committed))  # FeatureSet
-        # Planning waits for the set. Without a border it would be fused with the commit of one, which then waited for another.
+        | f"Name{name}Set"
+        >> beam.Map(
+            lambda committed, directory=one.directory: FeatureSet(directory, committed)
+        )  # FeatureSet
+        # Planning waits for the set. Without a border it would be fused with the commit of one,
+        # which then waited for another.
         | f"Publish{name}Set" >> beam.Reshuffle()  # FeatureSet
     )

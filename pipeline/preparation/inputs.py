@@ -31,8 +31,9 @@ from transforms.models.losses import Loss
 from transforms.storage import filesystems, manifests
 from transforms.storage.manifests import FeatureManifest, usable_rate
 
-# One call of the model takes at most so much input, and gives so much of features, that what is inside it stays within a worker's memory. A
-# larger call is no faster: it costs the first one the time to get the memory, and the last of a file that for the rows it is padded with.
+# One call of the model takes at most so much input, and gives so much of features, that what is
+# inside it stays within a worker's memory. A larger call is no faster: it costs the first one the
+# time to get the memory, and the last of a file that for the rows it is padded with.
 _INPUT_BYTES, _FEATURE_BYTES = 16 << 20, 64 << 20
 _BATCH_EXAMPLES = 256
 _FIRST_RECORDS = 5
@@ -46,7 +47,8 @@ class PreparedModel:
 
     Attributes:
         model: what the graph carries.
-        loaded: the loaded checkpoints; whoever runs the graph in this process shares them while this is held.
+        loaded: the loaded checkpoints; whoever runs the graph in this process shares them while
+            this is held.
         infos: what is known of each checkpoint, in order.
         learning_rates: η of each, from the flag or its optimizer; None where neither tells.
         settings: what went into the fingerprint.
@@ -62,7 +64,8 @@ class PreparedModel:
 
 
 def find_checkpoints(patterns: str) -> tuple[list[str], bool]:
-    """Finds the checkpoints of a comma-separated list of paths, prefixes and globs; and whether the list gives their order.
+    """Finds the checkpoints of a comma-separated list of paths, prefixes and globs; and whether the
+    list gives their order.
 
     Raises:
         InputError: one of them matches nothing.
@@ -71,13 +74,23 @@ def find_checkpoints(patterns: str) -> tuple[list[str], bool]:
     found: list[str] = []
     for pattern in wanted:
         try:
-            matched = [m.path for glob in (pattern, pattern + ".index") for m in filesystems.match(glob)]
+            matched = [
+                m.path for glob in (pattern, pattern + ".index") for m in filesystems.match(glob)
+            ]
         except (*filesystems.STORE_ERRORS, ValueError) as error:
-            raise InputError(f"--checkpoints={pattern!r} cannot be read: {filesystems.told(error)}") from error
+            raise InputError(
+                f"--checkpoints={pattern!r} cannot be read: {filesystems.told(error)}"
+            ) from error
         paths = checkpoint_files.group_paths(matched)
         if not paths:
             raise InputError(
-                f"--checkpoints={pattern!r} matches no checkpoint: expected .keras or .weights.h5 files, or a TensorFlow checkpoint's "
+                f"--checkpoints={pattern!r} matches no "
+                "checkpoint: "
+                "expected "
+                ".keras "
+                "or "
+                ".weights.h5 "
+                "files, or a TensorFlow checkpoint's "
                 "prefix"
             )
         repeated = [path for path in paths if path in found]
@@ -85,7 +98,15 @@ def find_checkpoints(patterns: str) -> tuple[list[str], bool]:
             raise InputError(f"--checkpoints names {repeated[0]} twice: name each checkpoint once")
         found += paths
     if not found:
-        raise InputError("--checkpoints is empty: give .keras or .weights.h5 files, or prefixes of TensorFlow checkpoints")
+        raise InputError(
+            "--checkpoints is empty: give .keras or .weights.h5 "
+            "files, "
+            "or "
+            "prefixes "
+            "of "
+            "TensorFlow "
+            "checkpoints"
+        )
     return found, not any(map(filesystems.is_glob, wanted))
 
 
@@ -98,19 +119,39 @@ def prepare_model(args: argparse.Namespace, rates_needed: bool) -> PreparedModel
         InputError: any of them cannot be used.
     """
     paths, keep_order = find_checkpoints(args.checkpoints)
-    spec = ModelSpec(tuple(paths), args.model, args.imports, args.layer, args.loss, args.include_bias, args.output_name, args.per_token)
+    spec = ModelSpec(
+        tuple(paths),
+        args.model,
+        args.imports,
+        args.layer,
+        args.loss,
+        args.include_bias,
+        args.output_name,
+        args.per_token,
+    )
     choose_threads(len(paths))
     checkpoints.import_modules(args.imports)
     local = localize(spec)
     stored = dict(zip(local.checkpoints, paths, strict=True))
-    infos = checkpoint_files.order([checkpoint_files.inspect(path) for path in local.checkpoints], keep_order)
+    infos = checkpoint_files.order(
+        [checkpoint_files.inspect(path) for path in local.checkpoints], keep_order
+    )
     spec = dataclasses.replace(spec, checkpoints=tuple(stored[info.path] for info in infos))
     own = (info.learning_rate for info in infos)
-    rates = tuple(args.learning_rates or (rate if rate is not None and math.isfinite(rate) else None for rate in own))
+    rates = tuple(
+        args.learning_rates
+        or (rate if rate is not None and math.isfinite(rate) else None for rate in own)
+    )
     if len(rates) != len(infos):
         names = ", ".join(posixpath.basename(info.path) for info in infos)
         raise InputError(
-            f"--learning_rates has {len(rates)} numbers, there are {len(infos)} checkpoints ({names}): give one for each, in this order"
+            f"--learning_rates has {len(rates)} "
+            "numbers, "
+            "there "
+            "are "
+            f"{len(infos)} "
+            "checkpoints "
+            f"({names}): give one for each, in this order"
         )
     for rate, info in zip(rates, infos, strict=True):
         if rates_needed or args.learning_rates:
@@ -120,20 +161,30 @@ def prepare_model(args: argparse.Namespace, rates_needed: bool) -> PreparedModel
     local_model = localize(spec).model
     settings = {
         "model": local_model
-        and (hashlib.sha256(filesystems.read(local_model)).hexdigest() if local_model.endswith((".keras", ".json")) else local_model),
-        "checkpoints": [{"name": posixpath.basename(info.path), "sha256": info.digest} for info in infos],
+        and (
+            hashlib.sha256(filesystems.read(local_model)).hexdigest()
+            if local_model.endswith((".keras", ".json"))
+            else local_model
+        ),
+        "checkpoints": [
+            {"name": posixpath.basename(info.path), "sha256": info.digest} for info in infos
+        ],
         "layer": checkpoints.base_name(loaded.layer),
         "loss": loaded.loss.description,
         "include_bias": args.include_bias,
         **({"output": loaded.output} if loaded.output is not None else {}),
         **({"per_token": True} if args.per_token else {}),
     }
-    return PreparedModel(model, loaded, tuple(infos), rates, settings, manifests.fingerprint(settings))
+    return PreparedModel(
+        model, loaded, tuple(infos), rates, settings, manifests.fingerprint(settings)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedFeatures:
-    """A feature set that a run needs: where, its fingerprint, whether it is already there, and the stage that computes it."""
+    """A feature set that a run needs: where, its fingerprint, whether it is already there, and the
+    stage that computes it.
+    """
 
     directory: str
     fingerprint: str
@@ -152,9 +203,11 @@ def prepare_features(
     prepared: PreparedModel,
     overwrite: bool,
 ) -> PreparedFeatures:
-    """Finds the examples of a set, checks how they are read, and whether `directory` already holds their features.
+    """Finds the examples of a set, checks how they are read, and whether `directory` already holds
+    their features.
 
-    `flag` is the name of the option that `examples` comes from; `base` is a feature set to copy what did not change from.
+    `flag` is the name of the option that `examples` comes from; `base` is a feature set to copy
+    what did not change from.
 
     Raises:
         InputError: the examples cannot be used, or `directory` is complete with other settings.
@@ -167,7 +220,9 @@ def prepare_features(
     _look_at_first(input_files, form, loaded.loss, flag, getattr(args, "slice_keys", ()))
     settings = {
         **prepared.settings,
-        "examples": [{"name": file.name, "size": file.size, "modified": file.modified} for file in found],
+        "examples": [
+            {"name": file.name, "size": file.size, "modified": file.modified} for file in found
+        ],
         "labels": labels,
         "label_key": args.label_key if labels == "given" else None,
         "input_keys": [spec.key for spec in form.inputs],
@@ -180,8 +235,13 @@ def prepare_features(
     fingerprint = manifests.fingerprint(settings)
     complete = manifests.is_complete(directory, "features", fingerprint, settings, overwrite)
     if complete:
-        # The limit changes nothing that is written, but a set that a laxer run made must still meet it.
-        check_rejected(manifests.read(directory, FeatureManifest, "output"), directory, args.max_rejected_fraction)
+        # The limit changes nothing that is written, but a set that a laxer run made must still meet
+        # it.
+        check_rejected(
+            manifests.read(directory, FeatureManifest, "output"),
+            directory,
+            args.max_rejected_fraction,
+        )
     draft = FeatureManifest(
         kind="features",
         fingerprint=fingerprint,
@@ -198,12 +258,17 @@ def prepare_features(
         rejected={},
         feature_dtype=args.feature_dtype,
         per_token=args.per_token,
-        inputs=tuple({"key": spec.key, "shape": list(spec.shape), "dtype": spec.dtype} for spec in form.inputs),
+        inputs=tuple(
+            {"key": spec.key, "shape": list(spec.shape), "dtype": spec.dtype}
+            for spec in form.inputs
+        ),
     )
     attempt, copied = fingerprint, None
     if base is not None and not complete:
         if posixpath.normpath(base) == posixpath.normpath(directory):
-            raise InputError(f"--base={base!r} is where the new set would go: give it a directory of its own")
+            raise InputError(
+                f"--base={base!r} is where the new set would go: give it a directory of its own"
+            )
         copied = Base.of(base, draft)
         # What is left to extract depends on what is copied.
         attempt = manifests.fingerprint([fingerprint, copied.fingerprint])
@@ -211,12 +276,20 @@ def prepare_features(
         input_files,
         form,
         prepared.model,
-        ExtractionPlan(args.batch_size or _batch_size(form.inputs, _position_bytes(loaded)), labels == "predicted", args.feature_dtype),
+        ExtractionPlan(
+            args.batch_size or _batch_size(form.inputs, _position_bytes(loaded)),
+            labels == "predicted",
+            args.feature_dtype,
+        ),
         args.allow_truncated_files,
-        WriteFeatures(directory, draft, args.max_rejected_fraction, overwrite, attempt, args.accelerator),
+        WriteFeatures(
+            directory, draft, args.max_rejected_fraction, overwrite, attempt, args.accelerator
+        ),
         copied,
     )
-    return PreparedFeatures(directory, fingerprint, complete, stage, sum(file.size for file in found))
+    return PreparedFeatures(
+        directory, fingerprint, complete, stage, sum(file.size for file in found)
+    )
 
 
 def _example_format(args: argparse.Namespace, labels: str, loaded: Checkpoints) -> ExampleFormat:
@@ -227,12 +300,24 @@ def _example_format(args: argparse.Namespace, labels: str, loaded: Checkpoints) 
     if len(keys) != len(inputs):
         told = ", ".join(f"{spec.name} {spec.shape}" for spec in inputs)
         raise InputError(
-            f"--input_keys names {len(keys)} keys, the model has {len(inputs)} inputs ({told}): name one for each, in this order"
+            f"--input_keys names {len(keys)} keys, the "
+            "model "
+            "has "
+            f"{len(inputs)} "
+            "inputs "
+            f"({told}): "
+            "name one for each, in this order"
         )
     for spec in inputs:
         if any(size is None for size in spec.shape):
             raise InputError(
-                f"the model's input {spec.name} has the free shape {spec.shape}: batches need a fixed one; "
+                f"the model's input {spec.name} has the free "
+                "shape "
+                f"{spec.shape}: "
+                "batches "
+                "need "
+                "a "
+                "fixed one; "
                 "save the model with a fixed input shape"
             )
     if args.parse_fn:
@@ -253,20 +338,38 @@ def _example_format(args: argparse.Namespace, labels: str, loaded: Checkpoints) 
 
 def _batch_size(inputs: Sequence[InputSpec], position_bytes: int = 0) -> int:
     size = sum(math.prod(spec.shape) * tf.as_dtype(spec.dtype).size for spec in inputs)
-    return max(1, min(_BATCH_EXAMPLES, _INPUT_BYTES // max(size, 1), _FEATURE_BYTES // max(position_bytes, 1)))
+    return max(
+        1,
+        min(
+            _BATCH_EXAMPLES, _INPUT_BYTES // max(size, 1), _FEATURE_BYTES // max(position_bytes, 1)
+        ),
+    )
 
 
 def _position_bytes(loaded: Checkpoints) -> int:
-    """The features of all positions of an example, which are many times its inputs; 0 where there is one vector per example."""
+    """The features of all positions of an example, which are many times its inputs; 0 where there
+    is one vector per example.
+    """
     return 4 * (loaded.positions or 0) * loaded.size * (loaded.outputs + loaded.units)
 
 
-def _look_at_first(input_files: Sequence[InputFile], form: ExampleFormat, loss: Loss, flag: str, sliced: Sequence[str]) -> None:
-    """Reads a few records, so that a wrong flag is told now and not after every record has been rejected."""
+def _look_at_first(
+    input_files: Sequence[InputFile],
+    form: ExampleFormat,
+    loss: Loss,
+    flag: str,
+    sliced: Sequence[str],
+) -> None:
+    """Reads a few records, so that a wrong flag is told now and not after every record has been
+    rejected.
+    """
     empty = [file.path for file in input_files if not file.size]
     if empty:
         more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-        print(f"warning: --{flag}: {empty[0]}{more} is empty, as a writer that died leaves it", file=sys.stderr)
+        print(
+            f"warning: --{flag}: {empty[0]}{more} is empty, as a writer that died leaves it",
+            file=sys.stderr,
+        )
     for file in input_files:
         found = first_records(file, _FIRST_RECORDS)
         if found:
@@ -275,12 +378,29 @@ def _look_at_first(input_files: Sequence[InputFile], form: ExampleFormat, loss: 
         return
     if not form.parse_fn:
         _check_keys(found[0], form, flag, sliced)
-    outcomes = [parse_example(record, file.name, i, file.path, form) for i, record in enumerate(found)]
+    outcomes = [
+        parse_example(record, file.name, i, file.path, form) for i, record in enumerate(found)
+    ]
     # Labels of positions are looked at once it is known which of them are masked.
     check = form.label_width == loss.label_width
-    details = [outcome.detail if isinstance(outcome, Reject) else _label_detail(outcome, loss) if check else None for outcome in outcomes]
+    details = [
+        outcome.detail
+        if isinstance(outcome, Reject)
+        else _label_detail(outcome, loss)
+        if check
+        else None
+        for outcome in outcomes
+    ]
     if details[0] is not None and None not in details:
-        raise InputError(f"--{flag}: none of the first {len(found)} records of {file.path} can be used; the first: {details[0]}")
+        raise InputError(
+            f"--{flag}: none of the first {len(found)} records of "
+            f"{file.path} "
+            "can "
+            "be "
+            "used; "
+            "the "
+            f"first: {details[0]}"
+        )
 
 
 def _label_detail(example: ParsedExample, loss: Loss) -> str | None:
@@ -299,8 +419,18 @@ def _check_keys(serialized: bytes, form: ExampleFormat, flag: str, sliced: Seque
     wanted += [(key, "slice_keys" if key in sliced else "keep_keys") for key in form.keep_keys]
     for key, option in wanted:
         if key not in keys:
-            hint = f"; without labels, use --{flag.replace('examples', 'labels')}=predicted" if option == "label_key" else ""
+            hint = (
+                f"; without labels, use --{flag.replace('examples', 'labels')}=predicted"
+                if option == "label_key"
+                else ""
+            )
             raise InputError(
-                f"the first record of --{flag} has no key {key!r} (its keys: {', '.join(keys) or 'none'}): "
+                f"the first record of --{flag} has "
+                "no "
+                "key "
+                f"{key!r} "
+                "(its "
+                "keys: "
+                f"{', '.join(keys) or 'none'}): "
                 f"name the right one with --{option}{hint}"
             )

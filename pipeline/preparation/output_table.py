@@ -1,4 +1,6 @@
-"""`--output_table`: the table checked before any work, and what is left to do of a result that is complete."""
+"""`--output_table`: the table checked before any work, and what is left to do of a result that is
+complete.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,18 @@ from transforms.storage.bigquery import TableName, TableRows, WriteTable
 from transforms.storage.manifests import Manifest
 
 
-def wanted(args: argparse.Namespace, beam_options: PipelineOptions, rows: TableRows) -> WriteTable | None:
+def wanted(
+    args: argparse.Namespace, beam_options: PipelineOptions, rows: TableRows
+) -> WriteTable | None:
     """The step that writes the rows to the table that is asked for, or None where none is."""
     if args.output_table is None:
         return None
     table = TableName.parse(args.output_table)
     today = datetime.datetime.now(datetime.timezone.utc).date()
     project = beam_options.view_as(GoogleCloudOptions).project or table.project
-    return WriteTable(table, rows, args.output or "", args.run_date or today, args.run_date is None, project)
+    return WriteTable(
+        table, rows, args.output or "", args.run_date or today, args.run_date is None, project
+    )
 
 
 def check(table: WriteTable | None, beam_options: PipelineOptions) -> None:
@@ -45,7 +51,8 @@ def holds(table: WriteTable | None, beam_options: PipelineOptions) -> bool:
 
 
 def finish(output: str, table: WriteTable | None, beam_options: PipelineOptions) -> None:
-    """Does what is left of a complete result: its rows may not be in the table, since it was not asked for or the run failed there.
+    """Does what is left of a complete result: its rows may not be in the table, since it was not
+    asked for or the run failed there.
 
     Raises:
         InputError: the table cannot be asked.
@@ -78,7 +85,9 @@ def tell(table: WriteTable | None) -> None:
 
 
 def _is_written(table: WriteTable, beam_options: PipelineOptions) -> bool:
-    return table.is_written(bigquery.connect(table.project, beam_options), _committed(table.directory))
+    return table.is_written(
+        bigquery.connect(table.project, beam_options), _committed(table.directory)
+    )
 
 
 def _committed(directory: str) -> Manifest:

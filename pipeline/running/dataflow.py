@@ -17,7 +17,13 @@ RUNNER = "DataflowRunner"
 _SUBMITTER = "submission_environment_dependencies.txt"
 _ACCELERATOR = "beam:resources:accelerator:v1"
 _TABLE_NEEDS = (
-    "BigQuery's API; roles/bigquery.jobUser in the project and roles/bigquery.dataEditor on the dataset, for workers and whoever submits"
+    "BigQuery's API; "
+    "roles/bigquery.jobUser "
+    "in "
+    "the "
+    "project "
+    "and "
+    "roles/bigquery.dataEditor on the dataset, for workers and whoever submits"
 )
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]*[a-z0-9]")
 PROJECT = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
@@ -26,7 +32,9 @@ _JOB_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 def mistake(flags: Sequence[str]) -> str | None:
-    """What keeps Beam's flags from being a Dataflow job, in one line; None where nothing does, or another runner is named."""
+    """What keeps Beam's flags from being a Dataflow job, in one line; None where nothing does, or
+    another runner is named.
+    """
     given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("runner", "project", "region", "temp_location", "staging_location", "job_name"):
         given.add_argument(f"--{name}")
@@ -47,12 +55,26 @@ def mistake(flags: Sequence[str]) -> str | None:
     if missing:
         return f"--runner={args.runner} needs {', '.join(missing)}"
     if not PROJECT.fullmatch(args.project):
-        return f"--project: expected a project's id, as `gcloud projects list` shows it, found {args.project!r}"
+        return (
+            "--project: expected a project's id, as `gcloud "
+            "projects "
+            "list` "
+            "shows "
+            "it, "
+            "found "
+            f"{args.project!r}"
+        )
     if not _REGION.fullmatch(args.region):
         return f"--region: expected a region such as europe-west1, found {args.region!r}"
     if args.job_name and not _JOB_NAME.fullmatch(args.job_name):
         return (
-            f"--job_name: expected up to 63 small letters, digits and hyphens, a letter first and no hyphen last, found {args.job_name!r}"
+            "--job_name: expected up to 63 small letters, digits "
+            "and "
+            "hyphens, "
+            "a "
+            "letter "
+            "first "
+            f"and no hyphen last, found {args.job_name!r}"
         )
     for name in ("temp_location", "staging_location"):
         value = getattr(args, name)
@@ -70,12 +92,41 @@ def _location_mistake(url: str) -> str | None:
     bucket, path = found.groups()
     if not _BUCKET.fullmatch(bucket):
         return (
-            f"no bucket can be called {bucket!r}: names are of small letters, digits, '-', '_' and '.', with a letter or digit at both ends"
+            f"no bucket can be called {bucket!r}: names are of "
+            "small "
+            "letters, "
+            "digits, "
+            "'-', "
+            "'_' "
+            "and '.', with a letter or digit at both ends"
         )
-    if not 3 <= len(bucket) <= (222 if "." in bucket else 63) or any(len(part) > 63 for part in bucket.split(".")):
-        return f"no bucket can be called {bucket!r}: names have 3 to 63 characters, with dots up to 222 of which at most 63 between two"
-    if ".." in bucket or re.fullmatch(r"\d+(\.\d+){3}", bucket) or bucket.startswith("goog") or "google" in bucket:
-        return f"no bucket can be called {bucket!r}: two dots in a row, IP addresses, 'goog' in front and 'google' anywhere are reserved"
+    if not 3 <= len(bucket) <= (222 if "." in bucket else 63) or any(
+        len(part) > 63 for part in bucket.split(".")
+    ):
+        return (
+            f"no bucket can be called {bucket!r}: names have 3 to "
+            "63 "
+            "characters, "
+            "with "
+            "dots "
+            "up "
+            "to 222 of which at most 63 between two"
+        )
+    if (
+        ".." in bucket
+        or re.fullmatch(r"\d+(\.\d+){3}", bucket)
+        or bucket.startswith("goog")
+        or "google" in bucket
+    ):
+        return (
+            f"no bucket can be called {bucket!r}: two dots in a "
+            "row, "
+            "IP "
+            "addresses, "
+            "'goog' "
+            "in "
+            "front and 'google' anywhere are reserved"
+        )
     if path is None:
         return f"expected a directory in the bucket, such as {url}/tmp"
     return None
@@ -89,7 +140,11 @@ def describe(job: Any, options: dict[str, Any]) -> str:
         options: all of Beam's options, by name.
     """
     graph = job.proto_pipeline
-    leaves = [transform for transform in graph.components.transforms.values() if not transform.subtransforms]
+    leaves = [
+        transform
+        for transform in graph.components.transforms.values()
+        if not transform.subtransforms
+    ]
     steps = Counter(transform.unique_name.split("/")[0] for transform in leaves)
     hints: dict[str, list[str]] = {}
     for transform in leaves:
@@ -97,12 +152,25 @@ def describe(job: Any, options: dict[str, Any]) -> str:
         hint = environment.resource_hints.get(_ACCELERATOR) if environment is not None else None
         if hint:
             hints.setdefault(hint.decode(), []).append(transform.unique_name)
-    staged = sorted({_staged_name(part) for one in graph.components.environments.values() for part in one.dependencies} - {_SUBMITTER})
+    staged = sorted(
+        {
+            _staged_name(part)
+            for one in graph.components.environments.values()
+            for part in one.dependencies
+        }
+        - {_SUBMITTER}
+    )
     images = sorted({_image(one) for one in graph.components.environments.values() if one.payload})
     experiments = options.get("experiments") or []
     account = options.get("service_account_email")
     rows = [
-        ("job", f"{options['job_name'] or 'a name with the time'} in {options['project']}, {options['region']}"),
+        (
+            "job",
+            f"{options['job_name'] or 'a name with the time'} "
+            "in "
+            f"{options['project']}, "
+            f"{options['region']}",
+        ),
         ("graph", f"{len(leaves)} steps, {graph.ByteSize() / 1e3:.1f} KB"),
         *((name, f"{count} {'step' if count == 1 else 'steps'}") for name, count in steps.items()),
         *((f"hint {hint}", ", ".join(names)) for hint, names in hints.items()),
@@ -110,19 +178,30 @@ def describe(job: Any, options: dict[str, Any]) -> str:
         ("staged", ", ".join(staged) or "nothing: the image must hold this project"),
         (
             "machines",
-            f"{options.get('machine_type') or 'the type that Dataflow chooses'}, {options.get('disk_size_gb') or 'default'} GB of disk, "
+            f"{options.get('machine_type') or 'the type that Dataflow chooses'}, "
+            f"{options.get('disk_size_gb') or 'default'} GB of disk, "
             f"at most {options.get('max_num_workers') or 'as many as the quota allows'}",
         ),
         (
             "worker processes",
-            "one on a machine" if "no_use_multiple_sdk_containers" in experiments else "one for each processor, which share --memory_gb",
+            "one on a machine"
+            if "no_use_multiple_sdk_containers" in experiments
+            else "one for each processor, which share --memory_gb",
         ),
         ("temporary files", options.get("temp_location") or options.get("staging_location")),
         ("labels", ", ".join(map(str, options.get("labels") or [])) or "none"),
         (
             "needs",
-            f"the APIs of Dataflow, Compute Engine and Cloud Storage; roles/dataflow.worker for {account or 'the default worker account'}, "
-            "which reads the inputs and writes the output and the temporary files; roles/dataflow.developer for whoever submits",
+            "the APIs of Dataflow, Compute Engine and Cloud Storage; roles/dataflow.worker "
+            "for "
+            f"{account or 'the default worker account'}, "
+            "which reads the inputs and writes the "
+            "output "
+            "and "
+            "the "
+            "temporary "
+            "files; "
+            "roles/dataflow.developer for whoever submits",
         ),
         *([("table needs", _TABLE_NEEDS)] if "WriteTable" in steps else []),
     ]
@@ -133,7 +212,11 @@ def describe(job: Any, options: dict[str, Any]) -> str:
 def _staged_name(artifact: Any) -> str:
     from apache_beam.portability.api import beam_runner_api_pb2
 
-    return str(beam_runner_api_pb2.ArtifactStagingToRolePayload.FromString(artifact.role_payload).staged_name)
+    return str(
+        beam_runner_api_pb2.ArtifactStagingToRolePayload.FromString(
+            artifact.role_payload
+        ).staged_name
+    )
 
 
 def _image(environment: Any) -> str:

@@ -1,7 +1,8 @@
-"""What a person at a terminal sees while a run goes on: a bar for each stage, with counts, rate and time left.
+"""What a person at a terminal sees while a run goes on: a bar for each stage, with counts, rate and
+time left.
 
-The numbers are the steps' own counters. The in-process runner blocks and says nothing, so there they are read from this process; other
-runners are asked for their metrics.
+The numbers are the steps' own counters. The in-process runner blocks and says nothing, so there
+they are read from this process; other runners are asked for their metrics.
 """
 
 from __future__ import annotations
@@ -59,9 +60,12 @@ class Watch:
         if self._result is None:
             return counters.snapshot()
         try:
-            queried = self._result.metrics().query(MetricsFilter().with_namespace(counters.NAMESPACE))
+            queried = self._result.metrics().query(
+                MetricsFilter().with_namespace(counters.NAMESPACE)
+            )
         except Exception:
-            # A runner that has no answer yet, or lost its connection for a moment, must not end the run.
+            # A runner that has no answer yet, or lost its connection for a moment, must not end the
+            # run.
             return {}
         found: dict[str, int] = {}
         for counter in queried["counters"]:
@@ -109,7 +113,9 @@ def shown(stages: Sequence[Stage], watch: Watch) -> Iterator[None]:
             look()
 
 
-def _looker(bars: Progress, tasks: Sequence[tuple[Any, Stage]], counts: Callable[[], Mapping[str, int]]) -> Callable[[], None]:
+def _looker(
+    bars: Progress, tasks: Sequence[tuple[Any, Stage]], counts: Callable[[], Mapping[str, int]]
+) -> Callable[[], None]:
     started: set[Any] = set()
 
     def look() -> None:
@@ -126,6 +132,11 @@ def _looker(bars: Progress, tasks: Sequence[tuple[Any, Stage]], counts: Callable
                 # A stage that is done keeps the rate that it had.
                 elapsed = shown_task.finished_time or shown_task.elapsed or 0
                 rate = f", {_short(number / elapsed)}/s" if elapsed > 1 else ""
-                bars.update(task, completed=done, total=total or None, told=f"{_short(number)} {stage.unit}{rate}")
+                bars.update(
+                    task,
+                    completed=done,
+                    total=total or None,
+                    told=f"{_short(number)} {stage.unit}{rate}",
+                )
 
     return look

@@ -1,4 +1,6 @@
-"""What a person is told in words: the checkpoints of a run, and what it read, set aside and wrote."""
+"""What a person is told in words: the checkpoints of a run, and what it read, set aside and
+wrote.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,21 @@ def checkpoints(prepared: PreparedModel) -> str:
     """The checkpoints in their order, with steps and learning rates."""
     loaded = prepared.loaded
     output = "" if loaded.output is None else f"output {loaded.output!r}, "
-    lines = [f"{_count(len(prepared.infos), 'checkpoint')}, {output}last dense layer {loaded.layer!r}, loss {loaded.loss.description}:"]
+    lines = [
+        f"{_count(len(prepared.infos), 'checkpoint')}, "
+        f"{output}last "
+        "dense "
+        "layer "
+        f"{loaded.layer!r}, "
+        f"loss {loaded.loss.description}:"
+    ]
     for info, rate in zip(prepared.infos, prepared.learning_rates, strict=True):
         step = "" if info.step is None else f"  step {info.step:,}"
-        told = f"  learning rate {rate:g}" if rate is not None else f"  no learning rate ({info.note or 'unknown'})"
+        told = (
+            f"  learning rate {rate:g}"
+            if rate is not None
+            else f"  no learning rate ({info.note or 'unknown'})"
+        )
         lines.append(f"  {posixpath.basename(info.path)}{step}{told}")
     return "\n".join(lines)
 
@@ -34,18 +47,39 @@ def checkpoints(prepared: PreparedModel) -> str:
 def features(directory: str, manifest: FeatureManifest, name: str = "") -> str:
     """What became of a set of examples."""
     stored = sum(file.size for file in manifest.files)
-    held = f"{manifest.counts['examples']:,} examples" + (f" of {manifest.examples:,} positions" if manifest.per_token else "")
-    lines = [f"{name or 'features'}: {held}, {size(stored)} in {_count(len(manifest.files), 'file')} at {directory}"]
+    held = f"{manifest.counts['examples']:,} examples" + (
+        f" of {manifest.examples:,} positions" if manifest.per_token else ""
+    )
+    lines = [
+        f"{name or 'features'}: {held}, {size(stored)} in {_count(len(manifest.files), 'file')} at "
+        f"{directory}"
+    ]
     if manifest.rejected:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.rejected.items())
-        lines.append(f"  {sum(manifest.rejected.values()):,} rejected ({reasons}): see {posixpath.join(directory, 'rejected-*.jsonl')}")
+        lines.append(
+            " "
+            " "
+            f"{sum(manifest.rejected.values()):,} "
+            "rejected "
+            f"({reasons}): "
+            "see "
+            f"{posixpath.join(directory, 'rejected-*.jsonl')}"
+        )
     return "\n".join(lines)
 
 
 def influence(directory: str, manifest: Manifest) -> str:
     """What scoring wrote."""
     stored = sum(file.size for file in manifest.files if file.name.startswith("influence-"))
-    lines = [f"influence: {_count(manifest.counts['rows'], 'row')} as JSON lines and as Parquet, {size(stored)} at {directory}"]
+    lines = [
+        f"influence: {_count(manifest.counts['rows'], 'row')} as "
+        "JSON "
+        "lines "
+        "and "
+        "as "
+        "Parquet, "
+        f"{size(stored)} at {directory}"
+    ]
     # Results of earlier versions have none.
     if any(file.name == "report.html" for file in manifest.files):
         lines.append(f"  open {posixpath.join(directory, 'report.html')} in a browser")
@@ -59,35 +93,61 @@ def table(name: str, rows: int, run_id: str) -> str:
 
 def audit(directory: str, summary: Mapping[str, Any]) -> str:
     """What an audit found, and the labels that most of it is about."""
-    suspects = f"{_count(summary['suspects'], 'suspect')} (suspicion of {summary['min_suspicion']:g} or more)"
+    suspects = (
+        f"{_count(summary['suspects'], 'suspect')} "
+        "(suspicion "
+        "of "
+        f"{summary['min_suspicion']:g} or more)"
+    )
     expected = f"about {summary['expected_wrong_labels']:,.0f} wrong labels expected"
-    lines = [f"audit: {_count(summary['examples'], 'example')}, {suspects}, {expected}, at {directory}"]
+    lines = [
+        f"audit: {_count(summary['examples'], 'example')}, {suspects}, {expected}, at {directory}"
+    ]
     if summary["listed_suspects"] < summary["suspects"]:
-        lines.append(f"  {summary['listed_suspects']:,} of them are listed: see --max_suspects_per_class")
+        lines.append(
+            f"  {summary['listed_suspects']:,} of them are listed: see --max_suspects_per_class"
+        )
     for row in summary["confusions"][:_TOLD_CONFUSIONS]:
         what = f"labelled {row['label']}, "
-        what += "may be another" if row["suggested_label"] == row["label"] else f"look like {row['suggested_label']}"
+        what += (
+            "may be another"
+            if row["suggested_label"] == row["label"]
+            else f"look like {row['suggested_label']}"
+        )
         lines.append(f"  {row['suspects']:,} {what}")
     # Audits of earlier versions looked for none.
     duplicates = summary.get("duplicates")
     if duplicates and not duplicates["conflicting_groups"]:
         lines.append("  no duplicates whose labels conflict")
     elif duplicates:
-        told = f"{duplicates['conflicting_examples']:,} examples in {_count(duplicates['conflicting_groups'], 'group')}"
+        told = (
+            f"{duplicates['conflicting_examples']:,} "
+            "examples "
+            "in "
+            f"{_count(duplicates['conflicting_groups'], 'group')}"
+        )
         lines.append(f"  {told} of duplicates whose labels conflict")
     if left_out := summary.get("test", {}).get("slice_keys_left_out"):
         lines.append(f"  too many values to be slices, left out: {', '.join(left_out)}")
-    lines += [f"  {row['what']} is {row['found']:.4g}, more than --{row['threshold']}={row['limit']:g}" for row in summary["crossed"]]
+    lines += [
+        f"  {row['what']} is {row['found']:.4g}, more than --{row['threshold']}={row['limit']:g}"
+        for row in summary["crossed"]
+    ]
     lines.append(f"  open {posixpath.join(directory, 'report.html')} in a browser")
     if "drift" in summary:
         lines.append(f"since {summary['drift']['previous']['directory']}:")
         for what in ("examples", "suspects"):
-            lines.append(f"  {what}: " + ", ".join(f"{count:,} {name}" for name, count in summary["drift"][what].items()))
+            lines.append(
+                f"  {what}: "
+                + ", ".join(f"{count:,} {name}" for name, count in summary["drift"][what].items())
+            )
         known = [row for row in summary["drift"]["classes"] if row["distance"] is not None]
         if known:
             most = max(known, key=lambda row: row["distance"])
             told = f"distance {most['distance']:.3f}, p-value {most['p_value']:.2g}"
-            lines.append(f"  self-influence shifted most among those labelled {most['label']} ({told})")
+            lines.append(
+                f"  self-influence shifted most among those labelled {most['label']} ({told})"
+            )
     return "\n".join(lines)
 
 
@@ -101,35 +161,75 @@ def vectors(directory: str, manifest: Manifest, projection: Projection) -> str:
 def index(directory: str, manifest: Manifest, projection: Projection) -> str:
     """What indexing built."""
     stored, built = sum(file.size for file in manifest.files), len(manifest.files) - 1
-    return f"index: {_vectors(manifest, projection)}, {size(stored)} in {_count(built, 'index file')} at {directory}"
+    return (
+        "index: "
+        f"{_vectors(manifest, projection)}, "
+        f"{size(stored)} "
+        "in "
+        f"{_count(built, 'index file')} at {directory}"
+    )
 
 
 def _vectors(manifest: Manifest, projection: Projection) -> str:
     counts = manifest.counts
-    sketched = f"{projection.kept:,} coordinates and a sketch of {projection.sketch.size:,}" if projection.sketch else "coordinates"
+    sketched = (
+        f"{projection.kept:,} coordinates and a sketch of {projection.sketch.size:,}"
+        if projection.sketch
+        else "coordinates"
+    )
     zero = f", {counts['zero']:,} of them zero" if counts["zero"] else ""
-    return f"{_count(counts['vectors'], 'vector')}{zero} of {projection.dimensions:,} numbers ({projection.method}: {sketched})"
+    return (
+        f"{_count(counts['vectors'], 'vector')}{zero} of {projection.dimensions:,} "
+        "numbers "
+        f"({projection.method}: {sketched})"
+    )
 
 
 def recall(data: bytes | None) -> str:
-    """What part of the exact answer a search has found, out of the file that tells, if there is one."""
+    """What part of the exact answer a search has found, out of the file that tells, if there is
+    one.
+    """
     if data is None:
         return "what the index did not find was not measured: see --recall_sample"
     told = json.loads(data)
     parts = [
-        f"{100 * told[sign]['recall']:.2f} % of the {told['k']} strongest {sign} (at least {100 * told[sign]['lowest']:.0f} %)"
+        f"{100 * told[sign]['recall']:.2f} % of the "
+        f"{told['k']} "
+        "strongest "
+        f"{sign} "
+        "(at "
+        "least "
+        f"{100 * told[sign]['lowest']:.0f} %)"
         for sign in ("proponents", "opponents")
         if told[sign]
     ]
-    return f"found {' and '.join(parts) or 'nothing to find'}, by the exact answer for {_count(told['tests'], 'test example')}"
+    return (
+        f"found {' and '.join(parts) or 'nothing to find'}, "
+        "by "
+        "the "
+        "exact "
+        "answer "
+        "for "
+        f"{_count(told['tests'], 'test example')}"
+    )
 
 
 def skipped(counts: Mapping[str, int], pairs: int) -> str:
     """Why scoring was fast or slow: what became of all pairs, out of a run's counters."""
-    known = sum(counts.get(f"pairs-{name}", 0) for name in ("zero", "blocks", "loss_gradients", "products"))
+    known = sum(
+        counts.get(f"pairs-{name}", 0) for name in ("zero", "blocks", "loss_gradients", "products")
+    )
     if known != pairs:
         # Not every runner tells all of its counters.
-        return f"{pairs:,} pairs; what became of them is not known on this runner, which tells of {known:,}"
+        return (
+            f"{pairs:,} pairs; what became of them is not known on "
+            "this "
+            "runner, "
+            "which "
+            "tells "
+            "of "
+            f"{known:,}"
+        )
     told = [
         f"{_percent(counts.get(f'pairs-{name}', 0), pairs)} {words}"
         for name, words in (
@@ -141,8 +241,20 @@ def skipped(counts: Mapping[str, int], pairs: int) -> str:
         if counts.get(f"pairs-{name}", 0)
     ]
     scored, shuffled = counts.get("pairs-scored-exactly", 0), counts.get("bytes-shuffled", 0)
-    again = f"; {_count(counts['tests-again'], 'test example')} searched again" if counts.get("tests-again") else ""
-    return f"{pairs:,} pairs: {', '.join(told)}; {scored:,} scored exactly; {size(shuffled)} left the tiles{again}"
+    again = (
+        f"; {_count(counts['tests-again'], 'test example')} searched again"
+        if counts.get("tests-again")
+        else ""
+    )
+    return (
+        f"{pairs:,} pairs: {', '.join(told)}; "
+        f"{scored:,} "
+        "scored "
+        "exactly; "
+        f"{size(shuffled)} "
+        "left "
+        f"the tiles{again}"
+    )
 
 
 def _percent(part: int, whole: int) -> str:
@@ -154,36 +266,74 @@ def plan(told: Plan) -> str:
     """What a scoring run would cost, as a table."""
     cost = told.cost
     passes = "once" if cost.test_blocks == 1 else f"{cost.test_blocks:,} times"
-    most = "" if cost.test_bytes_read_at_most == cost.test_bytes_read else f" (at most {size(cost.test_bytes_read_at_most)})"
+    most = (
+        ""
+        if cost.test_bytes_read_at_most == cost.test_bytes_read
+        else f" (at most {size(cost.test_bytes_read_at_most)})"
+    )
     verdict = "within" if told.within_memory else "MORE THAN"
     machine = (
-        f" ({told.processes:,} on a machine{'' if told.processes_known else ', as this one has processors'})" if told.processes > 1 else ""
+        " "
+        f"({told.processes:,} "
+        "on "
+        "a "
+        f"machine{'' if told.processes_known else ', as this one has processors'})"
+        if told.processes > 1
+        else ""
     )
     rows = {
-        "training examples": f"{told.train.examples:,}, {size(told.train.bytes)} in {_count(told.train.files, 'file')}",
-        "test examples": f"{told.test.examples:,}, {size(told.test.bytes)} in {_count(told.test.files, 'file')}",
+        "training examples": f"{told.train.examples:,}, {size(told.train.bytes)} in "
+        f"{_count(told.train.files, 'file')}",
+        "test examples": f"{told.test.examples:,}, "
+        f"{size(told.test.bytes)} "
+        "in "
+        f"{_count(told.test.files, 'file')}",
         "features": ", ".join(
-            _count(n, noun) for n, noun in ((told.checkpoints, "checkpoint"), (told.outputs, "output"), (told.units, "unit"))
+            _count(n, noun)
+            for n, noun in (
+                (told.checkpoints, "checkpoint"),
+                (told.outputs, "output"),
+                (told.units, "unit"),
+            )
         ),
         "pairs": f"{cost.pairs:,}",
         "arithmetic": f"at most {_scaled(cost.flops, 'flop')}, if every pair is multiplied",
-        "tiles": f"{cost.tiles:,}: {_count(cost.test_blocks, 'block')} of up to {cost.test_rows:,} test examples × "
+        "tiles": f"{cost.tiles:,}: {_count(cost.test_blocks, 'block')} of up to "
+        f"{cost.test_rows:,} "
+        "test examples × "
         f"{_count(cost.train_ranges, 'range')} of up to {cost.train_rows:,} training examples",
         "chunks": f"{cost.chunks:,} of up to {cost.chunk_rows:,} training examples",
-        "read": f"{size(cost.train_bytes_read + cost.test_bytes_read)}: {size(cost.train_bytes_read)} of training features, "
+        "read": f"{size(cost.train_bytes_read + cost.test_bytes_read)}: "
+        f"{size(cost.train_bytes_read)} of training features, "
         f"read {passes}, and {size(cost.test_bytes_read)}{most} of test features",
-        "memory": f"{size(cost.memory_bytes)} for scoring, {verdict} the {size(told.memory_bytes_allowed)} of a worker process" + machine,
-        "shuffled": f"at most {_count(cost.candidates, 'candidate')}, about {size(cost.shuffled_bytes)}",
-        "result": f"{_count(cost.result_rows, 'row')}, at most about {size(cost.result_bytes)} in {_count(cost.result_files, 'file')}",
+        "memory": f"{size(cost.memory_bytes)} "
+        "for "
+        "scoring, "
+        f"{verdict} "
+        "the "
+        f"{size(told.memory_bytes_allowed)} of a worker process" + machine,
+        "shuffled": "at "
+        "most "
+        f"{_count(cost.candidates, 'candidate')}, "
+        "about "
+        f"{size(cost.shuffled_bytes)}",
+        "result": f"{_count(cost.result_rows, 'row')}, at most about {size(cost.result_bytes)} "
+        "in "
+        f"{_count(cost.result_files, 'file')}",
     }
     return "\n".join(f"{name:<19}{text}" for name, text in rows.items())
 
 
-def done(started: float, examples: int = 0, counts: Mapping[str, int] | None = None, scored: int = 0) -> str:
-    """How long a run took since `started` (of `time.monotonic`), of how many examples there are features now, how many of these were there
-    already, by the run's counters, and how many pairs it scored.
+def done(
+    started: float, examples: int = 0, counts: Mapping[str, int] | None = None, scored: int = 0
+) -> str:
+    """How long a run took since `started` (of `time.monotonic`), of how many examples there are
+    features now, how many of these were there already, by the run's counters, and how many pairs it
+    scored.
     """
-    already = {name: (counts or {}).get(name, 0) for name in ("examples-reused", "examples-unchanged")}
+    already = {
+        name: (counts or {}).get(name, 0) for name in ("examples-reused", "examples-unchanged")
+    }
     parts = {
         "read {:,} examples": examples - sum(already.values()),
         "took over {:,} that an earlier attempt had finished": already["examples-reused"],

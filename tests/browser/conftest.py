@@ -27,11 +27,15 @@ def browser():
 
 @pytest.fixture
 def opened(browser) -> Iterator[Callable[..., Any]]:
-    """Opens a file in a context of its own; asserts at the end that nothing but the file and pictures inside it was asked for or said."""
+    """Opens a file in a context of its own; asserts at the end that nothing but the file and
+    pictures inside it was asked for or said.
+    """
     contexts, pages = [], []
 
     def open_page(path: pathlib.Path, **options: Any) -> Any:
-        contexts.append(browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options}))
+        contexts.append(
+            browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
+        )
         page = contexts[-1].new_page()
         pages.append(page)
         page.heard = []
@@ -44,16 +48,24 @@ def opened(browser) -> Iterator[Callable[..., Any]]:
 
     yield open_page
     for page in pages:
-        assert [told for told in page.heard if not told.startswith(("file:", "data:image/"))] in ([], ["data:,"])
+        assert [told for told in page.heard if not told.startswith(("file:", "data:image/"))] in (
+            [],
+            ["data:,"],
+        )
         assert len([told for told in page.heard if told.startswith("file:")]) == 1
     for context in contexts:
         context.close()
 
 
 def assert_fits_and_reads(page: Any, width: int, dark: bool) -> None:
-    """Asserts that nothing is wider than the screen, and that ink and paper are far apart, the ink being the lighter one in the dark."""
+    """Asserts that nothing is wider than the screen, and that ink and paper are far apart, the ink
+    being the lighter one in the dark.
+    """
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    colours = (page.evaluate(f"getComputedStyle(document.body).{one}") for one in ("color", "backgroundColor"))
+    colours = (
+        page.evaluate(f"getComputedStyle(document.body).{one}")
+        for one in ("color", "backgroundColor")
+    )
     ink, paper = (sum(int(part) for part in one[4:-1].split(",")) / 3 for one in colours)
     assert abs(ink - paper) > 180
     assert (ink > paper) == dark

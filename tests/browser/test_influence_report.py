@@ -24,20 +24,33 @@ def page(opened, path) -> Any:
 
 
 def shown(page) -> list[str]:
-    return page.eval_on_selector_all("#gallery > li", "all => all.filter(c => c.offsetParent !== null).map(c => c.dataset.id)")
+    return page.eval_on_selector_all(
+        "#gallery > li", "all => all.filter(c => c.offsetParent !== null).map(c => c.dataset.id)"
+    )
 
 
 def test_each_test_example_stands_beside_its_candidates_with_their_pictures(page):
     assert page.inner_text("h1") == "The 6 worst-predicted of 1,000 test examples"
-    assert "predicts another class for 3 of them" in page.inner_text("header") and "<u>note</u>" in page.inner_text("header")
+    assert "predicts another class for 3 of them" in page.inner_text(
+        "header"
+    ) and "<u>note</u>" in page.inner_text("header")
     widths = page.eval_on_selector_all("#gallery img", "all => all.map(one => one.naturalWidth)")
     assert widths == [8] * (6 + 6 * 3 + sum(i % 4 for i in range(6)))
     article = page.locator("article").nth(3)
-    columns = [article.locator(one).first.bounding_box() for one in (".asked", "section >> nth=0", "section >> nth=1")]
-    assert columns[0]["x"] < columns[1]["x"] < columns[2]["x"] and len({round(one["y"]) for one in columns}) == 1
+    columns = [
+        article.locator(one).first.bounding_box()
+        for one in (".asked", "section >> nth=0", "section >> nth=1")
+    ]
+    assert (
+        columns[0]["x"] < columns[1]["x"] < columns[2]["x"]
+        and len({round(one["y"]) for one in columns}) == 1
+    )
     assert article.locator("section").nth(1).locator("li").count() == 3
     assert "+3.5" in article.inner_text() and "-1,234" in article.inner_text()
-    assert page.locator("article").nth(0).locator("section").nth(1).inner_text().split() == ["Opponents", "none"]
+    assert page.locator("article").nth(0).locator("section").nth(1).inner_text().split() == [
+        "Opponents",
+        "none",
+    ]
     page.screenshot(path=SCREENSHOTS / "influence.png", full_page=True)
 
 
@@ -61,7 +74,12 @@ def test_sorting_and_filtering(page):
         page.select_option(f"[data-filter={one}]", "")
     first = shown(page)
     page.select_option("#sort", "influence")
-    influence = [float(one) for one in page.eval_on_selector_all("#gallery > li", "all => all.map(one => one.dataset.influence)")]
+    influence = [
+        float(one)
+        for one in page.eval_on_selector_all(
+            "#gallery > li", "all => all.map(one => one.dataset.influence)"
+        )
+    ]
     assert influence == sorted(influence, reverse=True) and shown(page) != first
     page.select_option("#sort", "place")
     assert shown(page) == first
@@ -82,7 +100,9 @@ def test_it_fits_a_phone_and_the_dark_and_works_without_scripts(opened, path, na
     if name == "no-script":
         assert page.locator("#controls").is_hidden()
     else:
-        assert_fits_and_reads(page, options.get("viewport", {"width": 1200})["width"], name == "dark")
+        assert_fits_and_reads(
+            page, options.get("viewport", {"width": 1200})["width"], name == "dark"
+        )
 
 
 def test_print_leaves_the_controls_out(page):

@@ -1,8 +1,10 @@
-"""BigQuery on this machine: as much of its API as writing a table asks for, with jobs that are really carried out.
+"""BigQuery on this machine: as much of its API as writing a table asks for, with jobs that are
+really carried out.
 
-The client library finds it by BIGQUERY_EMULATOR_HOST. Statements are read by SQLGlot as BigQuery's and run by DuckDB; files are read from
-the stand-in for Cloud Storage. What BigQuery is stricter in is checked here: types are never converted, a job's name is used once, jobs
-and tables are in one location, and no list holds null.
+The client library finds it by BIGQUERY_EMULATOR_HOST. Statements are read by SQLGlot as BigQuery's
+and run by DuckDB; files are read from the stand-in for Cloud Storage. What BigQuery is stricter in
+is checked here: types are never converted, a job's name is used once, jobs and tables are in one
+location, and no list holds null.
 """
 
 from __future__ import annotations
@@ -26,7 +28,13 @@ import sqlglot
 from tests.fakes.object_store import BUCKET, Fault, Store
 
 PROJECT, DATASET, LOCATION = "some-project", "some_dataset", "europe-west1"
-_TYPES = {"STRING": "VARCHAR", "INTEGER": "BIGINT", "FLOAT": "DOUBLE", "BOOLEAN": "BOOLEAN", "DATE": "DATE"}
+_TYPES = {
+    "STRING": "VARCHAR",
+    "INTEGER": "BIGINT",
+    "FLOAT": "DOUBLE",
+    "BOOLEAN": "BOOLEAN",
+    "DATE": "DATE",
+}
 _REASONS = {403: "accessDenied", 404: "notFound"}
 _ARROW = (pa.string(), pa.int64(), pa.float64())
 
@@ -59,7 +67,9 @@ class Warehouse:
         self.looks = 0
         self.requests: list[str] = []
         self._database = duckdb.connect()
-        self._database.execute(f'ATTACH \':memory:\' AS "{PROJECT}"; CREATE SCHEMA "{PROJECT}".{DATASET}')
+        self._database.execute(
+            f'ATTACH \':memory:\' AS "{PROJECT}"; CREATE SCHEMA "{PROJECT}".{DATASET}'
+        )
         self._lock = threading.RLock()
 
     def rows(self, table: str) -> list[dict[str, Any]]:
@@ -75,7 +85,11 @@ class Warehouse:
 
     def merges(self) -> list[dict[str, Any]]:
         """The jobs that write, in order."""
-        return [job for job in self.jobs.values() if job["configuration"]["query"]["query"].startswith("MERGE")]
+        return [
+            job
+            for job in self.jobs.values()
+            if job["configuration"]["query"]["query"].startswith("MERGE")
+        ]
 
     def clear(self) -> None:
         """Forgets all."""
@@ -99,8 +113,15 @@ class Warehouse:
                 if names[0] != DATASET:
                     raise Refused(404, "notFound", f"Not found: Dataset {project}:{names[0]}")
                 if len(names) == 1:
-                    return {"datasetReference": {"projectId": project, "datasetId": DATASET}, "location": LOCATION}
-                return self._create(body) if method == "POST" else self._table(f"{project}.{DATASET}.{names[2]}")
+                    return {
+                        "datasetReference": {"projectId": project, "datasetId": DATASET},
+                        "location": LOCATION,
+                    }
+                return (
+                    self._create(body)
+                    if method == "POST"
+                    else self._table(f"{project}.{DATASET}.{names[2]}")
+                )
             if method == "POST":
                 return self._insert(body)
             if query["location"] != [LOCATION] or names[0] not in self.jobs:
@@ -118,10 +139,19 @@ class Warehouse:
         if name in self.tables:
             raise Refused(409, "duplicate", f"Already Exists: Table {name}")
         columns = table["schema"]["fields"]
-        (dated,) = (column for column in columns if column["name"] == table["timePartitioning"]["field"])
-        assert dated["type"] == "DATE" and set(table["clustering"]["fields"]) <= {column["name"] for column in columns}
-        told = ", ".join(f'"{one["name"]}" {_type(one)}{" NOT NULL" if one["mode"] == "REQUIRED" else ""}' for one in columns)
-        self._database.execute(f'CREATE TABLE "{PROJECT}".{DATASET}."{reference["tableId"]}" ({told})')
+        (dated,) = (
+            column for column in columns if column["name"] == table["timePartitioning"]["field"]
+        )
+        assert dated["type"] == "DATE" and set(table["clustering"]["fields"]) <= {
+            column["name"] for column in columns
+        }
+        told = ", ".join(
+            f'"{one["name"]}" {_type(one)}{" NOT NULL" if one["mode"] == "REQUIRED" else ""}'
+            for one in columns
+        )
+        self._database.execute(
+            f'CREATE TABLE "{PROJECT}".{DATASET}."{reference["tableId"]}" ({told})'
+        )
         self.tables[name] = {**table, "type": "TABLE", "location": LOCATION}
         return self.tables[name]
 
@@ -130,13 +160,27 @@ class Warehouse:
         name = reference["jobId"]
         assert re.fullmatch(r"[\w-]{1,1024}", name)
         if reference["location"] != LOCATION:
-            raise Refused(404, "notFound", f"Not found: Dataset {PROJECT}:{DATASET} was not found in location {reference['location']}")
+            raise Refused(
+                404,
+                "notFound",
+                f"Not found: Dataset {PROJECT}:{DATASET} "
+                "was "
+                "not "
+                "found "
+                "in "
+                "location "
+                f"{reference['location']}",
+            )
         if name in self.jobs:
             raise Refused(409, "duplicate", f"Already Exists: Job {PROJECT}:{LOCATION}.{name}")
         kept = {**job, "status": {"state": "DONE"}, "statistics": {}, "looks": 0}
         self.jobs[name] = kept
         query = job["configuration"]["query"]
-        assert query["useLegacySql"] is False and "writeDisposition" not in query and "destinationTable" not in query
+        assert (
+            query["useLegacySql"] is False
+            and "writeDisposition" not in query
+            and "destinationTable" not in query
+        )
         try:
             if query["query"].startswith("MERGE"):
                 if self.failures:
@@ -144,12 +188,22 @@ class Warehouse:
                 self._merge(query)
                 kept["looks"] = self.looks
             else:
-                ((count,),) = self._database.execute(_translated(query["query"]), _parameters(query["query"], query)).fetchall()
+                ((count,),) = self._database.execute(
+                    _translated(query["query"]), _parameters(query["query"], query)
+                ).fetchall()
                 schema = {"fields": [{"name": "found", "type": "INTEGER", "mode": "NULLABLE"}]}
                 rows = [{"f": [{"v": str(count)}]}]
-                kept["results"] = {"jobComplete": True, "jobReference": reference, "schema": schema, "rows": rows, "totalRows": "1"}
+                kept["results"] = {
+                    "jobComplete": True,
+                    "jobReference": reference,
+                    "schema": schema,
+                    "rows": rows,
+                    "totalRows": "1",
+                }
         except (Refused, duckdb.Error) as error:
-            _, reason, message = error.args if isinstance(error, Refused) else (0, "invalidQuery", str(error))
+            _, reason, message = (
+                error.args if isinstance(error, Refused) else (0, "invalidQuery", str(error))
+            )
             kept["status"]["errorResult"] = {"reason": reason, "message": message}
         return {**kept, "status": {"state": "RUNNING"}}
 
@@ -162,7 +216,9 @@ class Warehouse:
 
     def _merge(self, query: dict[str, Any]) -> None:
         found = re.search(
-            r"^MERGE INTO `([^`]+)`.*^USING \((SELECT .*)\) AS \w+$.*INSERT \((.*?)\) VALUES", query["query"], re.MULTILINE | re.DOTALL
+            r"^MERGE INTO `([^`]+)`.*^USING \((SELECT .*)\) AS \w+$.*INSERT \((.*?)\) VALUES",
+            query["query"],
+            re.MULTILINE | re.DOTALL,
         )
         assert found
         table = self._table(found[1])
@@ -174,7 +230,11 @@ class Warehouse:
         names = [name.strip("`") for name in found[3].split(", ")]
         if set(names) != set(given):
             raise Refused(0, "invalidQuery", f"{names} are inserted, {list(given)} are there")
-        wrong = [f"{name} is {given[name]}, and {wanted.get(name)} in the table" for name in names if given[name] != wanted.get(name)]
+        wrong = [
+            f"{name} is {given[name]}, and {wanted.get(name)} in the table"
+            for name in names
+            if given[name] != wanted.get(name)
+        ]
         if wrong:
             raise Refused(0, "invalidQuery", "; ".join(wrong))
         self._database.begin()
@@ -187,11 +247,15 @@ class Warehouse:
         self._database.commit()
 
     def _external(self, source: dict[str, Any]) -> pa.Table:
-        assert source["sourceFormat"] == "PARQUET" and source["parquetOptions"] == {"enableListInference": True}
+        assert source["sourceFormat"] == "PARQUET" and source["parquetOptions"] == {
+            "enableListInference": True
+        }
         parts = []
         for uri in source["sourceUris"]:
             assert uri.startswith(f"gs://{BUCKET}/") and "*" not in uri
-            status, _, content = self.store.ask("GET", f"/{BUCKET}/{quote(uri.removeprefix(f'gs://{BUCKET}/'))}")
+            status, _, content = self.store.ask(
+                "GET", f"/{BUCKET}/{quote(uri.removeprefix(f'gs://{BUCKET}/'))}"
+            )
             if status != 200:
                 raise Refused(0, "notFound", f"Not found: URI {uri}")
             parts.append(pq.read_table(io.BytesIO(content)))
@@ -201,7 +265,9 @@ class Warehouse:
 
 
 def _translated(sql: str) -> str:
-    (statement,) = sqlglot.transpile(sql, read="bigquery", write="duckdb", error_level=sqlglot.ErrorLevel.RAISE)
+    (statement,) = sqlglot.transpile(
+        sql, read="bigquery", write="duckdb", error_level=sqlglot.ErrorLevel.RAISE
+    )
     return statement
 
 
@@ -209,7 +275,10 @@ def _parameters(sql: str, query: dict[str, Any]) -> dict[str, Any]:
     """Those of a query's parameters that a part of it names."""
     kinds = {"STRING": str, "DATE": datetime.date.fromisoformat}
     named = [one for one in query["queryParameters"] if f"@{one['name']}" in sql]
-    return {one["name"]: kinds[one["parameterType"]["type"]](one["parameterValue"]["value"]) for one in named}
+    return {
+        one["name"]: kinds[one["parameterType"]["type"]](one["parameterValue"]["value"])
+        for one in named
+    }
 
 
 def _type(column: dict[str, Any]) -> str:
@@ -223,11 +292,19 @@ def _type(column: dict[str, Any]) -> str:
 
 
 def _quoted(name: str) -> str:
-    return f'"{name}"' if duckdb.execute("SELECT COUNT(*) FROM duckdb_keywords() WHERE keyword_name = ?", [name]).fetchall()[0][0] else name
+    return (
+        f'"{name}"'
+        if duckdb.execute(
+            "SELECT COUNT(*) FROM duckdb_keywords() WHERE keyword_name = ?", [name]
+        ).fetchall()[0][0]
+        else name
+    )
 
 
 def _check_arrow(kind: pa.DataType, in_list: bool = False) -> None:
-    """Makes sure that BigQuery reads a Parquet file's column as what it is: no list is in a list, but by a structure."""
+    """Makes sure that BigQuery reads a Parquet file's column as what it is: no list is in a list,
+    but by a structure.
+    """
     if pa.types.is_list(kind):
         assert not in_list
         _check_arrow(kind.value_type, in_list=True)
@@ -257,15 +334,24 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         request = f"{self.command} {unquote(self.path)}"
         self.warehouse.requests.append(request)
-        fault = next((one for one in self.warehouse.faults if one.times and re.search(one.on, request)), None)
+        fault = next(
+            (one for one in self.warehouse.faults if one.times and re.search(one.on, request)), None
+        )
         if fault:
             fault.times -= 1
         if fault and isinstance(fault.what, int):
-            self._send(fault.what, _error(fault.what, _REASONS.get(fault.what, "backendError"), "not now"))
+            self._send(
+                fault.what, _error(fault.what, _REASONS.get(fault.what, "backendError"), "not now")
+            )
             return
         url = urlsplit(self.path)
         try:
-            told = self.warehouse.answer(self.command, unquote(url.path), parse_qs(url.query), json.loads(body) if body else None)
+            told = self.warehouse.answer(
+                self.command,
+                unquote(url.path),
+                parse_qs(url.query),
+                json.loads(body) if body else None,
+            )
             status = 200
         except Refused as error:
             status, told = error.args[0], _error(*error.args)
@@ -286,7 +372,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _error(status: int, reason: str, message: str) -> dict[str, Any]:
-    return {"error": {"code": status, "message": message, "errors": [{"reason": reason, "message": message}]}}
+    return {
+        "error": {
+            "code": status,
+            "message": message,
+            "errors": [{"reason": reason, "message": message}],
+        }
+    }
 
 
 @contextlib.contextmanager

@@ -74,13 +74,19 @@ def read(name: str, **arguments: str) -> Dockerfile:
 def tracked() -> list[str]:
     """The files of the checkout, without what git ignores."""
     done = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     return done.stdout.splitlines()
 
 
 def context(ignore: pathlib.Path) -> list[str]:
-    """The files that a build sees: those that .dockerignore does not keep out, by its last rule that matches."""
+    """The files that a build sees: those that .dockerignore does not keep out, by its last rule
+    that matches.
+    """
     rules = [line for line in ignore.read_text().splitlines() if line and not line.startswith("#")]
     kept = []
     for path in tracked():
@@ -88,7 +94,9 @@ def context(ignore: pathlib.Path) -> list[str]:
         out = False
         for rule in rules:
             pattern = rule.removeprefix("!").rstrip("/").removeprefix("**/")
-            names = parents + ([part.rsplit("/", 1)[-1] for part in parents] if "**/" in rule else [])
+            names = parents + (
+                [part.rsplit("/", 1)[-1] for part in parents] if "**/" in rule else []
+            )
             if any(fnmatch.fnmatchcase(one, pattern) for one in names):
                 out = not rule.startswith("!")
         if not out:

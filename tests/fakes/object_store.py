@@ -1,7 +1,9 @@
-"""Cloud Storage on this machine: an emulator, and a front before it that breaks what it is told to break.
+"""Cloud Storage on this machine: an emulator, and a front before it that breaks what it is told to
+break.
 
-The client libraries find it by STORAGE_EMULATOR_HOST. The front adds what the emulator lacks and the libraries rely on: 416 beyond an
-object's end, and 404 for a generation that is gone and for buckets that are not there.
+The client libraries find it by STORAGE_EMULATOR_HOST. The front adds what the emulator lacks and
+the libraries rely on: 416 beyond an object's end, and 404 for a generation that is gone and for
+buckets that are not there.
 """
 
 from __future__ import annotations
@@ -29,9 +31,10 @@ class Fault:
     """What becomes of the next `times` requests of this kind.
 
     Attributes:
-        what: a status; `"broken"`, the connection is cut in the middle of the content, of the request's if it has one, else of the
-            answer's; `"lost"`, the request is carried out and its answer never sent; `"short"`, an answer that is whole by its own
-            headers, with half of the bytes that were asked for; or `"changed"`, one with a byte changed.
+        what: a status; `"broken"`, the connection is cut in the middle of the content, of the
+            request's if it has one, else of the answer's; `"lost"`, the request is carried out and
+            its answer never sent; `"short"`, an answer that is whole by its own headers, with half
+            of the bytes that were asked for; or `"changed"`, one with a byte changed.
         on: a regular expression for `METHOD path?query`, with nothing quoted.
         times: how many requests.
         after: how many of them pass before.
@@ -65,7 +68,10 @@ class Store:
         """Notes a request; returns what is to become of it, if not what it asks for."""
         with self._lock:
             self.requests.append(request)
-            fault = next((fault for fault in self.faults if fault.times and re.search(fault.on, request)), None)
+            fault = next(
+                (fault for fault in self.faults if fault.times and re.search(fault.on, request)),
+                None,
+            )
             if fault is None:
                 return None
             if fault.after:
@@ -79,7 +85,13 @@ class Store:
         """The requests that match a regular expression."""
         return [request for request in self.requests if re.search(on, request)]
 
-    def ask(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, Any, bytes]:
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> tuple[int, Any, bytes]:
         """Asks the emulator itself: status, headers, content."""
         connection = http.client.HTTPConnection("127.0.0.1", self._emulator, timeout=30)
         with contextlib.closing(connection):
@@ -103,7 +115,9 @@ class Store:
         """The objects below a prefix, by what follows it."""
         _, _, content = self.ask("GET", f"/storage/v1/b/{BUCKET}/o?prefix={quote(prefix, safe='')}")
         names = [one["name"] for one in json.loads(content)["items"]]
-        return {name[len(prefix) :]: self.ask("GET", f"/{BUCKET}/{quote(name)}")[2] for name in names}
+        return {
+            name[len(prefix) :]: self.ask("GET", f"/{BUCKET}/{quote(name)}")[2] for name in names
+        }
 
 
 class _Front(BaseHTTPRequestHandler):
@@ -121,7 +135,17 @@ class _Front(BaseHTTPRequestHandler):
             return
         body = self._body(length)
         if isinstance(fault, int):
-            self._answer(fault, json.dumps({"error": {"code": fault, "message": "not now" if fault != 403 else "no permission"}}).encode())
+            self._answer(
+                fault,
+                json.dumps(
+                    {
+                        "error": {
+                            "code": fault,
+                            "message": "not now" if fault != 403 else "no permission",
+                        }
+                    }
+                ).encode(),
+            )
         else:
             self._forward(body, fault)
 
@@ -139,7 +163,9 @@ class _Front(BaseHTTPRequestHandler):
 
     def _forward(self, body: bytes, fault: str | None) -> None:
         if (bucket := re.search(r"/b/([^/?]+)", self.path)) and bucket[1] != BUCKET:
-            self._answer(404, b'{"error": {"code": 404, "message": "The specified bucket does not exist."}}')
+            self._answer(
+                404, b'{"error": {"code": 404, "message": "The specified bucket does not exist."}}'
+            )
             return
         hidden = ("host", "connection", "transfer-encoding", "content-length")
         headers = {key: value for key, value in self.headers.items() if key.lower() not in hidden}
@@ -156,15 +182,23 @@ class _Front(BaseHTTPRequestHandler):
             if start and found and int(start[1]) >= int(found["size"]):
                 self._answer(416, b"")
                 return
-        status, answered, content = self.store.ask(self.command, self.path, body if body or self.command != "GET" else None, headers)
-        kept = {key: value for key, value in answered.items() if key.lower() not in ("content-length", "server", "date", "connection")}
+        status, answered, content = self.store.ask(
+            self.command, self.path, body if body or self.command != "GET" else None, headers
+        )
+        kept = {
+            key: value
+            for key, value in answered.items()
+            if key.lower() not in ("content-length", "server", "date", "connection")
+        }
         if fault == "lost":
             self._cut()
         elif fault == "short":
             told = re.match(r"bytes (\d+)-\d+/(\d+)", kept.get("Content-Range", ""))
             content = content[: len(content) // 2]
             if told:
-                kept["Content-Range"] = f"bytes {told[1]}-{int(told[1]) + len(content) - 1}/{told[2]}"
+                kept["Content-Range"] = (
+                    f"bytes {told[1]}-{int(told[1]) + len(content) - 1}/{told[2]}"
+                )
             self._answer(status, content, kept)
         elif fault == "changed":
             self._answer(status, content[:-1] + bytes([content[-1] ^ 1]), kept)
@@ -174,7 +208,13 @@ class _Front(BaseHTTPRequestHandler):
         else:
             self._answer(status, content, kept)
 
-    def _answer(self, status: int, content: bytes, headers: dict[str, str] | None = None, sent: int | None = None) -> None:
+    def _answer(
+        self,
+        status: int,
+        content: bytes,
+        headers: dict[str, str] | None = None,
+        sent: int | None = None,
+    ) -> None:
         self.send_response(status)
         for key, value in (headers or {"Content-Type": "application/json"}).items():
             self.send_header(key, value)

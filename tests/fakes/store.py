@@ -1,6 +1,8 @@
-"""A store of files that are not on this machine's disk, as far as the program can tell: `store://NAME` is NAME below a directory.
+"""A store of files that are not on this machine's disk, as far as the program can tell:
+`store://NAME` is NAME below a directory.
 
-Importing this module makes Beam know it. It notes every file that it opens, and breaks the next ones as it is told.
+Importing this module makes Beam know it. It notes every file that it opens, and breaks the next
+ones as it is told.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ class StoreFileSystem(LocalFileSystem):
     """Files below the directory that the environment variable TRACIN_TEST_STORE names.
 
     Attributes:
-        faults: what becomes of the next files that are opened: `"short"`, `"changed"` or `"broken"`.
+        faults: what becomes of the next files that are opened: `"short"`, `"changed"` or
+            `"broken"`.
         seconds: how long it takes to open one.
         tells_crc32c: whether it knows checksums.
     """
@@ -42,9 +45,20 @@ class StoreFileSystem(LocalFileSystem):
 
     def match(self, patterns: Sequence[str], limits: Any = None) -> list[MatchResult]:
         root = self._path("store://")
-        urls = {f"store://{path.relative_to(root)}": path.stat() for path in sorted(root.rglob("*")) if path.is_file()}
+        urls = {
+            f"store://{path.relative_to(root)}": path.stat()
+            for path in sorted(root.rglob("*"))
+            if path.is_file()
+        }
         return [
-            MatchResult(p, [FileMetadata(url, stat.st_size, stat.st_mtime) for url, stat in urls.items() if fnmatch.fnmatchcase(url, p)])
+            MatchResult(
+                p,
+                [
+                    FileMetadata(url, stat.st_size, stat.st_mtime)
+                    for url, stat in urls.items()
+                    if fnmatch.fnmatchcase(url, p)
+                ],
+            )
             for p in patterns
         ]
 
@@ -63,7 +77,9 @@ class StoreFileSystem(LocalFileSystem):
     def checksum(self, path: str) -> str | None:
         if not self.tells_crc32c:
             return None
-        return base64.b64encode(google_crc32c.Checksum(self._path(path).read_bytes()).digest()).decode()
+        return base64.b64encode(
+            google_crc32c.Checksum(self._path(path).read_bytes()).digest()
+        ).decode()
 
 
 def opened() -> list[str]:

@@ -1,8 +1,10 @@
-"""Cloud Workflows, as much of the language as templates/workflow.yaml uses, and a stand-in for what it calls.
+"""Cloud Workflows, as much of the language as templates/workflow.yaml uses, and a stand-in for what
+it calls.
 
-Stricter than the service where its documentation leaves a question open: `and` and `or` evaluate both sides, a step's name is used once in
-a workflow, lists and maps cannot be written inside expressions, an unknown field is an error. Whether assigning a map copies it is one
-such question, so either can be had.
+Stricter than the service where its documentation leaves a question open: `and` and `or` evaluate
+both sides, a step's name is used once in a workflow, lists and maps cannot be written inside
+expressions, an unknown field is an error. Whether assigning a map copies it is one such question,
+so either can be had.
 """
 
 from __future__ import annotations
@@ -16,7 +18,21 @@ from typing import Any
 
 import yaml
 
-STEP_FIELDS = {"call", "args", "result", "assign", "switch", "for", "try", "retry", "except", "raise", "return", "next", "steps"}
+STEP_FIELDS = {
+    "call",
+    "args",
+    "result",
+    "assign",
+    "switch",
+    "for",
+    "try",
+    "retry",
+    "except",
+    "raise",
+    "return",
+    "next",
+    "steps",
+}
 CASE_FIELDS = {"condition", "next", "return", "raise", "steps"}
 # The longest expression that a workflow may have.
 EXPRESSION_LIMIT = 400
@@ -43,7 +59,13 @@ class _Return(Exception):
 
 
 def http_error(code: int) -> Raised:
-    return Raised({"code": code, "message": f"HTTP server responded with error code {code}", "tags": ["HttpError"]})
+    return Raised(
+        {
+            "code": code,
+            "message": f"HTTP server responded with error code {code}",
+            "tags": ["HttpError"],
+        }
+    )
 
 
 def connection_error() -> Raised:
@@ -52,7 +74,9 @@ def connection_error() -> Raised:
 
 def _retried(error: Any) -> bool:
     """`http.default_retry_predicate`."""
-    return error.get("code") in (429, 502, 503, 504) or bool({"ConnectionError", "TimeoutError"} & set(error.get("tags", ())))
+    return error.get("code") in (429, 502, 503, 504) or bool(
+        {"ConnectionError", "TimeoutError"} & set(error.get("tags", ()))
+    )
 
 
 def _instant(text: str) -> int:
@@ -69,7 +93,9 @@ class Workflow:
         copies: whether assigning a map copies it.
     """
 
-    def __init__(self, text: str, calls: dict[str, Callable[..., Any]], now: str, copies: bool = True) -> None:
+    def __init__(
+        self, text: str, calls: dict[str, Callable[..., Any]], now: str, copies: bool = True
+    ) -> None:
         self.workflows: dict[str, Any] = yaml.safe_load(text)
         self.calls = calls
         self.now = float(_instant(now))
@@ -86,7 +112,10 @@ class Workflow:
 
     def _call(self, name: str, arguments: dict[str, Any]) -> Any:
         workflow = self.workflows[name]
-        assert set(arguments) == set(workflow["params"]), (name, set(arguments) ^ set(workflow["params"]))
+        assert set(arguments) == set(workflow["params"]), (
+            name,
+            set(arguments) ^ set(workflow["params"]),
+        )
         try:
             self._steps(name, workflow["steps"], dict(arguments))
         except _Return as returned:
@@ -176,7 +205,9 @@ class Workflow:
                 if retry and left and _retried(error.value):
                     left -= 1
                     self.now += delay
-                    delay = min(delay * retry["backoff"]["multiplier"], retry["backoff"]["max_delay"])
+                    delay = min(
+                        delay * retry["backoff"]["multiplier"], retry["backoff"]["max_delay"]
+                    )
                     continue
                 if "except" not in step:
                     raise
@@ -222,7 +253,9 @@ class Workflow:
             (right,) = (self._evaluate(one, scope) for one in node.comparators)
             return _compare(node.ops[0], self._evaluate(node.left, scope), right)
         if isinstance(node, ast.BinOp):
-            return _compute(node.op, self._evaluate(node.left, scope), self._evaluate(node.right, scope))
+            return _compute(
+                node.op, self._evaluate(node.left, scope), self._evaluate(node.right, scope)
+            )
         if isinstance(node, ast.Call):
             arguments = [self._evaluate(one, scope) for one in node.args]
             return self._standard(ast.unparse(node.func), *arguments)
@@ -234,7 +267,10 @@ class Workflow:
         return found
 
     def _standard(self, name: str, *arguments: Any) -> Any:
-        environment = {"GOOGLE_CLOUD_PROJECT_ID": "some-project", "GOOGLE_CLOUD_LOCATION": "europe-west1"}
+        environment = {
+            "GOOGLE_CLOUD_PROJECT_ID": "some-project",
+            "GOOGLE_CLOUD_LOCATION": "europe-west1",
+        }
         functions: dict[str, Callable[..., Any]] = {
             "default": lambda value, other: other if value is None else value,
             "len": len,
@@ -246,14 +282,18 @@ class Workflow:
             "text.match_regex": lambda text, regex: re.search(regex, text) is not None,
             "text.replace_all": lambda text, old, new: text.replace(old, new),
             "text.substring": lambda text, start, end: text[start:end],
-            "time.format": lambda at: datetime.datetime.fromtimestamp(at, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "time.format": lambda at: datetime.datetime.fromtimestamp(
+                at, datetime.timezone.utc
+            ).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "time.parse": _instant,
         }
         return functions[name](*arguments)
 
 
 class _Scope(dict[str, Any]):
-    """Variables of a loop or a handler over those around it: what is there outside is changed there."""
+    """Variables of a loop or a handler over those around it: what is there outside is changed
+    there.
+    """
 
     def __init__(self, outer: dict[str, Any], own: dict[str, Any]) -> None:
         super().__init__(own)
@@ -285,7 +325,9 @@ def _compare(operator: ast.cmpop, left: Any, right: Any) -> bool:
     if isinstance(operator, ast.In):
         assert isinstance(right, (list, dict))
         return left in right
-    assert not isinstance(left, str) and not isinstance(right, str), "texts have no order that is documented"
+    assert not isinstance(left, str) and not isinstance(right, str), (
+        "texts have no order that is documented"
+    )
     assert isinstance(operator, ast.Lt)
     return bool(left < right)
 

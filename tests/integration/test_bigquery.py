@@ -1,4 +1,6 @@
-"""`--output_table`: rows in a table compared with those of the files, against stand-ins of BigQuery and Cloud Storage."""
+"""`--output_table`: rows in a table compared with those of the files, against stand-ins of BigQuery
+and Cloud Storage.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,11 @@ INSERT = "^POST .*/jobs"
 def servers() -> Iterator[tuple[Store, Warehouse]]:
     from apache_beam.internal.gcp import auth
 
-    with object_store.running() as store, bigquery_service.running(store) as warehouse, pytest.MonkeyPatch.context() as patch:
+    with (
+        object_store.running() as store,
+        bigquery_service.running(store) as warehouse,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setenv("STORAGE_EMULATOR_HOST", f"http://{store.host}")
         patch.setenv("BIGQUERY_EMULATOR_HOST", f"http://{warehouse.host}")
         # As if Beam had looked for credentials and found none, for which it takes half a minute.
@@ -76,27 +82,45 @@ class Sets:
     checkpoints: str
 
     def score(self, *more: str, output: str = "out/score", k: int = 4) -> list[str]:
-        words = [f"--{name}_features={self.directory}/{name}_features" for name in ("train", "test")]
+        words = [
+            f"--{name}_features={self.directory}/{name}_features" for name in ("train", "test")
+        ]
         return ["score", *words, f"--k={k}", f"--output=gs://{BUCKET}/{output}", *more]
 
     def audit(self, *more: str) -> list[str]:
-        return ["audit", f"--features={self.directory}/train_features", f"--output=gs://{BUCKET}/out/audit", "--min_suspicion=0.1", *more]
+        return [
+            "audit",
+            f"--features={self.directory}/train_features",
+            f"--output=gs://{BUCKET}/out/audit",
+            "--min_suspicion=0.1",
+            *more,
+        ]
 
 
 @pytest.fixture(scope="module")
 def sets(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Sets:
     directory = tmp_path_factory.mktemp("sets")
     labels = np.where(np.arange(40) % 5, tiny.labels, (tiny.labels + 1) % CLASSES)
-    payloads = [example(image=x, label=int(y), id=f"ex-{i:02d}") for i, (x, y) in enumerate(zip(tiny.images, labels, strict=True))]
+    payloads = [
+        example(image=x, label=int(y), id=f"ex-{i:02d}")
+        for i, (x, y) in enumerate(zip(tiny.images, labels, strict=True))
+    ]
     for name, part in (("train", payloads[:30]), ("test", payloads[30:])):
         write_records(directory / f"{name}-0", part)
-        words = [f"--examples={directory}/{name}-*", f"--checkpoints={tiny.glob}", "--id_key=id", f"--output={directory}/{name}_features"]
+        words = [
+            f"--examples={directory}/{name}-*",
+            f"--checkpoints={tiny.glob}",
+            "--id_key=id",
+            f"--output={directory}/{name}_features",
+        ]
         assert main(["features", *words]) == 0
     return Sets(directory, tiny.glob)
 
 
 def without_run(rows: list[dict[str, Any]], *more: str) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if name not in (*ADDED, *more)} for row in rows]
+    return [
+        {name: value for name, value in row.items() if name not in (*ADDED, *more)} for row in rows
+    ]
 
 
 def told(outcome: Outcome) -> str:
@@ -108,29 +132,48 @@ def told(outcome: Outcome) -> str:
 # Rows
 
 
-def test_the_table_holds_the_rows_of_the_files(sets: Sets, store: Store, warehouse: Warehouse, tracin: Run) -> None:
+def test_the_table_holds_the_rows_of_the_files(
+    sets: Sets, store: Store, warehouse: Warehouse, tracin: Run
+) -> None:
     outcome = tracin(*sets.score(f"--output_table={TABLE}", f"--run_date={MONDAY}"))
     assert outcome.status == 0, outcome.err
     rows = warehouse.rows("influence")
     ((run, date),) = {(row["run_id"], row["run_date"]) for row in rows}
-    assert run.startswith(manifests.read(f"gs://{BUCKET}/out/score", Manifest, "output").fingerprint) and str(date) == MONDAY
+    assert (
+        run.startswith(manifests.read(f"gs://{BUCKET}/out/score", Manifest, "output").fingerprint)
+        and str(date) == MONDAY
+    )
     assert f"table: 10 rows of run_id {run} in {TABLE}" in outcome.out
     assert without_run(rows) == read_rows(f"gs://{BUCKET}/out/score")
     assert any(row["opponents"] for row in rows)
 
     made = warehouse.tables[f"{PROJECT}.{DATASET}.influence"]
-    assert made["timePartitioning"] == {"type": "DAY", "field": "run_date"} and made["clustering"] == {"fields": ["run_id"]}
+    assert made["timePartitioning"] == {"type": "DAY", "field": "run_date"} and made[
+        "clustering"
+    ] == {"fields": ["run_id"]}
     modes = {one["name"]: (one["type"], one["mode"]) for one in made["schema"]["fields"]}
     assert modes["run_id"] == ("STRING", "REQUIRED") and modes["run_date"] == ("DATE", "REQUIRED")
     assert modes["proponents"] == modes["opponents"] == ("RECORD", "REPEATED")
     (job,) = warehouse.merges()
-    assert job["jobReference"]["jobId"].startswith("tracin-") and job["jobReference"]["projectId"] == PROJECT
+    assert (
+        job["jobReference"]["jobId"].startswith("tracin-")
+        and job["jobReference"]["projectId"] == PROJECT
+    )
 
 
-def test_examples_and_checkpoints_to_a_table_in_one_graph(sets: Sets, store: Store, warehouse: Warehouse, tracin: Run) -> None:
+def test_examples_and_checkpoints_to_a_table_in_one_graph(
+    sets: Sets, store: Store, warehouse: Warehouse, tracin: Run
+) -> None:
     words = [f"--{name}_examples={sets.directory}/{name}-*" for name in ("train", "test")]
     output = f"gs://{BUCKET}/out/influence"
-    flags = [*words, f"--checkpoints={sets.checkpoints}", "--id_key=id", "--k=4", f"--output={output}", f"--output_table={TABLE}"]
+    flags = [
+        *words,
+        f"--checkpoints={sets.checkpoints}",
+        "--id_key=id",
+        "--k=4",
+        f"--output={output}",
+        f"--output_table={TABLE}",
+    ]
     outcome = tracin("influence", *flags)
     assert outcome.status == 0, outcome.err
     rows = warehouse.rows("influence")
@@ -143,12 +186,21 @@ def committed_rows(store: Store, table: Any, name: str) -> Manifest:
     """A result of one file, as it would be committed."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    written = filesystems.write(f"gs://{BUCKET}/out/{name}", "influence-00000.parquet", buffer.getvalue(), table.num_rows)
+    written = filesystems.write(
+        f"gs://{BUCKET}/out/{name}", "influence-00000.parquet", buffer.getvalue(), table.num_rows
+    )
     return Manifest("influence", f"run-{name}", {}, (written,), {"rows": table.num_rows})
 
 
-def writer(rows: TableRows, name: str, date: datetime.date = datetime.date(2026, 3, 30), any_date: bool = True) -> WriteTable:
-    return WriteTable(TableName.parse(TABLE), rows, f"gs://{BUCKET}/out/{name}", date, any_date, PROJECT)
+def writer(
+    rows: TableRows,
+    name: str,
+    date: datetime.date = datetime.date(2026, 3, 30),
+    any_date: bool = True,
+) -> WriteTable:
+    return WriteTable(
+        TableName.parse(TABLE), rows, f"gs://{BUCKET}/out/{name}", date, any_date, PROJECT
+    )
 
 
 def client() -> Any:
@@ -163,10 +215,17 @@ def client() -> Any:
         ("class", 9, [[3], [4], [5]], [[7], [8], [9]]),
         ("multilabel", 9, [[1, 4], [-1, -1], [2, -1]], [[0, -1], [-1, -1], [5, 6]]),
         ("regression", 1, [[0.5], [1.5], [-2.0]], [[1.0], [2.0], [3.0]]),
-        ("regression", 2, [[0.5, 1.0], [1.5, 2.0], [-2.0, 0.0]], [[1.0, 9.0], [2.0, 9.0], [3.0, 9.0]]),
+        (
+            "regression",
+            2,
+            [[0.5, 1.0], [1.5, 2.0], [-2.0, 0.0]],
+            [[1.0, 9.0], [2.0, 9.0], [3.0, 9.0]],
+        ),
     ],
 )
-def test_labels_of_every_task_come_back_as_they_were(store, warehouse, task, outputs, labels, candidates) -> None:
+def test_labels_of_every_task_come_back_as_they_were(
+    store, warehouse, task, outputs, labels, candidates
+) -> None:
     probabilities = [np.nan] * 3 if task == "regression" else [0.5] * 3
     fields = schema(task, outputs)
     table = to_table(block(np.array(labels), np.array(candidates), probabilities), fields)
@@ -175,9 +234,17 @@ def test_labels_of_every_task_come_back_as_they_were(store, warehouse, task, out
     assert without_run(warehouse.rows("influence")) == table.to_pylist()
 
 
-def test_an_audits_table_tells_the_suspects(sets: Sets, store: Store, warehouse: Warehouse, tracin: Run) -> None:
+def test_an_audits_table_tells_the_suspects(
+    sets: Sets, store: Store, warehouse: Warehouse, tracin: Run
+) -> None:
     table = f"{PROJECT}:{DATASET}.audit"
-    outcome = tracin(*sets.audit(f"--output_table={table}", f"--test_features={sets.directory}/test_features", f"--run_date={MONDAY}"))
+    outcome = tracin(
+        *sets.audit(
+            f"--output_table={table}",
+            f"--test_features={sets.directory}/test_features",
+            f"--run_date={MONDAY}",
+        )
+    )
     assert outcome.status == 0, outcome.err
     rows = warehouse.rows("audit")
     found = store.objects("out/audit/")
@@ -190,13 +257,19 @@ def test_an_audits_table_tells_the_suspects(sets: Sets, store: Store, warehouse:
     # Without a test set the further column stays empty.
     outcome = tracin(*sets.audit(f"--output_table={table}", f"--run_date={TUESDAY}", "--overwrite"))
     assert outcome.status == 0, outcome.err
-    again = [row for row in warehouse.rows("audit") if row["run_date"] == datetime.date(2026, 3, 31)]
+    again = [
+        row for row in warehouse.rows("audit") if row["run_date"] == datetime.date(2026, 3, 31)
+    ]
     assert len(again) == 30 and len(warehouse.rows("audit")) == 60
     assert {row["test_influence"] for row in again} == {None}
 
 
-def test_a_crossed_threshold_fails_after_the_table_is_written(sets: Sets, store: Store, warehouse: Warehouse, tracin: Run) -> None:
-    words = sets.audit(f"--output_table={PROJECT}:{DATASET}.audit", "--max_suspect_fraction=0", "--fail_on_drift")
+def test_a_crossed_threshold_fails_after_the_table_is_written(
+    sets: Sets, store: Store, warehouse: Warehouse, tracin: Run
+) -> None:
+    words = sets.audit(
+        f"--output_table={PROJECT}:{DATASET}.audit", "--max_suspect_fraction=0", "--fail_on_drift"
+    )
     warehouse.failures.append(("accessDenied", "Access Denied"))
     outcome = tracin(*words)
     assert (outcome.status, warehouse.rows("audit")) == (1, [])
@@ -213,30 +286,49 @@ def test_a_crossed_threshold_fails_after_the_table_is_written(sets: Sets, store:
 
 def documented(number: int) -> str:
     """A query of the documentation, of the tables here."""
-    query = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)[number]
+    query = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)[
+        number
+    ]
     return query.replace("PROJECT.DATASET", f"{PROJECT}.{DATASET}")
 
 
-def test_the_documented_query_of_influence_finds_whom_it_says(sets: Sets, store: Store, warehouse: Warehouse, tracin: Run) -> None:
+def test_the_documented_query_of_influence_finds_whom_it_says(
+    sets: Sets, store: Store, warehouse: Warehouse, tracin: Run
+) -> None:
     assert tracin(*sets.score(f"--output_table={TABLE}", f"--run_date={TUESDAY}")).status == 0
-    assert tracin(*sets.score(f"--output_table={TABLE}", f"--run_date={MONDAY}", output="out/other", k=2)).status == 0
+    assert (
+        tracin(
+            *sets.score(f"--output_table={TABLE}", f"--run_date={MONDAY}", output="out/other", k=2)
+        ).status
+        == 0
+    )
     pairs = [one for row in read_rows(f"gs://{BUCKET}/out/score") for one in row["opponents"]]
     counts = Counter(one["train_id"] for one in pairs)
     found = warehouse.ask(documented(0))
     assert {row["train_id"]: row["test_examples"] for row in found} == counts and len(counts) <= 20
     assert [row["test_examples"] for row in found] == sorted(counts.values(), reverse=True)
     for row in found:
-        assert row["score"] == pytest.approx(sum(one["score"] for one in pairs if one["train_id"] == row["train_id"]))
+        assert row["score"] == pytest.approx(
+            sum(one["score"] for one in pairs if one["train_id"] == row["train_id"])
+        )
 
 
-def test_the_documented_query_of_audits_finds_suspects_that_appeared(sets: Sets, store: Store, warehouse: Warehouse, tracin: Run) -> None:
+def test_the_documented_query_of_audits_finds_suspects_that_appeared(
+    sets: Sets, store: Store, warehouse: Warehouse, tracin: Run
+) -> None:
     table = f"--output_table={PROJECT}:{DATASET}.audit"
     suspects = {}
     # As if more were suspect on Tuesday.
     for date, low in ((MONDAY, 0.5), (TUESDAY, 0.02)):
-        outcome = tracin(*sets.audit(table, f"--run_date={date}", f"--min_suspicion={low}", "--overwrite"))
+        outcome = tracin(
+            *sets.audit(table, f"--run_date={date}", f"--min_suspicion={low}", "--overwrite")
+        )
         assert outcome.status == 0, outcome.err
-        suspects[date] = {row["example_id"] for row in warehouse.rows("audit") if str(row["run_date"]) == date and row["suspect"]}
+        suspects[date] = {
+            row["example_id"]
+            for row in warehouse.rows("audit")
+            if str(row["run_date"]) == date and row["suspect"]
+        }
     found = [row["example_id"] for row in warehouse.ask(documented(1))]
     assert set(found) == suspects[TUESDAY] - suspects[MONDAY] != set()
     assert suspects[MONDAY] != set() and len(found) == len(set(found))
@@ -245,7 +337,9 @@ def test_the_documented_query_of_audits_finds_suspects_that_appeared(sets: Sets,
 # Once, and whole
 
 
-def test_a_complete_run_is_no_work_and_keeps_its_date(sets: Sets, store: Store, warehouse: Warehouse, tracin: Run, monkeypatch) -> None:
+def test_a_complete_run_is_no_work_and_keeps_its_date(
+    sets: Sets, store: Store, warehouse: Warehouse, tracin: Run, monkeypatch
+) -> None:
     words = sets.score(f"--output_table={TABLE}")
     assert tracin(*words).status == 0
     before = warehouse.rows("influence")
@@ -258,11 +352,16 @@ def test_a_complete_run_is_no_work_and_keeps_its_date(sets: Sets, store: Store, 
     monkeypatch.setattr(output_table.datetime, "datetime", Tomorrow)
     outcome = tracin(*words)
     assert (outcome.status, outcome.err) == (0, "")
-    assert outcome.out == f"gs://{BUCKET}/out/score is complete with the same settings: nothing to do\n"
+    assert (
+        outcome.out
+        == f"gs://{BUCKET}/out/score is complete with the same settings: nothing to do\n"
+    )
     assert warehouse.rows("influence") == before and len(warehouse.merges()) == 1
 
 
-def test_neither_table_nor_date_shows_in_the_files(sets: Sets, store: Store, warehouse: Warehouse, tracin: Run) -> None:
+def test_neither_table_nor_date_shows_in_the_files(
+    sets: Sets, store: Store, warehouse: Warehouse, tracin: Run
+) -> None:
     assert tracin(*sets.score(output="out/plain")).status == 0
     assert tracin(*sets.score(f"--output_table={TABLE}", f"--run_date={MONDAY}")).status == 0
     assert store.objects("out/score/") == store.objects("out/plain/") != {}
@@ -272,13 +371,21 @@ def test_neither_table_nor_date_shows_in_the_files(sets: Sets, store: Store, war
     assert without_run(warehouse.rows("other")) == without_run(warehouse.rows("influence"))
 
 
-def test_a_job_that_fails_is_told_and_the_next_run_writes_the_rows(sets: Sets, store: Store, warehouse: Warehouse, tracin: Run) -> None:
+def test_a_job_that_fails_is_told_and_the_next_run_writes_the_rows(
+    sets: Sets, store: Store, warehouse: Warehouse, tracin: Run
+) -> None:
     warehouse.failures.append(("accessDenied", "Access Denied: bucket"))
     words = sets.score(f"--output_table={TABLE}")
     outcome = tracin(*words)
     assert (outcome.status, warehouse.rows("influence")) == (1, [])
     assert told(outcome) == (
-        f"tracin score: failed: --output_table={TABLE}: gs://{BUCKET}/out/score is complete, and its rows were not written: "
+        "tracin score: failed: "
+        f"--output_table={TABLE}: "
+        f"gs://{BUCKET}/out/score "
+        "is "
+        "complete, "
+        "and "
+        "its rows were not written: "
         "Access Denied: bucket; run it again to write them"
     )
     written = store.objects("out/score/")
@@ -290,9 +397,15 @@ def test_a_job_that_fails_is_told_and_the_next_run_writes_the_rows(sets: Sets, s
 
 
 @pytest.mark.parametrize(
-    "failure", [("backendError", "try again"), ("invalidQuery", "Could not serialize access due to concurrent update")]
+    "failure",
+    [
+        ("backendError", "try again"),
+        ("invalidQuery", "Could not serialize access due to concurrent update"),
+    ],
 )
-def test_a_job_that_fails_for_the_moment_is_followed_by_another(sets, store, warehouse, tracin, failure) -> None:
+def test_a_job_that_fails_for_the_moment_is_followed_by_another(
+    sets, store, warehouse, tracin, failure
+) -> None:
     warehouse.failures += [failure, failure]
     assert tracin(*sets.score(f"--output_table={TABLE}")).status == 0
     assert len(warehouse.rows("influence")) == 10
@@ -308,7 +421,9 @@ def test_a_job_that_always_fails_for_the_moment_is_told(sets, store, warehouse, 
 
 @pytest.mark.parametrize("what", [503, "lost"])
 @pytest.mark.parametrize("on", [INSERT, "^POST .*/tables", "^GET .*/tables/", "^GET .*/jobs/"])
-def test_requests_that_fail_for_the_moment_write_the_rows_once(sets, store, warehouse, tracin, what, on) -> None:
+def test_requests_that_fail_for_the_moment_write_the_rows_once(
+    sets, store, warehouse, tracin, what, on
+) -> None:
     warehouse.looks = 2
     warehouse.faults.append(Fault(what, on, times=2))
     outcome = tracin(*sets.score(f"--output_table={TABLE}"))
@@ -317,7 +432,9 @@ def test_requests_that_fail_for_the_moment_write_the_rows_once(sets, store, ware
     assert len(warehouse.rows("influence")) == 10 and len(warehouse.merges()) == 1
 
 
-def test_a_job_that_is_there_and_not_found_yet_is_looked_for_again(sets, store, warehouse, tracin) -> None:
+def test_a_job_that_is_there_and_not_found_yet_is_looked_for_again(
+    sets, store, warehouse, tracin
+) -> None:
     warehouse.faults += [Fault("lost", INSERT), Fault(404, "^GET .*/jobs/")]
     outcome = tracin(*sets.score(f"--output_table={TABLE}"))
     assert outcome.status == 0, outcome.err
@@ -326,7 +443,9 @@ def test_a_job_that_is_there_and_not_found_yet_is_looked_for_again(sets, store, 
 
 
 @pytest.fixture
-def result(sets: Sets, store: Store, warehouse: Warehouse, tracin: Run) -> tuple[WriteTable, Manifest]:
+def result(
+    sets: Sets, store: Store, warehouse: Warehouse, tracin: Run
+) -> tuple[WriteTable, Manifest]:
     """A result that is complete, and the step that writes its rows."""
     assert tracin(*sets.score()).status == 0
     committed = manifests.read(f"gs://{BUCKET}/out/score", Manifest, "output")
@@ -337,7 +456,10 @@ def test_tries_at_the_same_time_write_the_rows_once(result, warehouse) -> None:
     step, committed = result
     warehouse.looks = 5
     # The first ones' run may have been started before midnight.
-    steps = [dataclasses.replace(step, run_date=step.run_date + datetime.timedelta(i // 2)) for i in range(4)]
+    steps = [
+        dataclasses.replace(step, run_date=step.run_date + datetime.timedelta(i // 2))
+        for i in range(4)
+    ]
     tries = [threading.Thread(target=one.write, args=(client(), committed)) for one in steps]
     for one in tries:
         one.start()
@@ -366,18 +488,32 @@ def test_rows_that_were_deleted_since_are_written_again(sets, store, warehouse, 
     assert warehouse.rows("influence") == before
 
 
-def test_each_night_has_its_rows_though_nothing_changed(sets: Sets, store: Store, warehouse: Warehouse, tracin: Run) -> None:
+def test_each_night_has_its_rows_though_nothing_changed(
+    sets: Sets, store: Store, warehouse: Warehouse, tracin: Run
+) -> None:
     for date in (MONDAY, TUESDAY):
-        assert tracin(*sets.score(f"--output_table={TABLE}", f"--run_date={date}", output=f"out/{date}")).status == 0
+        assert (
+            tracin(
+                *sets.score(f"--output_table={TABLE}", f"--run_date={date}", output=f"out/{date}")
+            ).status
+            == 0
+        )
     rows = warehouse.rows("influence")
     assert Counter(str(row["run_date"]) for row in rows) == {MONDAY: 10, TUESDAY: 10}
     assert without_run(rows[:10]) == without_run(rows[10:])
     # The same place, written otherwise, is the same run.
-    assert tracin(*sets.score(f"--output_table={TABLE}", f"--run_date={MONDAY}", output=f"out/{MONDAY}/")).status == 0
+    assert (
+        tracin(
+            *sets.score(f"--output_table={TABLE}", f"--run_date={MONDAY}", output=f"out/{MONDAY}/")
+        ).status
+        == 0
+    )
     assert warehouse.rows("influence") == rows
 
 
-def test_two_runs_of_one_day_stand_side_by_side(sets: Sets, store: Store, warehouse: Warehouse, tracin: Run) -> None:
+def test_two_runs_of_one_day_stand_side_by_side(
+    sets: Sets, store: Store, warehouse: Warehouse, tracin: Run
+) -> None:
     flags = (f"--output_table={TABLE}", f"--run_date={MONDAY}")
     assert tracin(*sets.score(*flags)).status == 0
     assert tracin(*sets.score(*flags, output="out/other", k=2)).status == 0
@@ -385,10 +521,14 @@ def test_two_runs_of_one_day_stand_side_by_side(sets: Sets, store: Store, wareho
     assert {row["run_date"] for row in rows} == {datetime.date(2026, 3, 30)}
     for output in ("out/score", "out/other"):
         run = manifests.read(f"gs://{BUCKET}/{output}", Manifest, "output").fingerprint
-        assert without_run([row for row in rows if row["run_id"].startswith(run)]) == read_rows(f"gs://{BUCKET}/{output}")
+        assert without_run([row for row in rows if row["run_id"].startswith(run)]) == read_rows(
+            f"gs://{BUCKET}/{output}"
+        )
 
 
-def test_another_date_that_is_given_moves_the_rows(sets: Sets, store: Store, warehouse: Warehouse, tracin: Run) -> None:
+def test_another_date_that_is_given_moves_the_rows(
+    sets: Sets, store: Store, warehouse: Warehouse, tracin: Run
+) -> None:
     for date in (MONDAY, TUESDAY, TUESDAY, MONDAY):
         assert tracin(*sets.score(f"--output_table={TABLE}", f"--run_date={date}")).status == 0
         rows = warehouse.rows("influence")
@@ -405,8 +545,13 @@ def test_rows_that_bigquery_cannot_take_change_nothing(store, warehouse) -> None
 
     labels = pa.array([[1], [2, None], []], pa.list_(pa.int64()))
     null = table.set_column(table.column_names.index("test_label"), "test_label", labels)
-    other = to_table(block(np.array([[1], [2], [3]]), np.array([[7], [8], [9]]), [0.5] * 3), schema("class", 9))
-    for wrong_rows, message in ((null, "Array cannot have a null element"), (other, r"test_label is BIGINT, and BIGINT\[\] in the table")):
+    other = to_table(
+        block(np.array([[1], [2], [3]]), np.array([[7], [8], [9]]), [0.5] * 3), schema("class", 9)
+    )
+    for wrong_rows, message in (
+        (null, "Array cannot have a null element"),
+        (other, r"test_label is BIGINT, and BIGINT\[\] in the table"),
+    ):
         with pytest.raises(InputError, match=f"its rows were not written: .*{message}"):
             step.write(client(), committed_rows(store, wrong_rows, "rows"))
         assert warehouse.rows("influence") == before != []
@@ -426,11 +571,21 @@ def assert_refused(outcome: Outcome, store: Store, *parts: str) -> None:
     ("table", "parts"),
     [
         (f"other-project:{DATASET}.t", ["Not found: Project other-project"]),
-        (f"{PROJECT}:other.t", [f"404 Not Found: Not found: Dataset {PROJECT}:other", "make the dataset first"]),
+        (
+            f"{PROJECT}:other.t",
+            [f"404 Not Found: Not found: Dataset {PROJECT}:other", "make the dataset first"],
+        ),
     ],
 )
-def test_a_table_that_cannot_be_made_is_told_before_any_work(sets, store, warehouse, tracin, table, parts) -> None:
-    assert_refused(tracin(*sets.score(f"--output_table={table}")), store, "tracin score: --output_table=" + table, *parts)
+def test_a_table_that_cannot_be_made_is_told_before_any_work(
+    sets, store, warehouse, tracin, table, parts
+) -> None:
+    assert_refused(
+        tracin(*sets.score(f"--output_table={table}")),
+        store,
+        "tracin score: --output_table=" + table,
+        *parts,
+    )
     assert not warehouse.tables
 
 
@@ -452,34 +607,70 @@ def wrong(column: str, **changes: Any) -> Callable[[dict[str, Any]], None]:
     ("change", "parts"),
     [
         (wrong("self_influence"), ["it has no column self_influence, expected FLOAT NULLABLE"]),
-        (wrong("test_label", type="STRING"), ["its column test_label is STRING NULLABLE, expected INTEGER NULLABLE"]),
-        (wrong("test_label", mode="REPEATED"), ["its column test_label is INTEGER REPEATED, expected INTEGER NULLABLE"]),
-        (wrong("opponents.score", type="NUMERIC"), ["its column opponents.score is NUMERIC NULLABLE, expected FLOAT NULLABLE"]),
+        (
+            wrong("test_label", type="STRING"),
+            ["its column test_label is STRING NULLABLE, expected INTEGER NULLABLE"],
+        ),
+        (
+            wrong("test_label", mode="REPEATED"),
+            ["its column test_label is INTEGER REPEATED, expected INTEGER NULLABLE"],
+        ),
+        (
+            wrong("opponents.score", type="NUMERIC"),
+            ["its column opponents.score is NUMERIC NULLABLE, expected FLOAT NULLABLE"],
+        ),
         (wrong("opponents.score"), ["it has no column opponents.score"]),
         (
-            lambda table: table["schema"]["fields"].append({"name": "more", "type": "STRING", "mode": "REQUIRED"}),
+            lambda table: table["schema"]["fields"].append(
+                {"name": "more", "type": "STRING", "mode": "REQUIRED"}
+            ),
             ["its column more is STRING REQUIRED, and rows have none"],
         ),
-        (lambda table: table.pop("timePartitioning"), ["it is partitioned otherwise, or not at all, expected by DAY of run_date"]),
-        (lambda table: table.update(timePartitioning={"type": "DAY"}), ["by DAY of the time of loading"]),
-        (lambda table: table.update(timePartitioning={"type": "MONTH", "field": "run_date"}), ["by MONTH of run_date"]),
-        (lambda table: table.update(requirePartitionFilter=True), ["it wants every query to filter by its partitions"]),
+        (
+            lambda table: table.pop("timePartitioning"),
+            ["it is partitioned otherwise, or not at all, expected by DAY of run_date"],
+        ),
+        (
+            lambda table: table.update(timePartitioning={"type": "DAY"}),
+            ["by DAY of the time of loading"],
+        ),
+        (
+            lambda table: table.update(timePartitioning={"type": "MONTH", "field": "run_date"}),
+            ["by MONTH of run_date"],
+        ),
+        (
+            lambda table: table.update(requirePartitionFilter=True),
+            ["it wants every query to filter by its partitions"],
+        ),
         (lambda table: table.update(type="VIEW"), ["it is a VIEW, expected a table"]),
     ],
 )
-def test_a_table_that_cannot_take_the_rows_is_told_before_any_work(sets, store, warehouse, tracin, change, parts) -> None:
+def test_a_table_that_cannot_take_the_rows_is_told_before_any_work(
+    sets, store, warehouse, tracin, change, parts
+) -> None:
     assert tracin(*sets.score(f"--output_table={TABLE}")).status == 0
     filesystems.delete(f"gs://{BUCKET}/out/score", store.objects("out/score/"))
     change(warehouse.tables[f"{PROJECT}.{DATASET}.influence"])
     warehouse.requests.clear()
-    assert_refused(tracin(*sets.score(f"--output_table={TABLE}")), store, f"--output_table={TABLE} cannot take the rows: ", *parts)
+    assert_refused(
+        tracin(*sets.score(f"--output_table={TABLE}")),
+        store,
+        f"--output_table={TABLE} cannot take the rows: ",
+        *parts,
+    )
     assert len(warehouse.requests) == 1
 
 
-def test_types_by_their_other_names_and_further_columns_are_no_difference(sets, store, warehouse, tracin) -> None:
+def test_types_by_their_other_names_and_further_columns_are_no_difference(
+    sets, store, warehouse, tracin
+) -> None:
     assert tracin(*sets.score(f"--output_table={TABLE}")).status == 0
     table = warehouse.tables[f"{PROJECT}.{DATASET}.influence"]
-    for column, kind in (("test_label", "INT64"), ("self_influence", "FLOAT64"), ("opponents", "STRUCT")):
+    for column, kind in (
+        ("test_label", "INT64"),
+        ("self_influence", "FLOAT64"),
+        ("opponents", "STRUCT"),
+    ):
         wrong(column, type=kind)(table)
     table["schema"]["fields"].append({"name": "more", "type": "STRING", "mode": "NULLABLE"})
     outcome = tracin(*sets.score(f"--output_table={TABLE}"))
@@ -489,7 +680,9 @@ def test_types_by_their_other_names_and_further_columns_are_no_difference(sets, 
 def test_what_is_forbidden_is_told_before_any_work(sets, store, warehouse, tracin) -> None:
     warehouse.faults.append(Fault(403, "^GET .*/tables/"))
     outcome = tracin(*sets.score(f"--output_table={TABLE}"))
-    assert_refused(outcome, store, f"--output_table={TABLE} cannot be looked at: 403 Forbidden: not now")
+    assert_refused(
+        outcome, store, f"--output_table={TABLE} cannot be looked at: 403 Forbidden: not now"
+    )
 
 
 def test_missing_credentials_are_told_at_once(sets, store, warehouse, tracin, monkeypatch) -> None:
@@ -504,11 +697,18 @@ def test_missing_credentials_are_told_at_once(sets, store, warehouse, tracin, mo
     store.requests.clear()
     outcome = tracin(*sets.score(f"--output_table={TABLE}"))
     assert (outcome.status, store.requests) == (2, [])
-    assert "--output_table needs Google's credentials (None were found): run `gcloud auth" in told(outcome)
+    assert "--output_table needs Google's credentials (None were found): run `gcloud auth" in told(
+        outcome
+    )
 
 
 def test_a_plan_names_the_step_and_what_it_needs(sets, tracin) -> None:
-    job = ("--runner=DataflowRunner", f"--project={PROJECT}", "--region=europe-west1", f"--temp_location=gs://{BUCKET}/tmp")
+    job = (
+        "--runner=DataflowRunner",
+        f"--project={PROJECT}",
+        "--region=europe-west1",
+        f"--temp_location=gs://{BUCKET}/tmp",
+    )
     _, *words = sets.score(f"--output_table={TABLE}")
     outcome = tracin("plan", *words, *job)
     assert outcome.status == 0, outcome.err

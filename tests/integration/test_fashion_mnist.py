@@ -47,7 +47,9 @@ def read_sets(output: pathlib.Path) -> tuple[Features, Features, Scoring]:
     from pipeline.preparation.feature_sets import read_set
     from transforms.scoring.tiles import spans
 
-    test, train = (read_set(str(output / f"{name}_features"), "output") for name in ("test", "train"))
+    test, train = (
+        read_set(str(output / f"{name}_features"), "output") for name in ("test", "train")
+    )
     return (
         test.read(spans(test.counts, 0, sum(test.counts))),
         train.read(spans(train.counts, 0, sum(train.counts))),
@@ -73,7 +75,9 @@ def test_the_rows_are_the_float64_brute_force(rows, arrays):
             order = np.argsort(-sign * mine, kind="stable")[:K]
             best = [train.example_ids[j].decode() for j in order if sign * mine[j] > 0]
             assert [one["train_id"] for one in rows[row][name]] == best
-            np.testing.assert_allclose([one["score"] for one in rows[row][name]], mine[order[: len(best)]], rtol=1e-9)
+            np.testing.assert_allclose(
+                [one["score"] for one in rows[row][name]], mine[order[: len(best)]], rtol=1e-9
+            )
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +111,9 @@ def test_an_index_of_1024_numbers_finds_nearly_all_among_200_candidates(searched
             assert all(one["score"] == scores[one["train_id"]] for one in same)
             shares += [len(same) / len(scores)] if scores else []
         assert np.mean(shares) >= 0.99
-        assert told["tests"] == 500 and told[sign]["recall"] == pytest.approx(np.mean(shares), abs=0.005)
+        assert told["tests"] == 500 and told[sign]["recall"] == pytest.approx(
+            np.mean(shares), abs=0.005
+        )
 
 
 def test_the_model_is_as_good_as_its_training_said(rows):
@@ -115,11 +121,21 @@ def test_the_model_is_as_good_as_its_training_said(rows):
 
 
 def test_proponents_share_the_class(rows):
-    assert np.mean([one["train_label"] == row["test_label"] for row in rows for one in row["proponents"][:10]]) > 0.9
+    assert (
+        np.mean(
+            [
+                one["train_label"] == row["test_label"]
+                for row in rows
+                for one in row["proponents"][:10]
+            ]
+        )
+        > 0.9
+    )
 
 
 def test_planted_wrong_labels_are_found_by_the_model_and_not_by_a_randomised_one(data, tmp_path):
-    # The randomisation test of Adebayo et al.: what a model without knowledge says must not look like knowledge.
+    # The randomisation test of Adebayo et al.: what a model without knowledge says must not look
+    # like knowledge.
     import keras
 
     from pipeline.preparation.feature_sets import read_set
@@ -139,19 +155,33 @@ def test_planted_wrong_labels_are_found_by_the_model_and_not_by_a_randomised_one
     def found(checkpoint: pathlib.Path) -> float:
         """The area under the ROC curve of wrong labels ranked by self-influence."""
         output = tmp_path / checkpoint.stem
-        run(command("features", f"--examples={tmp_path}/examples/noisy-*", f"--checkpoints={checkpoint}", f"--output={output}"))
+        run(
+            command(
+                "features",
+                f"--examples={tmp_path}/examples/noisy-*",
+                f"--checkpoints={checkpoint}",
+                f"--output={output}",
+            )
+        )
         features = read_set(str(output), "output")
         own = self_influence(features.read(spans(features.counts, 0, 2000)), (1.0,))
         rank = own.argsort().argsort()
-        return float((rank[wrong].sum() - wrong.sum() * (wrong.sum() - 1) / 2) / (wrong.sum() * (~wrong).sum()))
+        return float(
+            (rank[wrong].sum() - wrong.sum() * (wrong.sum() - 1) / 2)
+            / (wrong.sum() * (~wrong).sum())
+        )
 
     assert found(trained) > 0.95
     assert abs(found(tmp_path / "random.keras") - 0.5) < 0.1
 
 
 def test_the_largest_self_influences_are_errors_and_rarities(arrays):
-    # High self-influence marks what the model finds hard: the last checkpoint gives such a label far less probability.
+    # High self-influence marks what the model finds hard: the last checkpoint gives such a label
+    # far less probability.
     _, train, scoring = arrays
     order = np.argsort(-self_influence(train, scoring.learning_rates))
-    hard, typical = train.label_probabilities[order[:600], -1], train.label_probabilities[order[30_000:], -1]
+    hard, typical = (
+        train.label_probabilities[order[:600], -1],
+        train.label_probabilities[order[30_000:], -1],
+    )
     assert np.mean(hard) < 0.5 < np.mean(typical)

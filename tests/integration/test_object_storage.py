@@ -1,4 +1,6 @@
-"""Cloud Storage, as an emulator has it: checkpoints copied, whole commands that read and write it, and what is survived."""
+"""Cloud Storage, as an emulator has it: checkpoints copied, whole commands that read and write it,
+and what is survived.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def test_a_checkpoint_is_copied_once_and_in_parts(checkpoint: Store) -> None:
     assert local_checkpoint(A) == str(path)
     assert len(checkpoint.asked(DOWNLOAD)) == 4
     described = checkpoint.described("ckpt/a.keras")
-    assert described and all(f"generation={described['generation']}" in request for request in checkpoint.asked(DOWNLOAD))
+    assert described and all(
+        f"generation={described['generation']}" in request for request in checkpoint.asked(DOWNLOAD)
+    )
     assert {file.name for file in path.parent.iterdir()} == {"a.keras", "a.keras.sha256", "lock"}
 
 
@@ -104,7 +108,9 @@ def test_a_damaged_copy_is_copied_again(checkpoint: Store, damage: str) -> None:
 
 
 @pytest.mark.parametrize("what", [429, 503, "broken", "lost", "short", "changed"])
-def test_a_download_that_goes_wrong_is_mended(checkpoint: Store, what: int | str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_download_that_goes_wrong_is_mended(
+    checkpoint: Store, what: int | str, caplog: pytest.LogCaptureFixture
+) -> None:
     checkpoint.faults.append(Fault(what, DOWNLOAD))
     path = pathlib.Path(local_checkpoint(A))
     assert path.read_bytes() == CONTENT
@@ -115,8 +121,12 @@ def test_a_download_that_goes_wrong_is_mended(checkpoint: Store, what: int | str
     assert {file.name for file in path.parent.iterdir()} == {"a.keras", "a.keras.sha256", "lock"}
 
 
-@pytest.mark.parametrize(("what", "told"), [("short", "CRC-32C|arrived"), ("changed", "CRC-32C"), (403, "403")])
-def test_what_never_arrives_whole_is_told_and_leaves_nothing(checkpoint: Store, tmp_path: pathlib.Path, what: int | str, told: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "told"), [("short", "CRC-32C|arrived"), ("changed", "CRC-32C"), (403, "403")]
+)
+def test_what_never_arrives_whole_is_told_and_leaves_nothing(
+    checkpoint: Store, tmp_path: pathlib.Path, what: int | str, told: str
+) -> None:
     checkpoint.faults.append(Fault(what, DOWNLOAD, times=12))
     with pytest.raises(InputError, match=rf"^{A} cannot be copied to this machine: .*({told})"):
         local_checkpoint(A)
@@ -129,9 +139,16 @@ def test_what_is_missing_or_forbidden_is_told(checkpoint: Store) -> None:
     with pytest.raises(InputError, match=r"^gs://no-bucket/a.keras: no such file$"):
         local_checkpoint("gs://no-bucket/a.keras")
     # When it is looked for, described, and read.
-    for on in ("^GET .*/o/ckpt/a.keras.*fields=name", "^GET .*/o/ckpt/a.keras.*projection", DOWNLOAD):
+    for on in (
+        "^GET .*/o/ckpt/a.keras.*fields=name",
+        "^GET .*/o/ckpt/a.keras.*projection",
+        DOWNLOAD,
+    ):
         checkpoint.faults[:] = [Fault(403, on, times=100)]
-        with pytest.raises(InputError, match=rf"^{A} cannot be copied to this machine: 403 Forbidden: no permission$"):
+        with pytest.raises(
+            InputError,
+            match=rf"^{A} cannot be copied to this machine: 403 Forbidden: no permission$",
+        ):
             local_checkpoint(A)
 
 
@@ -150,7 +167,10 @@ def test_files_are_written_found_read_and_deleted(store: Store) -> None:
     assert filesystems.read(f"{OUT}/b.bin") == b""
     assert filesystems.exists(f"{OUT}/b.bin") and not filesystems.exists(f"{OUT}/c.bin")
     assert filesystems.names_matching(OUT, ["a*", "*.txt"]) == {"a[1].bin"}
-    assert [(file.name, file.size) for file in filesystems.find(f"{OUT}/*.bin", "examples")] == [("a[1].bin", len(CONTENT)), ("b.bin", 0)]
+    assert [(file.name, file.size) for file in filesystems.find(f"{OUT}/*.bin", "examples")] == [
+        ("a[1].bin", len(CONTENT)),
+        ("b.bin", 0),
+    ]
     assert filesystems.sizes(OUT, ["b.bin", "c.bin"]) == {"b.bin": 0}
     filesystems.delete(OUT, ["b.bin", "c.bin"])
     assert set(store.objects("files/")) == {"a[1].bin"}
@@ -173,7 +193,11 @@ def test_a_stream_seeks_and_ends_where_the_object_does(store: Store) -> None:
 @pytest.mark.parametrize("what", [429, 503, "broken", "lost", "short", "changed"])
 def test_reading_that_goes_wrong_is_mended(store: Store, what: int | str) -> None:
     written = filesystems.write(OUT, "read.bin", CONTENT, 1)
-    store.faults += [Fault(what, DOWNLOAD), Fault(503, "^GET .*projection"), Fault(429, "^GET .*prefix")]
+    store.faults += [
+        Fault(what, DOWNLOAD),
+        Fault(503, "^GET .*projection"),
+        Fault(429, "^GET .*prefix"),
+    ]
     assert filesystems.read_verified(OUT, written) == CONTENT
     assert filesystems.names_matching(OUT, ["read*"]) == {"read.bin"}
     assert {fault for fault, _ in store.broken} == {what, 503, 429}
@@ -201,7 +225,9 @@ def test_deleting_that_goes_wrong_is_mended(store: Store) -> None:
 @pytest.mark.parametrize("on", ["^POST /upload", "^PUT /upload"])
 def test_what_is_not_taken_is_told_and_not_written_later(store: Store, on: str) -> None:
     store.faults.append(Fault(403, on, times=3))
-    with pytest.raises(InputError, match=rf"^{OUT}/late.bin cannot be written: 403 Forbidden: no permission$"):
+    with pytest.raises(
+        InputError, match=rf"^{OUT}/late.bin cannot be written: 403 Forbidden: no permission$"
+    ):
         filesystems.write(OUT, "late.bin", CONTENT, 1)
     # An upload that is left open would be tried once more here.
     gc.collect()
@@ -212,10 +238,14 @@ def test_what_is_not_taken_is_told_and_not_written_later(store: Store, on: str) 
 def test_what_is_damaged_or_gone_is_told(store: Store) -> None:
     written = filesystems.write(OUT, "damaged.bin", CONTENT, 1)
     store.put("files/damaged.bin", CONTENT[::-1])
-    with pytest.raises(InputError, match=f"^{OUT}/damaged.bin is damaged: its manifest says {len(CONTENT)} bytes"):
+    with pytest.raises(
+        InputError, match=f"^{OUT}/damaged.bin is damaged: its manifest says {len(CONTENT)} bytes"
+    ):
         filesystems.read_verified(OUT, written)
     filesystems.delete(OUT, ["damaged.bin"])
-    with pytest.raises(InputError, match=f"^{OUT}/damaged.bin is listed in its manifest and cannot be read: 404 "):
+    with pytest.raises(
+        InputError, match=f"^{OUT}/damaged.bin is listed in its manifest and cannot be read: 404 "
+    ):
         filesystems.read_verified(OUT, written)
 
 
@@ -232,13 +262,19 @@ class Local:
 
 @pytest.fixture(scope="module")
 def local(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Local:
-    """`tracin influence` on the disk, of 30 training examples in three files and 10 test examples."""
+    """`tracin influence` on the disk, of 30 training examples in three files and 10 test
+    examples.
+    """
     from pipeline import cli
 
     directory = tmp_path_factory.mktemp("disk")
     payloads = tiny.payloads()
     for i in range(3):
-        write_records(directory / "examples" / f"train-{i}", payloads[10 * i : 10 * i + 10], "GZIP" if i == 1 else "")
+        write_records(
+            directory / "examples" / f"train-{i}",
+            payloads[10 * i : 10 * i + 10],
+            "GZIP" if i == 1 else "",
+        )
     write_records(directory / "examples" / "test-0", payloads[30:])
     assert cli.main(influence(str(directory / "examples"), tiny.glob, str(directory / "out"))) == 0
     return Local(directory, tiny.glob)
@@ -246,7 +282,14 @@ def local(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Local:
 
 def influence(examples: str, checkpoints: str, output: str) -> list[str]:
     words = [f"--{name}_examples={examples}/{name}-*" for name in ("train", "test")]
-    return ["influence", *words, f"--checkpoints={checkpoints}", "--id_key=id", "--k=4", f"--output={output}"]
+    return [
+        "influence",
+        *words,
+        f"--checkpoints={checkpoints}",
+        "--id_key=id",
+        "--k=4",
+        f"--output={output}",
+    ]
 
 
 @pytest.fixture
@@ -266,7 +309,11 @@ def results(found: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def on_disk(local: Local, name: str = "out") -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (local.directory / name).iterdir() if path.is_file()}
+    return {
+        path.name: path.read_bytes()
+        for path in (local.directory / name).iterdir()
+        if path.is_file()
+    }
 
 
 def records_of(directory: str) -> dict[bytes, tuple[bytes, ...]]:
@@ -276,11 +323,15 @@ def records_of(directory: str) -> dict[bytes, tuple[bytes, ...]]:
         for payload in tfrecords.split_frames(filesystems.read_verified(directory, file)):
             feature = tf.train.Example.FromString(payload).features.feature
             keys = sorted(set(feature) - {"source"})
-            found[feature["example_id"].bytes_list.value[0]] = tuple(feature[key].SerializeToString() for key in keys)
+            found[feature["example_id"].bytes_list.value[0]] = tuple(
+                feature[key].SerializeToString() for key in keys
+            )
     return found
 
 
-def test_a_whole_run_gives_the_bytes_of_the_disk_while_the_store_fails(cloud, store, local, tracin) -> None:
+def test_a_whole_run_gives_the_bytes_of_the_disk_while_the_store_fails(
+    cloud, store, local, tracin
+) -> None:
     store.faults += [
         Fault("broken", "^GET /download/.*/job/examples/train-0"),
         Fault("short", "^GET /download/.*/job/examples/train-1"),
@@ -295,22 +346,35 @@ def test_a_whole_run_gives_the_bytes_of_the_disk_while_the_store_fails(cloud, st
         Fault("lost", "^PUT /upload/.*job/out/influence-00000.parquet"),
         Fault(429, "^PUT /upload/.*job/out/manifest.json"),
     ]
-    outcome = tracin(*influence(f"{cloud}/examples", f"{cloud}/checkpoints/*.keras", f"{cloud}/out"))
+    outcome = tracin(
+        *influence(f"{cloud}/examples", f"{cloud}/checkpoints/*.keras", f"{cloud}/out")
+    )
     assert outcome.status == 0, outcome.err
     assert [fault for fault in store.faults if fault.times] == []
     found = store.objects("job/out/")
     assert results(found) == results(on_disk(local)) != {}
-    # It lists the same files with the same checksums; fingerprints tell where the examples are, and when they were written.
+    # It lists the same files with the same checksums; fingerprints tell where the examples are, and
+    # when they were written.
     told, expected = (json.loads(one["manifest.json"]) for one in (found, on_disk(local)))
     assert told["files"] == expected["files"]
     for name in ("train", "test"):
-        assert records_of(f"{cloud}/out/{name}_features") == records_of(f"{local.directory}/out/{name}_features") != {}
-    beside = {name for name in found if not name.startswith(("influence-", "train_features/", "test_features/"))}
+        assert (
+            records_of(f"{cloud}/out/{name}_features")
+            == records_of(f"{local.directory}/out/{name}_features")
+            != {}
+        )
+    beside = {
+        name
+        for name in found
+        if not name.startswith(("influence-", "train_features/", "test_features/"))
+    }
     assert beside == {"manifest.json", "report.html"}
 
     # Complete, it is no work, and other halves of it go on from there.
     store.requests.clear()
-    outcome = tracin(*influence(f"{cloud}/examples", f"{cloud}/checkpoints/*.keras", f"{cloud}/out"))
+    outcome = tracin(
+        *influence(f"{cloud}/examples", f"{cloud}/checkpoints/*.keras", f"{cloud}/out")
+    )
     assert (outcome.status, store.asked("^(PUT|POST) .*influence-")) == (0, [])
     sets = [f"--{name}_features={cloud}/out/{name}_features" for name in ("train", "test")]
     outcome = tracin("score", *sets, "--k=4", f"--output={cloud}/out-score")
@@ -318,18 +382,45 @@ def test_a_whole_run_gives_the_bytes_of_the_disk_while_the_store_fails(cloud, st
     assert results(store.objects("job/out-score/")) == results(found)
 
 
-def test_a_run_that_fails_half_way_leaves_no_manifest_and_the_next_completes_it(cloud, store, local, tracin) -> None:
-    words = [f"--examples={cloud}/examples/train-*", f"--checkpoints={cloud}/checkpoints/*.keras", "--id_key=id"]
+def test_a_run_that_fails_half_way_leaves_no_manifest_and_the_next_completes_it(
+    cloud, store, local, tracin
+) -> None:
+    words = [
+        f"--examples={cloud}/examples/train-*",
+        f"--checkpoints={cloud}/checkpoints/*.keras",
+        "--id_key=id",
+    ]
     features = ["features", *words, f"--output={cloud}/out/features"]
     # Whichever comes third is refused, however often it is tried.
-    store.faults.append(Fault(403, "^PUT /upload/.*job/out/features/features-", times=1000, after=2))
+    store.faults.append(
+        Fault(403, "^PUT /upload/.*job/out/features/features-", times=1000, after=2)
+    )
     outcome = tracin(*features)
     assert outcome.status == 1
-    assert re.search(rf"^tracin features: failed: {cloud}/out/features/features-\S+ cannot be written: 403 Forbidden", outcome.err, re.M)
+    assert re.search(
+        r"^tracin features: failed: "
+        rf"{cloud}/out/features/features-\S+ "
+        r"cannot "
+        r"be "
+        r"written: "
+        r"403 "
+        r"Forbidden",
+        outcome.err,
+        re.M,
+    )
     left = store.objects("job/out/features/")
     assert "manifest.json" not in left
-    assert sorted(name.split("-")[0] for name in left) == ["features", "features", "finished", "finished"]
-    outcome = tracin("score", *(f"--{name}_features={cloud}/out/features" for name in ("train", "test")), f"--output={cloud}/out/score")
+    assert sorted(name.split("-")[0] for name in left) == [
+        "features",
+        "features",
+        "finished",
+        "finished",
+    ]
+    outcome = tracin(
+        "score",
+        *(f"--{name}_features={cloud}/out/features" for name in ("train", "test")),
+        f"--output={cloud}/out/score",
+    )
     assert outcome.status == 2
     assert "is not a complete set: it has no manifest.json" in outcome.err
 
@@ -339,11 +430,16 @@ def test_a_run_that_fails_half_way_leaves_no_manifest_and_the_next_completes_it(
     assert outcome.status == 0, outcome.err
     # What had been finished is taken over.
     assert len(store.asked("^PUT /upload/.*job/out/features/features-")) == 1
-    assert records_of(f"{cloud}/out/features") == records_of(f"{local.directory}/out/train_features")
+    assert records_of(f"{cloud}/out/features") == records_of(
+        f"{local.directory}/out/train_features"
+    )
     assert not any(name.startswith("finished-") for name in store.objects("job/out/features/"))
 
     # Scoring, refused its last file: results without a manifest, until the next run.
-    sets = [f"--train_features={cloud}/out/features", f"--test_features={local.directory}/out/test_features"]
+    sets = [
+        f"--train_features={cloud}/out/features",
+        f"--test_features={local.directory}/out/test_features",
+    ]
     store.faults.append(Fault(403, "^PUT /upload/.*job/out/score/manifest.json", times=1000))
     outcome = tracin("score", *sets, "--k=4", f"--output={cloud}/out/score")
     assert outcome.status == 1

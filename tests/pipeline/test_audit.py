@@ -1,4 +1,6 @@
-"""`tracin audit` from feature sets to files: rows against NumPy on the whole arrays, reruns, refusals."""
+"""`tracin audit` from feature sets to files: rows against NumPy on the whole arrays, reruns,
+refusals.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,15 @@ TWO_WORKERS = ("--direct_running_mode=multi_processing", "--direct_num_workers=2
 
 @pytest.fixture(scope="module")
 def features(tiny: Tiny, tmp_path_factory) -> pathlib.Path:
-    """The feature set of the tiny data with every fifth label wrong, from several files of examples."""
+    """The feature set of the tiny data with every fifth label wrong, from several files of
+    examples.
+    """
     directory = tmp_path_factory.mktemp("audit")
     labels = np.where(np.arange(40) % 5, tiny.labels, (tiny.labels + 1) % CLASSES)
-    payloads = [example(image=x, label=int(y), id=f"ex-{i:02d}") for i, (x, y) in enumerate(zip(tiny.images, labels, strict=True))]
+    payloads = [
+        example(image=x, label=int(y), id=f"ex-{i:02d}")
+        for i, (x, y) in enumerate(zip(tiny.images, labels, strict=True))
+    ]
     for i in range(20):
         write_records(directory / "examples" / f"{i:02d}.tfrecord", payloads[2 * i : 2 * i + 2])
     assert main(extraction(tiny, directory / "features", directory / "examples")) == 0
@@ -39,7 +46,14 @@ def features(tiny: Tiny, tmp_path_factory) -> pathlib.Path:
 
 
 def extraction(tiny: Tiny, output: pathlib.Path, examples: pathlib.Path, *more: str) -> list[str]:
-    return ["features", f"--examples={examples}/*", f"--checkpoints={tiny.glob}", "--id_key=id", f"--output={output}", *more]
+    return [
+        "features",
+        f"--examples={examples}/*",
+        f"--checkpoints={tiny.glob}",
+        "--id_key=id",
+        f"--output={output}",
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +65,9 @@ def audit(features: pathlib.Path, tmp_path_factory) -> pathlib.Path:
 
 def read_all(directory: pathlib.Path) -> Features:
     found = manifests.read(str(directory), FeatureManifest, "features")
-    return FeatureSet(str(directory), found).read([Span(i, 0, file.count) for i, file in enumerate(found.files)])
+    return FeatureSet(str(directory), found).read(
+        [Span(i, 0, file.count) for i, file in enumerate(found.files)]
+    )
 
 
 def rows(directory: pathlib.Path, name: str = "examples-*.parquet") -> list[dict]:
@@ -74,33 +90,56 @@ def test_rows_are_what_numpy_finds_on_the_whole_set(audit, features):
     whole = read_all(features)
     found = rows(audit)
     labels = whole.labels[:, 0]
-    assert [row["example_id"] for row in found] == [one.decode() for one in whole.example_ids.tolist()]
+    assert [row["example_id"] for row in found] == [
+        one.decode() for one in whole.example_ids.tolist()
+    ]
     assert [row["label"] for row in found] == labels.tolist()
     assert [row["prediction"] for row in found] == whole.predictions[:, 0].tolist()
     influence = [
         sum(
-            rate * np.sum(np.outer(whole.loss_grads[i, t], whole.activations[i, t]).astype(np.float64) ** 2) for t, rate in enumerate(RATES)
+            rate
+            * np.sum(
+                np.outer(whole.loss_grads[i, t], whole.activations[i, t]).astype(np.float64) ** 2
+            )
+            for t, rate in enumerate(RATES)
         )
         for i in range(len(whole))
     ]
     np.testing.assert_allclose([row["self_influence"] for row in found], influence, rtol=1e-5)
-    np.testing.assert_allclose([row["label_probability"] for row in found], whole.label_probabilities.mean(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(
+        [row["label_probability"] for row in found],
+        whole.label_probabilities.mean(axis=1),
+        rtol=1e-6,
+    )
     x = [whole.activations[:, t].astype(np.float64) for t in range(len(RATES))]
     fitted = [LeaveOneOut.fit(suspicion.moments(one, labels, CLASSES)) for one in x]
     evidence = suspicion.all_evidence(fitted, x, labels)
     noise = suspicion.estimate_noise(LabelCounts.of(evidence, labels, CLASSES).surest(CLASSES))
     expected = suspicion.judge(evidence, labels, whole.label_probabilities.mean(axis=1), noise)
-    np.testing.assert_allclose([row["suspicion"] for row in found], expected.suspicion, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        [row["suspicion"] for row in found], expected.suspicion, rtol=1e-5, atol=1e-6
+    )
     assert [row["suggested_label"] for row in found] == expected.suggested_labels.tolist()
-    np.testing.assert_allclose([row["suggested_probability"] for row in found], expected.suggested_probabilities, rtol=1e-5)
+    np.testing.assert_allclose(
+        [row["suggested_probability"] for row in found], expected.suggested_probabilities, rtol=1e-5
+    )
 
 
 def test_suspects_and_summary_follow_from_the_rows(features, tracin, tmp_path):
     output = tmp_path / "audit"
-    status, out, err = tracin("audit", f"--features={features}", f"--output={output}", "--min_suspicion=0.02", "--max_suspects_per_class=3")
+    status, out, err = tracin(
+        "audit",
+        f"--features={features}",
+        f"--output={output}",
+        "--min_suspicion=0.02",
+        "--max_suspects_per_class=3",
+    )
     assert status == 0, err
     found = rows(output)
-    suspected = sorted((row for row in found if row["suspicion"] >= 0.02), key=lambda row: (-row["suspicion"], row["example_id"]))
+    suspected = sorted(
+        (row for row in found if row["suspicion"] >= 0.02),
+        key=lambda row: (-row["suspicion"], row["example_id"]),
+    )
     assert len(suspected) > 9, "the case is too easy to show anything"
     listed, seen = [], dict.fromkeys(range(CLASSES), 0)
     for row in suspected:
@@ -108,9 +147,14 @@ def test_suspects_and_summary_follow_from_the_rows(features, tracin, tmp_path):
         if seen[row["label"]] <= 3:
             listed.append(row)
     told = rows(output, "suspects.parquet")
-    means = {k: np.mean([row["self_influence"] for row in found if row["label"] == k]) for k in range(CLASSES)}
+    means = {
+        k: np.mean([row["self_influence"] for row in found if row["label"] == k])
+        for k in range(CLASSES)
+    }
     for row in told:
-        assert row.pop("relative_self_influence") == pytest.approx(row["self_influence"] / means[row["label"]])
+        assert row.pop("relative_self_influence") == pytest.approx(
+            row["self_influence"] / means[row["label"]]
+        )
     assert told == listed
     lines = [json.loads(line) for line in (output / "suspects.jsonl").read_text().splitlines()]
     assert [line["example_id"] for line in lines] == [row["example_id"] for row in listed]
@@ -118,23 +162,46 @@ def test_suspects_and_summary_follow_from_the_rows(features, tracin, tmp_path):
     assert [row["example_id"] for row in sheet] == [row["example_id"] for row in listed]
     for one, row in zip(sheet, listed, strict=True):
         sure = row["suggested_label"] != row["label"] and row["suggested_probability"] > 0.5
-        assert (one["action"], one["suggested_label"]) == (("relabel", str(row["suggested_label"])) if sure else ("drop", ""))
-        assert (float(one["suspicion"]), int(one["label"]), int(one["offset"])) == (row["suspicion"], row["label"], row["offset"])
+        assert (one["action"], one["suggested_label"]) == (
+            ("relabel", str(row["suggested_label"])) if sure else ("drop", "")
+        )
+        assert (float(one["suspicion"]), int(one["label"]), int(one["offset"])) == (
+            row["suspicion"],
+            row["label"],
+            row["offset"],
+        )
     assert {one["action"] for one in sheet} == {"relabel", "drop"}
     summary = json.loads((output / "summary.json").read_text())
-    assert summary["examples"] == 40 and summary["suspects"] == len(suspected) and summary["listed_suspects"] == len(listed)
+    assert (
+        summary["examples"] == 40
+        and summary["suspects"] == len(suspected)
+        and summary["listed_suspects"] == len(listed)
+    )
     assert summary["expected_wrong_labels"] == pytest.approx(sum(row["suspicion"] for row in found))
     assert summary["accuracy"] == np.mean([row["prediction"] == row["label"] for row in found])
-    assert out.startswith(f"audit: 40 examples, {len(suspected)} suspects") and f"{len(listed)} of them are listed" in out
+    assert (
+        out.startswith(f"audit: 40 examples, {len(suspected)} suspects")
+        and f"{len(listed)} of them are listed" in out
+    )
     total = sum(row["self_influence"] for row in found)
     for one in summary["classes"]:
         of_class = [row for row in found if row["label"] == one["label"]]
         assert one["examples"] == len(of_class)
         assert one["accuracy"] == np.mean([row["prediction"] == row["label"] for row in of_class])
-        assert one["self_influence_share"] == pytest.approx(sum(row["self_influence"] for row in of_class) / total)
-        assert one["suspects"] == seen[one["label"]] == sum(other["suspects"] for other in one["suggested"])
+        assert one["self_influence_share"] == pytest.approx(
+            sum(row["self_influence"] for row in of_class) / total
+        )
+        assert (
+            one["suspects"]
+            == seen[one["label"]]
+            == sum(other["suspects"] for other in one["suggested"])
+        )
         for other in one["suggested"]:
-            assert other["suspects"] == sum(row["suggested_label"] == other["label"] for row in suspected if row["label"] == one["label"])
+            assert other["suspects"] == sum(
+                row["suggested_label"] == other["label"]
+                for row in suspected
+                if row["label"] == one["label"]
+            )
     assert sum(one["examples"] for one in summary["classes"]) == 40
 
 
@@ -142,7 +209,13 @@ def test_the_report_shows_the_suspects_with_their_pictures(features, tracin, tmp
     names = tmp_path / "names.txt"
     names.write_text("".join(f"<class {k}>\n" for k in range(CLASSES)))
     output = tmp_path / "audit"
-    status, _, err = tracin("audit", f"--features={features}", f"--output={output}", "--min_suspicion=0.02", f"--class_names={names}")
+    status, _, err = tracin(
+        "audit",
+        f"--features={features}",
+        f"--output={output}",
+        "--min_suspicion=0.02",
+        f"--class_names={names}",
+    )
     assert status == 0, err
     page = (output / "report.html").read_text()
     listed = rows(output, "suspects.parquet")
@@ -155,17 +228,32 @@ def test_the_report_shows_the_suspects_with_their_pictures(features, tracin, tmp
     for row in listed:
         source, offset = pathlib.Path(row["source"]), row["offset"]
         number = int(row["example_id"].removeprefix("ex-"))
-        assert (source.name, offset) == (f"{number // 2:02d}.tfrecord", number % 2) and whole[row["example_id"]]["source"] == str(source)
+        assert (source.name, offset) == (f"{number // 2:02d}.tfrecord", number % 2) and whole[
+            row["example_id"]
+        ]["source"] == str(source)
 
 
 def test_names_of_other_classes_are_refused(features, tracin, tmp_path):
     names = tmp_path / "names.txt"
-    for content, told in (("one\n", f"has 1 lines, the features are of {CLASSES} classes"), (None, "cannot be read")):
+    for content, told in (
+        ("one\n", f"has 1 lines, the features are of {CLASSES} classes"),
+        (None, "cannot be read"),
+    ):
         names.unlink(missing_ok=True)
         if content:
             names.write_text(content)
-        status, _, err = tracin("audit", f"--features={features}", f"--output={tmp_path / 'a'}", f"--class_names={names}")
-        assert status == 2 and told in err and "--class_names" in err and len(err.strip().splitlines()) == 1
+        status, _, err = tracin(
+            "audit",
+            f"--features={features}",
+            f"--output={tmp_path / 'a'}",
+            f"--class_names={names}",
+        )
+        assert (
+            status == 2
+            and told in err
+            and "--class_names" in err
+            and len(err.strip().splitlines()) == 1
+        )
 
 
 def test_shown_are_the_worst_and_the_worst_of_each_label():
@@ -173,10 +261,17 @@ def test_shown_are_the_worst_and_the_worst_of_each_label():
     labels = np.where(np.arange(1000) < 700, 0, rng.integers(0, 20, 1000))
     table = pa.table({"label": labels, "row": np.arange(1000)})
     chosen = shown(table)["row"].to_numpy()
-    assert len(chosen) == 200 and (np.diff(chosen) > 0).all() and chosen[:100].tolist() == list(range(100))
+    assert (
+        len(chosen) == 200
+        and (np.diff(chosen) > 0).all()
+        and chosen[:100].tolist() == list(range(100))
+    )
     rest = chosen[100:]
     counts = np.bincount(labels[rest], minlength=20)
-    assert counts[1:].min() >= 4 and counts.max() - counts.min() <= 101 - counts[1:].sum() + counts[1:].min()
+    assert (
+        counts[1:].min() >= 4
+        and counts.max() - counts.min() <= 101 - counts[1:].sum() + counts[1:].min()
+    )
     assert shown(table.slice(0, 7))["row"].to_pylist() == list(range(7))
 
 
@@ -191,7 +286,9 @@ def test_a_complete_audit_is_no_work_and_other_settings_are_refused(audit, featu
     before = content(audit)
     status, out, _ = tracin("audit", f"--features={features}", f"--output={audit}")
     assert status == 0 and "nothing to do" in out
-    status, _, err = tracin("audit", f"--features={features}", f"--output={audit}", "--min_suspicion=0.9")
+    status, _, err = tracin(
+        "audit", f"--features={features}", f"--output={audit}", "--min_suspicion=0.9"
+    )
     assert status == 2 and "min_suspicion" in err and "--overwrite" in err
     assert content(audit) == before
 
@@ -218,12 +315,19 @@ def test_what_cannot_be_audited_is_refused_in_one_line(features, audit, tiny, tr
     status, _, err = tracin("audit", f"--features={audit}", f"--output={tmp_path / 'a'}")
     assert status == 2 and "holds audit, expected features" in err
     write_records(tmp_path / "examples" / "0.tfrecord", tiny.payloads()[:5])
-    assert main(extraction(tiny, tmp_path / "predicted", tmp_path / "examples", "--labels=predicted")) == 0
-    status, _, err = tracin("audit", f"--features={tmp_path / 'predicted'}", f"--output={tmp_path / 'a'}")
+    assert (
+        main(extraction(tiny, tmp_path / "predicted", tmp_path / "examples", "--labels=predicted"))
+        == 0
+    )
+    status, _, err = tracin(
+        "audit", f"--features={tmp_path / 'predicted'}", f"--output={tmp_path / 'a'}"
+    )
     assert status == 2 and "predicted labels" in err and "--labels=given" in err
     write_records(tmp_path / "none" / "0.tfrecord", [])
     assert main(extraction(tiny, tmp_path / "empty", tmp_path / "none")) == 0
-    status, _, err = tracin("audit", f"--features={tmp_path / 'empty'}", f"--output={tmp_path / 'a'}")
+    status, _, err = tracin(
+        "audit", f"--features={tmp_path / 'empty'}", f"--output={tmp_path / 'a'}"
+    )
     assert status == 2 and "holds no example" in err
     assert not (tmp_path / "a").exists()
 
@@ -231,7 +335,9 @@ def test_what_cannot_be_audited_is_refused_in_one_line(features, audit, tiny, tr
 def test_without_a_bias_the_judgement_is_the_same(audit, features, tiny, tracin, tmp_path):
     examples = features.parent / "examples"
     assert main(extraction(tiny, tmp_path / "features", examples, "--include_bias=false")) == 0
-    status, _, err = tracin("audit", f"--features={tmp_path / 'features'}", f"--output={tmp_path / 'audit'}")
+    status, _, err = tracin(
+        "audit", f"--features={tmp_path / 'features'}", f"--output={tmp_path / 'audit'}"
+    )
     assert status == 0, err
     for one, other in zip(rows(audit), rows(tmp_path / "audit"), strict=True):
         assert one["suspicion"] == pytest.approx(other["suspicion"], rel=1e-9)
@@ -239,16 +345,29 @@ def test_without_a_bias_the_judgement_is_the_same(audit, features, tiny, tracin,
 
 
 def test_from_examples_to_suspects_in_one_graph(audit, features, tiny, tracin, tmp_path):
-    words = [f"--examples={features.parent / 'examples'}/*", f"--checkpoints={tiny.glob}", "--id_key=id", f"--output={tmp_path / 'audit'}"]
+    words = [
+        f"--examples={features.parent / 'examples'}/*",
+        f"--checkpoints={tiny.glob}",
+        "--id_key=id",
+        f"--output={tmp_path / 'audit'}",
+    ]
     status, out, err = tracin("audit", *words)
     assert status == 0, err
     assert "features: 40 examples" in out and "read 40 examples" in out
     assert rows(tmp_path / "audit") == rows(audit)
-    assert (tmp_path / "audit" / "suspects.jsonl").read_bytes() == (audit / "suspects.jsonl").read_bytes()
+    assert (tmp_path / "audit" / "suspects.jsonl").read_bytes() == (
+        audit / "suspects.jsonl"
+    ).read_bytes()
     status, out, _ = tracin("audit", *words)
     assert status == 0 and "nothing to do" in out
     # Another question of the same features extracts nothing again.
-    status, out, err = tracin("audit", *words, "--base=nowhere", "--learning_rates=1,1,1", f"--output={tmp_path / 'audit'}")
+    status, out, err = tracin(
+        "audit",
+        *words,
+        "--base=nowhere",
+        "--learning_rates=1,1,1",
+        f"--output={tmp_path / 'audit'}",
+    )
     assert status == 2 and "learning_rates" in err
     (tmp_path / "audit" / "manifest.json").unlink()
     status, out, err = tracin("audit", *words)
@@ -267,7 +386,10 @@ def test_from_examples_to_suspects_in_one_graph(audit, features, tiny, tracin, t
         (("--features=a", "--fail_on_drift"), "--fail_on_drift needs a threshold"),
         (("--features=a", "--slice_keys=b"), "--slice_keys needs a test set"),
         (("--features=a", "--test_examples=b"), "--test_examples says how features are extracted"),
-        (("--examples=a", "--checkpoints=c", "--test_examples=b", "--test_features=d"), "exclude each other"),
+        (
+            ("--examples=a", "--checkpoints=c", "--test_examples=b", "--test_features=d"),
+            "exclude each other",
+        ),
         (("--features=a", "--batch_size=3"), "--batch_size says how features are extracted"),
     ],
 )
@@ -278,26 +400,41 @@ def test_flags_that_do_not_go_together_are_told(tracin, tmp_path, words, told):
 
 def test_examples_without_any_record_end_the_run_in_one_line(tiny, tracin, tmp_path):
     write_records(tmp_path / "examples" / "0.tfrecord", [])
-    status, _, err = tracin("audit", f"--examples={tmp_path}/examples/*", f"--checkpoints={tiny.glob}", f"--output={tmp_path / 'audit'}")
+    status, _, err = tracin(
+        "audit",
+        f"--examples={tmp_path}/examples/*",
+        f"--checkpoints={tiny.glob}",
+        f"--output={tmp_path / 'audit'}",
+    )
     assert status == 1 and "holds no example" in err.splitlines()[-1] and "Traceback" not in err
     assert not (tmp_path / "audit" / "manifest.json").exists()
 
 
 def test_what_changed_since_an_earlier_audit_is_told(audit, features, tiny, tracin, tmp_path):
-    # Of the examples 0, 5, … the labels were wrong: half are put right, example 1 is gone, a new one has come.
+    # Of the examples 0, 5, … the labels were wrong: half are put right, example 1 is gone, a new
+    # one has come.
     labels = np.where(np.arange(40) % 10, tiny.labels, (tiny.labels + 1) % CLASSES)
-    payloads = [example(image=x, label=int(y), id=f"ex-{i:02d}") for i, (x, y) in enumerate(zip(tiny.images, labels, strict=True))]
+    payloads = [
+        example(image=x, label=int(y), id=f"ex-{i:02d}")
+        for i, (x, y) in enumerate(zip(tiny.images, labels, strict=True))
+    ]
     payloads[1] = example(image=tiny.images[1], label=int(labels[1]), id="ex-99")
     for i in range(4):
         write_records(tmp_path / "examples" / f"{i:02d}.tfrecord", payloads[10 * i : 10 * i + 10])
     assert main(extraction(tiny, tmp_path / "features", tmp_path / "examples")) == 0
     output = tmp_path / "audit"
-    status, out, err = tracin("audit", f"--features={tmp_path / 'features'}", f"--output={output}", f"--previous={audit}")
+    status, out, err = tracin(
+        "audit", f"--features={tmp_path / 'features'}", f"--output={output}", f"--previous={audit}"
+    )
     assert status == 0, err
     told = json.loads((output / "summary.json").read_text())["drift"]
     assert told["examples"] == {"new": 1, "gone": 1, "changed": 4, "relabelled": 4}
-    now, then = ({row["example_id"]: row for row in rows(directory)} for directory in (output, audit))
-    suspects = [{one for one, row in side.items() if row["suspicion"] >= 0.5} for side in (now, then)]
+    now, then = (
+        {row["example_id"]: row for row in rows(directory)} for directory in (output, audit)
+    )
+    suspects = [
+        {one for one, row in side.items() if row["suspicion"] >= 0.5} for side in (now, then)
+    ]
     assert told["suspects"] == {
         "appeared": len(suspects[0] - suspects[1]),
         "stayed": len(suspects[0] & suspects[1]),
@@ -306,12 +443,24 @@ def test_what_changed_since_an_earlier_audit_is_told(audit, features, tiny, trac
     }
     assert told["suspects"]["stayed"] > 0
     changes = {row["example_id"]: row for row in rows(output, "changes-*.parquet")}
-    assert {one for one, row in changes.items() if row["example"] == "relabelled"} == {"ex-05", "ex-15", "ex-25", "ex-35"}
+    assert {one for one, row in changes.items() if row["example"] == "relabelled"} == {
+        "ex-05",
+        "ex-15",
+        "ex-25",
+        "ex-35",
+    }
     assert changes["ex-99"]["example"] == "new" and changes["ex-99"]["previous_label"] is None
     assert changes["ex-01"]["example"] == "gone" and changes["ex-01"]["label"] is None
     assert f"since {audit}:" in out and "1 new, 1 gone, 4 changed, 4 relabelled" in out
-    status, out, _ = tracin("audit", f"--features={features}", f"--output={tmp_path / 'same'}", f"--previous={audit}")
-    assert status == 0 and "0 new, 0 gone, 0 changed, 0 relabelled" in out and "0 appeared" in out and "distance 0.000" in out
+    status, out, _ = tracin(
+        "audit", f"--features={features}", f"--output={tmp_path / 'same'}", f"--previous={audit}"
+    )
+    assert (
+        status == 0
+        and "0 new, 0 gone, 0 changed, 0 relabelled" in out
+        and "0 appeared" in out
+        and "distance 0.000" in out
+    )
 
 
 def test_only_another_audit_is_compared_with(audit, features, tracin, tmp_path):
@@ -320,9 +469,16 @@ def test_only_another_audit_is_compared_with(audit, features, tracin, tmp_path):
         (tmp_path / "no", "no complete set"),
         (tmp_path / "a", "no complete"),
     ):
-        status, _, err = tracin("audit", f"--features={features}", f"--output={tmp_path / 'a'}", f"--previous={previous}")
+        status, _, err = tracin(
+            "audit",
+            f"--features={features}",
+            f"--output={tmp_path / 'a'}",
+            f"--previous={previous}",
+        )
         assert status == 2 and told in err and "--previous" in err
-    status, _, err = tracin("audit", f"--features={features}", f"--output={audit}", f"--previous={audit}", "--overwrite")
+    status, _, err = tracin(
+        "audit", f"--features={features}", f"--output={audit}", f"--previous={audit}", "--overwrite"
+    )
     assert status == 2 and "directory of its own" in err
 
 
@@ -330,18 +486,37 @@ def test_the_manifest_lists_what_is_there(audit):
     found = manifests.read(str(audit), Manifest, "output")
     assert found.kind == "audit" and found.counts["examples"] == 40
     assert {file.name for file in found.files} | {"manifest.json"} == set(content(audit))
-    assert {file.name: file.size for file in found.files}.items() <= {name: len(data) for name, data in content(audit).items()}.items()
+    assert {file.name: file.size for file in found.files}.items() <= {
+        name: len(data) for name, data in content(audit).items()
+    }.items()
 
 
-def test_a_crossed_threshold_is_told_and_fails_when_all_is_written(audit, features, tracin, tmp_path):
+def test_a_crossed_threshold_is_told_and_fails_when_all_is_written(
+    audit, features, tracin, tmp_path
+):
     output = tmp_path / "audit"
-    words = ["audit", f"--features={features}", f"--output={output}", f"--previous={audit}", "--min_suspicion=0.02"]
-    words += ["--max_suspect_fraction=0.1", "--max_appeared_suspects=0", "--max_shift=0", "--fail_on_drift"]
+    words = [
+        "audit",
+        f"--features={features}",
+        f"--output={output}",
+        f"--previous={audit}",
+        "--min_suspicion=0.02",
+    ]
+    words += [
+        "--max_suspect_fraction=0.1",
+        "--max_appeared_suspects=0",
+        "--max_shift=0",
+        "--fail_on_drift",
+    ]
     # A second try finds all complete, and must not hide what the first found.
     for _ in range(2):
         status, _, err = tracin(*words)
         assert status == 3, err
-        assert len(err.strip().splitlines()) == 1 and "--max_suspect_fraction=0.1" in err and "--max_appeared_suspects=0" in err
+        assert (
+            len(err.strip().splitlines()) == 1
+            and "--max_suspect_fraction=0.1" in err
+            and "--max_appeared_suspects=0" in err
+        )
     summary = json.loads((output / "summary.json").read_text())
     suspected = [row for row in rows(output) if row["suspicion"] >= 0.02]
     appeared = [row for row in suspected if row["suspicion"] < 0.5]
@@ -354,26 +529,40 @@ def test_a_crossed_threshold_is_told_and_fails_when_all_is_written(audit, featur
     assert status == 0, err
     assert content(tmp_path / "told") == content(output)
     status, _, err = tracin(
-        "audit", f"--features={features}", f"--output={tmp_path / 'calm'}", "--max_suspect_fraction=1", "--fail_on_drift"
+        "audit",
+        f"--features={features}",
+        f"--output={tmp_path / 'calm'}",
+        "--max_suspect_fraction=1",
+        "--fail_on_drift",
     )
     assert status == 0, err
 
 
 def test_a_run_that_fails_otherwise_is_no_crossed_threshold(features, tracin, tmp_path):
     copy, _ = damaged_copy(features, tmp_path / "features")
-    status, _, _ = tracin("audit", f"--features={copy}", f"--output={tmp_path / 'a'}", "--max_suspect_fraction=0", "--fail_on_drift")
+    status, _, _ = tracin(
+        "audit",
+        f"--features={copy}",
+        f"--output={tmp_path / 'a'}",
+        "--max_suspect_fraction=0",
+        "--fail_on_drift",
+    )
     assert status == 1
 
 
 def test_influence_on_a_test_set_is_the_mean_of_all_scores(features, tiny, tracin, tmp_path):
     # No test example has the label 0.
     chosen = np.flatnonzero(tiny.labels != 0)
-    payloads = [example(image=tiny.images[i], label=int(tiny.labels[i]), id=f"test-{i:02d}") for i in chosen]
+    payloads = [
+        example(image=tiny.images[i], label=int(tiny.labels[i]), id=f"test-{i:02d}") for i in chosen
+    ]
     for i in range(3):
         write_records(tmp_path / "examples" / f"{i}.tfrecord", payloads[i::3])
     assert main(extraction(tiny, tmp_path / "test", tmp_path / "examples")) == 0
     words = [f"--features={features}", f"--test_features={tmp_path / 'test'}"]
-    status, _, err = tracin("audit", *words, f"--output={tmp_path / 'audit'}", "--min_suspicion=0.02")
+    status, _, err = tracin(
+        "audit", *words, f"--output={tmp_path / 'audit'}", "--min_suspicion=0.02"
+    )
     assert status == 0, err
     train, test = read_all(features), read_all(tmp_path / "test")
     scores = sum(
@@ -383,25 +572,39 @@ def test_influence_on_a_test_set_is_the_mean_of_all_scores(features, tiny, traci
         for t, rate in enumerate(RATES)
     )
     found = rows(tmp_path / "audit")
-    np.testing.assert_allclose([row["test_influence"] for row in found], scores.mean(axis=1), rtol=1e-7, atol=1e-12)
+    np.testing.assert_allclose(
+        [row["test_influence"] for row in found], scores.mean(axis=1), rtol=1e-7, atol=1e-12
+    )
     labels, of_test = train.labels[:, 0], test.labels[:, 0]
     told = json.loads((tmp_path / "audit" / "summary.json").read_text())["test"]
     by_id = {row["example_id"]: row["test_influence"] for row in found}
-    assert [one["example_id"] for one in told["helpful"]] == sorted((k for k in by_id if by_id[k] > 0), key=lambda k: -by_id[k])
-    assert [one["example_id"] for one in told["harmful"]] == sorted((k for k in by_id if by_id[k] < 0), key=lambda k: by_id[k])
+    assert [one["example_id"] for one in told["helpful"]] == sorted(
+        (k for k in by_id if by_id[k] > 0), key=lambda k: -by_id[k]
+    )
+    assert [one["example_id"] for one in told["harmful"]] == sorted(
+        (k for k in by_id if by_id[k] < 0), key=lambda k: by_id[k]
+    )
     assert len(told["helpful"]) > 5 and len(told["harmful"]) > 5
     for k in range(CLASSES):
         column = [row["test_influence_by_label"][k] for row in found]
         if k == 0:
             assert column == [None] * 40
         else:
-            np.testing.assert_allclose(column, scores[:, of_test == k].mean(axis=1), rtol=1e-7, atol=1e-12)
+            np.testing.assert_allclose(
+                column, scores[:, of_test == k].mean(axis=1), rtol=1e-7, atol=1e-12
+            )
         between = {row["label"]: row["on"] for row in told["between_labels"]}
         for j in range(CLASSES):
-            expected = None if j == 0 else pytest.approx(scores[labels == k][:, of_test == j].mean(), rel=1e-6, abs=1e-12)
+            expected = (
+                None
+                if j == 0
+                else pytest.approx(scores[labels == k][:, of_test == j].mean(), rel=1e-6, abs=1e-12)
+            )
             assert between[k][j] == expected
     assert "Influence on the test set" in (tmp_path / "audit" / "report.html").read_text()
-    status, _, err = tracin("audit", *words, f"--output={tmp_path / 'two'}", "--min_suspicion=0.02", *TWO_WORKERS)
+    status, _, err = tracin(
+        "audit", *words, f"--output={tmp_path / 'two'}", "--min_suspicion=0.02", *TWO_WORKERS
+    )
     assert status == 0, err
     assert content(tmp_path / "two") == content(tmp_path / "audit")
 
@@ -409,17 +612,27 @@ def test_influence_on_a_test_set_is_the_mean_of_all_scores(features, tiny, traci
 def test_a_test_set_of_another_model_is_refused(features, tiny_softmax, tiny, tracin, tmp_path):
     write_records(tmp_path / "examples" / "0.tfrecord", tiny.payloads()[:5])
     assert main(extraction(tiny_softmax, tmp_path / "test", tmp_path / "examples")) == 0
-    status, _, err = tracin("audit", f"--features={features}", f"--test_features={tmp_path / 'test'}", f"--output={tmp_path / 'a'}")
+    status, _, err = tracin(
+        "audit",
+        f"--features={features}",
+        f"--test_features={tmp_path / 'test'}",
+        f"--output={tmp_path / 'a'}",
+    )
     assert status == 2 and "different models" in err and len(err.strip().splitlines()) == 1
 
 
 @pytest.fixture(scope="module")
 def repeated(tiny: Tiny, tmp_path_factory) -> pathlib.Path:
-    """The feature set of the tiny data followed by copies of its first examples: of 4 with another label, of 2 with theirs."""
+    """The feature set of the tiny data followed by copies of its first examples: of 4 with another
+    label, of 2 with theirs.
+    """
     directory = tmp_path_factory.mktemp("repeated")
     images = np.concatenate([tiny.images, tiny.images[:6]])
     labels = np.concatenate([tiny.labels, (tiny.labels[:4] + 1) % CLASSES, tiny.labels[4:6]])
-    payloads = [example(image=x, label=int(y), id=f"ex-{i:02d}") for i, (x, y) in enumerate(zip(images, labels, strict=True))]
+    payloads = [
+        example(image=x, label=int(y), id=f"ex-{i:02d}")
+        for i, (x, y) in enumerate(zip(images, labels, strict=True))
+    ]
     for i in range(5):
         write_records(directory / "examples" / f"{i:02d}.tfrecord", payloads[i::5])
     assert main(extraction(tiny, directory / "features", directory / "examples")) == 0
@@ -429,15 +642,23 @@ def repeated(tiny: Tiny, tmp_path_factory) -> pathlib.Path:
 def cosines(features: Features) -> np.ndarray:
     moved = features.activations[:, :, :-1].astype(np.float64)
     moved -= moved.mean(axis=0)
-    return np.einsum("itd,jtd->ij", *[moved / np.linalg.norm(moved, axis=2, keepdims=True)] * 2) / len(RATES)
+    return np.einsum(
+        "itd,jtd->ij", *[moved / np.linalg.norm(moved, axis=2, keepdims=True)] * 2
+    ) / len(RATES)
 
 
-def test_duplicates_are_the_equal_ones_and_the_alike_ones_with_other_labels(repeated, tracin, tmp_path, monkeypatch):
+def test_duplicates_are_the_equal_ones_and_the_alike_ones_with_other_labels(
+    repeated, tracin, tmp_path, monkeypatch
+):
     words = ["audit", f"--features={repeated}", "--min_similarity=0.98"]
     status, out, err = tracin(*words, f"--output={tmp_path / 'audit'}")
     assert status == 0, err
     whole = read_all(repeated)
-    ids, labels, alike = [one.decode() for one in whole.example_ids.tolist()], whole.labels[:, 0], cosines(whole)
+    ids, labels, alike = (
+        [one.decode() for one in whole.example_ids.tolist()],
+        whole.labels[:, 0],
+        cosines(whole),
+    )
     joined = {i: {i} for i in range(len(whole))}
     own = np.full(len(whole), -np.inf)
     for i, j in np.argwhere(np.triu(np.ones_like(alike), 1)).tolist():
@@ -447,7 +668,9 @@ def test_duplicates_are_the_equal_ones_and_the_alike_ones_with_other_labels(repe
             union = joined[i] | joined[j]
             joined.update(dict.fromkeys(union, union))
     expected = {frozenset(ids[i] for i in one) for one in joined.values() if len(one) > 1}
-    assert {frozenset((f"ex-{i:02d}", f"ex-{40 + i}")) for i in (4, 5)} <= expected and len(expected) > 4
+    assert {frozenset((f"ex-{i:02d}", f"ex-{40 + i}")) for i in (4, 5)} <= expected and len(
+        expected
+    ) > 4
     found = rows(tmp_path / "audit", "duplicates.parquet")
     groups: dict[int, list[dict]] = {}
     for row in found:
@@ -460,15 +683,27 @@ def test_duplicates_are_the_equal_ones_and_the_alike_ones_with_other_labels(repe
     for row in found:
         assert row["similarity"] == pytest.approx(own[ids.index(row["example_id"])], abs=1e-6)
         assert row["conflicting"] is conflicts[row["group"]]
-        assert {k: row[k] for k in by_id[row["example_id"]] if k in row} == {k: v for k, v in by_id[row["example_id"]].items() if k in row}
-    assert [json.loads(line) for line in (tmp_path / "audit" / "duplicates.jsonl").read_text().splitlines()] == found
+        assert {k: row[k] for k in by_id[row["example_id"]] if k in row} == {
+            k: v for k, v in by_id[row["example_id"]].items() if k in row
+        }
+    assert [
+        json.loads(line)
+        for line in (tmp_path / "audit" / "duplicates.jsonl").read_text().splitlines()
+    ] == found
     told = json.loads((tmp_path / "audit" / "summary.json").read_text())["duplicates"]
-    assert told["groups"] == len(groups) and told["conflicting_groups"] == sum(conflicts) and told["pairs_left_out"] == 0
+    assert (
+        told["groups"] == len(groups)
+        and told["conflicting_groups"] == sum(conflicts)
+        and told["pairs_left_out"] == 0
+    )
     assert told["examples"] == told["listed_examples"] == len(found)
     assert told["conflicting_examples"] == sum(row["conflicting"] for row in found)
     assert f"{sum(conflicts)} groups of duplicates whose labels conflict" in out
     page = (tmp_path / "audit" / "report.html").read_text()
-    assert page.count('class="group"') == sum(conflicts) and "Duplicates with conflicting labels" in page
+    assert (
+        page.count('class="group"') == sum(conflicts)
+        and "Duplicates with conflicting labels" in page
+    )
     status, _, err = tracin(*words, f"--output={tmp_path / 'two'}", *TWO_WORKERS)
     assert status == 0, err
     assert content(tmp_path / "two") == content(tmp_path / "audit")
@@ -482,50 +717,96 @@ def test_duplicates_are_the_equal_ones_and_the_alike_ones_with_other_labels(repe
 
 def test_pairs_beyond_the_budget_are_counted(repeated, tracin, tmp_path, monkeypatch):
     monkeypatch.setattr("transforms.duplicates.find._VECTOR_BYTES", 0)
-    status, _, err = tracin("audit", f"--features={repeated}", "--min_similarity=0.9", f"--output={tmp_path / 'audit'}")
+    status, _, err = tracin(
+        "audit", f"--features={repeated}", "--min_similarity=0.9", f"--output={tmp_path / 'audit'}"
+    )
     assert status == 0, err
     told = json.loads((tmp_path / "audit" / "summary.json").read_text())["duplicates"]
     assert told["pairs_left_out"] > 0 and told["groups"] == 6
 
 
-def test_suspects_stand_beside_what_is_most_alike_with_another_label(repeated, tracin, tmp_path, monkeypatch):
+def test_suspects_stand_beside_what_is_most_alike_with_another_label(
+    repeated, tracin, tmp_path, monkeypatch
+):
     from transforms.audit import write
 
     asked = []
     render = write.report_page.render
-    monkeypatch.setattr("transforms.audit.write.report_page.render", lambda *words: asked.append(words) or render(*words))
-    status, _, err = tracin("audit", f"--features={repeated}", "--min_suspicion=0.02", f"--output={tmp_path / 'audit'}")
+    monkeypatch.setattr(
+        "transforms.audit.write.report_page.render",
+        lambda *words: asked.append(words) or render(*words),
+    )
+    status, _, err = tracin(
+        "audit", f"--features={repeated}", "--min_suspicion=0.02", f"--output={tmp_path / 'audit'}"
+    )
     assert status == 0, err
     ((_, suspects, previews, _, neighbours, *_),) = asked
     whole = read_all(repeated)
-    ids, labels, alike = [one.decode() for one in whole.example_ids.tolist()], whole.labels[:, 0], cosines(whole)
+    ids, labels, alike = (
+        [one.decode() for one in whole.example_ids.tolist()],
+        whole.labels[:, 0],
+        cosines(whole),
+    )
     assert len(suspects) > 5
     for i, row in enumerate(suspects):
         own = ids.index(row["example_id"])
-        wanted = labels == row["suggested_label"] if row["suggested_label"] != row["label"] else labels != row["label"]
-        best = sorted(np.flatnonzero(wanted).tolist(), key=lambda j: (-round(alike[own, j], 9), ids[j]))[:3]
+        wanted = (
+            labels == row["suggested_label"]
+            if row["suggested_label"] != row["label"]
+            else labels != row["label"]
+        )
+        best = sorted(
+            np.flatnonzero(wanted).tolist(), key=lambda j: (-round(alike[own, j], 9), ids[j])
+        )[:3]
         found = [one for one in neighbours if one["example"] == i]
-        assert [one["similarity"] for one in found] == pytest.approx([alike[own, j] for j in best], abs=1e-6)
-        assert [one["label"] for one in found] == [labels[ids.index(one["example_id"])] for one in found]
+        assert [one["similarity"] for one in found] == pytest.approx(
+            [alike[own, j] for j in best], abs=1e-6
+        )
+        assert [one["label"] for one in found] == [
+            labels[ids.index(one["example_id"])] for one in found
+        ]
         assert all(previews[one["source"], one["offset"]].picture for one in found)
     assert len({one["example_id"] for one in neighbours}) > 5
 
 
-def test_a_test_set_is_extracted_in_the_same_graph_and_sliced_by_its_keys(features, tiny, tracin, tmp_path):
+def test_a_test_set_is_extracted_in_the_same_graph_and_sliced_by_its_keys(
+    features, tiny, tracin, tmp_path
+):
     places = ["north" if i % 3 else "<south>" for i in range(40)]
     payloads = [
-        example(image=tiny.images[i], label=int(tiny.labels[i]), id=f"test-{i:02d}", place=places[i], hour=i % 2, serial=f"{i}")
+        example(
+            image=tiny.images[i],
+            label=int(tiny.labels[i]),
+            id=f"test-{i:02d}",
+            place=places[i],
+            hour=i % 2,
+            serial=f"{i}",
+        )
         for i in range(40)
     ]
     for i in range(3):
         write_records(tmp_path / "examples" / f"{i}.tfrecord", payloads[i::3])
     words = [f"--checkpoints={tiny.glob}", "--id_key=id"]
-    train = [f"--examples={features.parent / 'examples'}/*", f"--test_examples={tmp_path / 'examples'}/*", *words]
-    status, _, err = tracin("audit", *train, "--slice_keys=country", f"--output={tmp_path / 'audit'}")
-    assert status == 2 and "has no key 'country'" in err and "name the right one with --slice_keys" in err
-    status, out, err = tracin("audit", *train, "--slice_keys=place,hour", f"--output={tmp_path / 'audit'}")
+    train = [
+        f"--examples={features.parent / 'examples'}/*",
+        f"--test_examples={tmp_path / 'examples'}/*",
+        *words,
+    ]
+    status, _, err = tracin(
+        "audit", *train, "--slice_keys=country", f"--output={tmp_path / 'audit'}"
+    )
+    assert (
+        status == 2
+        and "has no key 'country'" in err
+        and "name the right one with --slice_keys" in err
+    )
+    status, out, err = tracin(
+        "audit", *train, "--slice_keys=place,hour", f"--output={tmp_path / 'audit'}"
+    )
     assert status == 0, err
-    assert "no duplicates whose labels conflict" in out or "of duplicates whose labels conflict" in out
+    assert (
+        "no duplicates whose labels conflict" in out or "of duplicates whose labels conflict" in out
+    )
     assert "test_features: 40 examples" in out and "read 80 examples" in out
     whole, test = read_all(features), read_all(tmp_path / "audit" / "test_features")
     scores = sum(
@@ -544,40 +825,76 @@ def test_a_test_set_is_extracted_in_the_same_graph_and_sliced_by_its_keys(featur
     ]
     found = rows(tmp_path / "audit")
     for i, one in enumerate(told["slices"]):
-        of_slice = np.array([(places[n] if one["key"] == "place" else str(n % 2)) == one["value"] for n in number])
+        of_slice = np.array(
+            [(places[n] if one["key"] == "place" else str(n % 2)) == one["value"] for n in number]
+        )
         expected = scores[:, of_slice].mean(axis=1)
-        np.testing.assert_allclose([row["test_influence_by_slice"][i] for row in found], expected, rtol=1e-7, atol=1e-12)
-        assert one["examples"] == of_slice.sum() and one["mean_influence"] == pytest.approx(expected.mean(), rel=1e-6, abs=1e-12)
+        np.testing.assert_allclose(
+            [row["test_influence_by_slice"][i] for row in found], expected, rtol=1e-7, atol=1e-12
+        )
+        assert one["examples"] == of_slice.sum() and one["mean_influence"] == pytest.approx(
+            expected.mean(), rel=1e-6, abs=1e-12
+        )
         order = np.argsort(expected)
-        assert [row["example_id"] for row in one["harmful"]] == [found[j]["example_id"] for j in order[:5]]
-        assert [row["example_id"] for row in one["helpful"]] == [found[j]["example_id"] for j in order[::-1][:5]]
+        assert [row["example_id"] for row in one["harmful"]] == [
+            found[j]["example_id"] for j in order[:5]
+        ]
+        assert [row["example_id"] for row in one["helpful"]] == [
+            found[j]["example_id"] for j in order[::-1][:5]
+        ]
     page = (tmp_path / "audit" / "report.html").read_text()
     assert "Influence on slices" in page and "&lt;south&gt;" in page
     # The same from feature sets, by two workers.
     kept = "--keep_keys=place,hour,serial"
     assert main(extraction(tiny, tmp_path / "test", tmp_path / "examples", kept)) == 0
     sets = [f"--features={features}", f"--test_features={tmp_path / 'test'}"]
-    status, _, err = tracin("audit", *sets, "--slice_keys=place,hour", f"--output={tmp_path / 'sets'}", *TWO_WORKERS)
+    status, _, err = tracin(
+        "audit", *sets, "--slice_keys=place,hour", f"--output={tmp_path / 'sets'}", *TWO_WORKERS
+    )
     assert status == 0, err
     assert rows(tmp_path / "sets") == rows(tmp_path / "audit")
     status, _, err = tracin("audit", *sets, "--slice_keys=colour", f"--output={tmp_path / 'no'}")
-    assert status == 2 and "--slice_keys names 'colour'" in err and "--keep_keys=place,hour,serial,colour" in err
+    assert (
+        status == 2
+        and "--slice_keys names 'colour'" in err
+        and "--keep_keys=place,hour,serial,colour" in err
+    )
 
 
-def test_slices_beyond_the_budget_are_left_out_and_told(features, tiny, tracin, tmp_path, monkeypatch):
-    payloads = [example(image=tiny.images[i], label=int(tiny.labels[i]), id=f"t-{i}", serial=f"{i}", half=i % 2) for i in range(40)]
+def test_slices_beyond_the_budget_are_left_out_and_told(
+    features, tiny, tracin, tmp_path, monkeypatch
+):
+    payloads = [
+        example(
+            image=tiny.images[i], label=int(tiny.labels[i]), id=f"t-{i}", serial=f"{i}", half=i % 2
+        )
+        for i in range(40)
+    ]
     write_records(tmp_path / "examples" / "0.tfrecord", payloads)
-    assert main(extraction(tiny, tmp_path / "test", tmp_path / "examples", "--keep_keys=serial,half")) == 0
+    assert (
+        main(extraction(tiny, tmp_path / "test", tmp_path / "examples", "--keep_keys=serial,half"))
+        == 0
+    )
     monkeypatch.setattr("transforms.audit.slices._MOST_VALUES", 30)
-    words = [f"--features={features}", f"--test_features={tmp_path / 'test'}", "--slice_keys=serial,half"]
+    words = [
+        f"--features={features}",
+        f"--test_features={tmp_path / 'test'}",
+        "--slice_keys=serial,half",
+    ]
     status, _, err = tracin("audit", *words, f"--output={tmp_path / 'audit'}")
     assert status == 0, err
     told = json.loads((tmp_path / "audit" / "summary.json").read_text())["test"]
-    assert told["slice_keys_left_out"] == ["serial"] and [one["value"] for one in told["slices"]] == ["0", "1"]
+    assert told["slice_keys_left_out"] == ["serial"] and [
+        one["value"] for one in told["slices"]
+    ] == ["0", "1"]
 
 
 def test_an_empty_test_set_ends_the_run_in_one_line(features, tiny, tracin, tmp_path):
     write_records(tmp_path / "examples" / "0.tfrecord", [])
-    words = [f"--examples={features.parent / 'examples'}/*", f"--test_examples={tmp_path / 'examples'}/*", f"--checkpoints={tiny.glob}"]
+    words = [
+        f"--examples={features.parent / 'examples'}/*",
+        f"--test_examples={tmp_path / 'examples'}/*",
+        f"--checkpoints={tiny.glob}",
+    ]
     status, _, err = tracin("audit", *words, "--id_key=id", f"--output={tmp_path / 'audit'}")
     assert status == 1 and "holds no test example" in err.splitlines()[-1]

@@ -1,4 +1,6 @@
-"""What is told of a Dataflow job before it is submitted, and what is then submitted, to a small stand-in for Google's services."""
+"""What is told of a Dataflow job before it is submitted, and what is then submitted, to a small
+stand-in for Google's services.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,20 @@ from tests.conftest import Outcome, Tiny, write_records
 
 Run = Callable[..., Outcome]
 ROOT = pathlib.Path(__file__).parents[2]
-JOB = ("--runner=DataflowRunner", "--project=some-project", "--region=europe-west1", "--temp_location=gs://some-bucket/tmp")
+JOB = (
+    "--runner=DataflowRunner",
+    "--project=some-project",
+    "--region=europe-west1",
+    "--temp_location=gs://some-bucket/tmp",
+)
 SCORE = ("--train_features=a", "--test_features=b", "--output=gs://some-bucket/out")
-COUNTS = ("--train_count=60000", "--test_count=10000", "--checkpoint_count=6", "--outputs=10", "--units=129")
+COUNTS = (
+    "--train_count=60000",
+    "--test_count=10000",
+    "--checkpoint_count=6",
+    "--outputs=10",
+    "--units=129",
+)
 HINT = "type:nvidia-l4;count:1"
 
 # Flags
@@ -37,7 +50,10 @@ HINT = "type:nvidia-l4;count:1"
         ((*JOB, "--project=1234567"), ["--project", "'1234567'"]),
         ((*JOB, "--project", "My Project"), ["--project", "'My Project'"]),
         ((*JOB, "--region=europe-west1-b"), ["--region", "'europe-west1-b'"]),
-        ((*JOB, "--temp_location=/tmp"), ["--temp_location='/tmp'", "expected gs://BUCKET/DIRECTORY"]),
+        (
+            (*JOB, "--temp_location=/tmp"),
+            ["--temp_location='/tmp'", "expected gs://BUCKET/DIRECTORY"],
+        ),
         ((*JOB, "--temp_location=gs://some-bucket"), ["such as gs://some-bucket/tmp"]),
         ((*JOB, "--temp_location=gs:///tmp"), ["no bucket can be called ''"]),
         ((*JOB, "--temp_location=gs://Bucket/tmp"), ["no bucket can be called 'Bucket'"]),
@@ -50,7 +66,9 @@ HINT = "type:nvidia-l4;count:1"
         ((*JOB, "--job_name=Nightly_1"), ["--job_name", "'Nightly_1'"]),
     ],
 )
-def test_what_cannot_be_a_job_is_told_in_one_line(tracin: Run, flags: tuple[str, ...], parts: list[str]) -> None:
+def test_what_cannot_be_a_job_is_told_in_one_line(
+    tracin: Run, flags: tuple[str, ...], parts: list[str]
+) -> None:
     outcome = tracin("score", *SCORE, *flags)
     assert outcome.status == 2 and outcome.out == ""
     assert outcome.err.startswith("tracin score: ") and outcome.err.count("\n") == 1, outcome.err
@@ -60,22 +78,56 @@ def test_what_cannot_be_a_job_is_told_in_one_line(tracin: Run, flags: tuple[str,
 
 def test_what_can_be_one_is_let_through() -> None:
     assert dataflow.mistake(JOB) is None
-    assert dataflow.mistake([*JOB[:3], "--staging_location=gs://some_bucket.example.com/a/b"]) is None
+    assert (
+        dataflow.mistake([*JOB[:3], "--staging_location=gs://some_bucket.example.com/a/b"]) is None
+    )
     assert dataflow.mistake([word for flag in JOB for word in flag.split("=")]) is None
-    assert dataflow.mistake([*JOB, "--project=example.com:some-project", f"--temp_location=gs://{'b' * 63}/"]) is None
+    assert (
+        dataflow.mistake(
+            [*JOB, "--project=example.com:some-project", f"--temp_location=gs://{'b' * 63}/"]
+        )
+        is None
+    )
     assert dataflow.mistake(["--runner=FlinkRunner"]) is None
 
 
 def test_it_is_told_before_anything_is_loaded() -> None:
-    program = f"import sys; from pipeline import cli\ntry: cli.main({['score', *SCORE, JOB[0]]})\nexcept SystemExit as e: print(e.code)\n"
+    program = (
+        "import "
+        "sys; "
+        "from "
+        "pipeline "
+        "import "
+        "cli\ntry: "
+        f"cli.main({['score', *SCORE, JOB[0]]})\nexcept SystemExit as e: print(e.code)\n"
+    )
     program += "print(sorted({'tensorflow', 'apache_beam', 'numpy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert done.stdout.splitlines() == ["2", "[]"]
 
 
 def test_a_plan_tells_the_job_and_what_it_needs(tracin: Run) -> None:
-    more = ("--sdk_container_image=example.com/tracin:1", "--machine_type=n2-highmem-8", "--label=team=vision", "--job_name=nightly")
-    outcome = tracin("plan", *COUNTS, *JOB, *more, "--max_num_workers=7", "--experiments=no_use_multiple_sdk_containers")
+    more = (
+        "--sdk_container_image=example.com/tracin:1",
+        "--machine_type=n2-highmem-8",
+        "--label=team=vision",
+        "--job_name=nightly",
+    )
+    outcome = tracin(
+        "plan",
+        *COUNTS,
+        *JOB,
+        *more,
+        "--max_num_workers=7",
+        "--experiments=no_use_multiple_sdk_containers",
+    )
     assert outcome.status == 0, outcome.err
     cost, job = outcome.out.split("\n\n")
     assert "600,000,000" in cost
@@ -97,7 +149,9 @@ def test_a_plan_tells_the_job_and_what_it_needs(tracin: Run) -> None:
 
 
 class Service(http.server.BaseHTTPRequestHandler):
-    """Dataflow's API, as much of it as a submitting program calls: a job is accepted, and has failed when it is looked at."""
+    """Dataflow's API, as much of it as a submitting program calls: a job is accepted, and has
+    failed when it is looked at.
+    """
 
     posted: list[dict[str, Any]]
 
@@ -128,7 +182,9 @@ class Service(http.server.BaseHTTPRequestHandler):
 def service() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The stand-in's address, and what has been posted to it."""
     posted: list[dict[str, Any]] = []
-    server = http.server.ThreadingHTTPServer(("localhost", 0), type("Posted", (Service,), {"posted": posted}))
+    server = http.server.ThreadingHTTPServer(
+        ("localhost", 0), type("Posted", (Service,), {"posted": posted})
+    )
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://localhost:{server.server_address[1]}", posted
@@ -158,7 +214,15 @@ def influence(tiny: Tiny, directory: pathlib.Path, payloads: list[bytes], *flags
     for name in ("train", "test"):
         write_records(directory / f"{name}-0", payloads)
     words = [f"--{name}_examples={directory}/{name}-*" for name in ("train", "test")]
-    return [*words, f"--checkpoints={tiny.glob}", "--id_key=id", f"--output={directory}/out", f"--accelerator={HINT}", *JOB, *flags]
+    return [
+        *words,
+        f"--checkpoints={tiny.glob}",
+        "--id_key=id",
+        f"--output={directory}/out",
+        f"--accelerator={HINT}",
+        *JOB,
+        *flags,
+    ]
 
 
 @pytest.fixture
@@ -173,7 +237,12 @@ def source(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_a_whole_job_is_submitted(
-    tiny: Tiny, tmp_path: pathlib.Path, tracin: Run, service: Any, staged: dict[str, bytes], source: pathlib.Path
+    tiny: Tiny,
+    tmp_path: pathlib.Path,
+    tracin: Run,
+    service: Any,
+    staged: dict[str, bytes],
+    source: pathlib.Path,
 ) -> None:
     from apache_beam.portability.api import beam_runner_api_pb2
 
@@ -196,9 +265,19 @@ def test_a_whole_job_is_submitted(
     # It was submitted, and failed there, as the stand-in says.
     assert outcome.status == 1, outcome.err
     told = [line for line in outcome.err.splitlines() if line.startswith("tracin")]
-    assert told == ["tracin influence: failed: Dataflow pipeline failed. State: FAILED, Error: None: see the job's logs"]
+    assert told == [
+        "tracin influence: failed: Dataflow pipeline failed. State: "
+        "FAILED, "
+        "Error: "
+        "None: "
+        "see "
+        "the "
+        "job's logs"
+    ]
     (request,) = posted
-    assert request["path"].split("?")[0] == "/v1b3/projects/some-project/locations/europe-west1/jobs"
+    assert (
+        request["path"].split("?")[0] == "/v1b3/projects/some-project/locations/europe-west1/jobs"
+    )
     job = request["job"]
     assert (job["name"], job["labels"]) == ("influence-1", {"team": "vision"})
     environment = job["environment"]
@@ -206,8 +285,14 @@ def test_a_whole_job_is_submitted(
     assert "no_use_multiple_sdk_containers" in environment["experiments"]
     (pool,) = environment["workerPools"]
     assert pool["machineType"] == "g2-standard-4"
-    assert (int(pool["diskSizeGb"]), int(pool["numWorkers"]), int(pool["autoscalingSettings"]["maxNumWorkers"])) == (50, 2, 9)
-    assert {image["containerImage"] for image in pool["sdkHarnessContainerImages"]} == {"example.com/tracin-gpu:1"}
+    assert (
+        int(pool["diskSizeGb"]),
+        int(pool["numWorkers"]),
+        int(pool["autoscalingSettings"]["maxNumWorkers"]),
+    ) == (50, 2, 9)
+    assert {image["containerImage"] for image in pool["sdkHarnessContainerImages"]} == {
+        "example.com/tracin-gpu:1"
+    }
     # The package, and a list of what is installed here; no pickled main session.
     packages = {"workflow.tar.gz", "submission_environment_dependencies.txt"}
     assert {package["name"] for package in pool["packages"]} == packages
@@ -217,11 +302,16 @@ def test_a_whole_job_is_submitted(
         transform.unique_name
         for transform in graph.components.transforms.values()
         if not transform.subtransforms and transform.environment_id
-        if graph.components.environments[transform.environment_id].resource_hints.get("beam:resources:accelerator:v1") == HINT.encode()
+        if graph.components.environments[transform.environment_id].resource_hints.get(
+            "beam:resources:accelerator:v1"
+        )
+        == HINT.encode()
     }
     for name in ("Train", "Test"):
         assert f"Compute{name}Features/ExtractFeatures/RunCheckpoints" in hinted
-    assert all(name.startswith(("ComputeTrainFeatures/", "ComputeTestFeatures/")) for name in hinted)
+    assert all(
+        name.startswith(("ComputeTrainFeatures/", "ComputeTestFeatures/")) for name in hinted
+    )
 
     assert_installs(staged["workflow.tar.gz"], tmp_path)
 
@@ -231,17 +321,43 @@ def assert_installs(package: bytes, directory: pathlib.Path) -> None:
     archive = directory / "tracin.tar.gz"
     archive.write_bytes(package)
     site = directory / "site"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--target", str(site)]
-    subprocess.run([*pip, str(archive)], cwd=directory, check=True, timeout=120, capture_output=True)
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(site),
+    ]
+    subprocess.run(
+        [*pip, str(archive)], cwd=directory, check=True, timeout=120, capture_output=True
+    )
     program = (
-        f"import sys; sys.path.insert(0, {str(site)!r}); import transforms, pipeline.cli; print(pipeline.__file__, transforms.__file__)"
+        "import sys; "
+        "sys.path.insert(0, "
+        f"{str(site)!r}); "
+        "import "
+        "transforms, "
+        "pipeline.cli; "
+        "print(pipeline.__file__, transforms.__file__)"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", program], cwd=directory, check=True, timeout=60, capture_output=True, text=True
+        [sys.executable, "-I", "-S", "-c", program],
+        cwd=directory,
+        check=True,
+        timeout=60,
+        capture_output=True,
+        text=True,
     )
     assert all(path.startswith(str(site)) for path in done.stdout.split())
     for name in ("pipeline", "transforms"):
-        assert {path.name for path in (site / name).glob("*.py")} == {path.name for path in (ROOT / name).glob("*.py")}
+        assert {path.name for path in (site / name).glob("*.py")} == {
+            path.name for path in (ROOT / name).glob("*.py")
+        }
 
 
 def test_a_dry_run_tells_which_steps_get_an_accelerator_and_submits_nothing(
@@ -249,7 +365,15 @@ def test_a_dry_run_tells_which_steps_get_an_accelerator_and_submits_nothing(
 ) -> None:
     address, posted = service
     outcome = tracin(
-        "influence", *influence(tiny, tmp_path, tiny.payloads(), f"--dataflow_endpoint={address}", "--no_auth", "--dry_run=True")
+        "influence",
+        *influence(
+            tiny,
+            tmp_path,
+            tiny.payloads(),
+            f"--dataflow_endpoint={address}",
+            "--no_auth",
+            "--dry_run=True",
+        ),
     )
     assert outcome.status == 0, outcome.err
     assert posted == [] and staged == {}

@@ -66,7 +66,9 @@ def test_worst_digits_are_those_with_the_least_likely_truth(story, parts):
     for one in traced:
         assert one.prediction != test.truth[one.row]
         row = rows[test.ids[one.row]]
-        assert [train.ids[candidate.row] for candidate in one.opponents] == [candidate["train_id"] for candidate in row["opponents"]]
+        assert [train.ids[candidate.row] for candidate in one.opponents] == [
+            candidate["train_id"] for candidate in row["opponents"]
+        ]
 
 
 def test_what_is_told(story):
@@ -122,12 +124,19 @@ def test_complete_demo_is_left_alone(story, capfd):
 
 
 def test_overwrite_takes_back_the_results_and_nothing_else(tmp_path):
-    others = [tmp_path / "notes.txt", tmp_path / "checkpoints" / "epoch-1.keras", tmp_path / "influence" / "notes.txt"]
+    others = [
+        tmp_path / "notes.txt",
+        tmp_path / "checkpoints" / "epoch-1.keras",
+        tmp_path / "influence" / "notes.txt",
+    ]
     for path in others:
         path.parent.mkdir(exist_ok=True)
         path.write_text("{}")
     stored = filesystems.write(str(tmp_path / "influence"), "influence-00000.jsonl", b"{}", 1)
-    manifests.write(str(tmp_path / "influence"), manifests.Manifest("influence", "f", {}, (stored,), {"rows": 1}))
+    manifests.write(
+        str(tmp_path / "influence"),
+        manifests.Manifest("influence", "f", {}, (stored,), {"rows": 1}),
+    )
     own = [tmp_path / "influence" / name for name in (manifests.FILE_NAME, "influence-00000.jsonl")]
     demo._prepare_directory(str(tmp_path), overwrite=True)
     assert all(path.exists() for path in others)
@@ -149,7 +158,9 @@ def test_unknown_flag_is_refused_before_any_work(tmp_path, capfd):
 @pytest.mark.parametrize("missing", ["sklearn", "matplotlib"])
 def test_missing_package_is_one_line(missing, tmp_path, monkeypatch, capfd):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == missing else find(name)
+    )
     assert demo.run([f"--output={tmp_path}"]) == 2
     captured = capfd.readouterr()
     assert len(captured.err.splitlines()) == 1
@@ -171,7 +182,11 @@ def test_digits_are_the_same_every_time(parts):
     again = digits.load()
     for one, other in zip(parts, again, strict=True):
         assert one.ids == other.ids
-        assert (one.images == other.images).all() and (one.labels == other.labels).all() and (one.truth == other.truth).all()
+        assert (
+            (one.images == other.images).all()
+            and (one.labels == other.labels).all()
+            and (one.truth == other.truth).all()
+        )
     train, test = parts
     assert (len(train), len(test)) == (1397, 400)
     assert train.planted.sum() == 140 and test.planted.sum() == 0
@@ -179,7 +194,9 @@ def test_digits_are_the_same_every_time(parts):
 
 
 def test_inspection_counts_what_is_found():
-    inspection = gallery.Inspection.of(np.array([1.0, 5.0, 3.0, 5.0, 0.0]), np.array([True, False, True, True, False]))
+    inspection = gallery.Inspection.of(
+        np.array([1.0, 5.0, 3.0, 5.0, 0.0]), np.array([True, False, True, True, False])
+    )
     assert inspection.order.tolist() == [1, 3, 2, 0, 4]
     assert inspection.found.tolist() == [0, 0, 1, 2, 3, 3]
     assert inspection.first(0.4) == 2
@@ -198,7 +215,10 @@ def test_drawing(encoding, colours, told):
     image = np.zeros((8, 8))
     image[0, 0] = image[1, 1] = image[0, 2] = image[1, 2] = 1
     console = Console(
-        file=io.TextIOWrapper(io.BytesIO(), encoding=encoding), color_system=colours, force_terminal=colours is not None, no_color=False
+        file=io.TextIOWrapper(io.BytesIO(), encoding=encoding),
+        color_system=colours,
+        force_terminal=colours is not None,
+        no_color=False,
     )
     drawn = gallery.draw(image, console)
     lines = drawn.plain.split("\n")

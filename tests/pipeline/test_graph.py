@@ -32,7 +32,18 @@ def build(tiny: Tiny, directory: pathlib.Path, payloads: list[bytes], *flags: st
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "run_graph", keep)
         words = [f"--{name}_examples={directory}/{name}-*" for name in ("train", "test")]
-        assert influence.run([*words, f"--checkpoints={tiny.glob}", f"--output={directory}/out", "--id_key=id", *flags]) == 0
+        assert (
+            influence.run(
+                [
+                    *words,
+                    f"--checkpoints={tiny.glob}",
+                    f"--output={directory}/out",
+                    "--id_key=id",
+                    *flags,
+                ]
+            )
+            == 0
+        )
     (graph,) = graphs
     return graph
 
@@ -44,7 +55,12 @@ def graph(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def accelerated(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return build(tiny, tmp_path_factory.mktemp("accelerated"), tiny.payloads(), f"--accelerator={ACCELERATOR}")
+    return build(
+        tiny,
+        tmp_path_factory.mktemp("accelerated"),
+        tiny.payloads(),
+        f"--accelerator={ACCELERATOR}",
+    )
 
 
 @pytest.mark.parametrize("name", ["Train", "Test"])
@@ -53,8 +69,16 @@ def test_reading_extracting_and_writing_are_one_stage(request, kind, name):
     graph = request.getfixturevalue(kind)
     _, stages = fn_runner.FnApiRunner().create_stages(copy.deepcopy(graph))
     fused = [{transform.unique_name for transform in stage.transforms} for stage in stages]
-    (stage,) = (names for names in fused if any(f"Compute{name}Features/ReadExamples" in one for one in names))
-    for part in ("ReadExamples/ReadFiles", "ExtractFeatures/RunCheckpoints", "WriteFeatures/WriteFiles"):
+    (stage,) = (
+        names
+        for names in fused
+        if any(f"Compute{name}Features/ReadExamples" in one for one in names)
+    )
+    for part in (
+        "ReadExamples/ReadFiles",
+        "ExtractFeatures/RunCheckpoints",
+        "WriteFeatures/WriteFiles",
+    ):
         assert any(f"Compute{name}Features/{part}" in one for one in stage), part
 
 
@@ -62,13 +86,21 @@ def hinted(graph: Any) -> set[str]:
     """The steps whose workers are to have an accelerator."""
     urn = common_urns.resource_hints.ACCELERATOR.urn
     environments = graph.components.environments
-    found = {name: environments[t.environment_id].resource_hints.get(urn) for name, t in named(graph).items() if t.environment_id}
+    found = {
+        name: environments[t.environment_id].resource_hints.get(urn)
+        for name, t in named(graph).items()
+        if t.environment_id
+    }
     assert set(found.values()) <= {None, ACCELERATOR.encode()}
     return {name for name, hint in found.items() if hint}
 
 
 def named(graph: Any) -> dict[str, Any]:
-    return {transform.unique_name: transform for transform in graph.components.transforms.values() if not transform.subtransforms}
+    return {
+        transform.unique_name: transform
+        for transform in graph.components.transforms.values()
+        if not transform.subtransforms
+    }
 
 
 def test_accelerators_are_bought_for_the_model_alone(graph, accelerated):
@@ -76,7 +108,11 @@ def test_accelerators_are_bought_for_the_model_alone(graph, accelerated):
     assert hinted(accelerated) == {
         f"Compute{name}Features/{step}"
         for name in ("Train", "Test")
-        for step in ("ReadExamples/ReadFiles", "ExtractFeatures/RunCheckpoints", "WriteFeatures/WriteFiles/ParDo(_WriteDoFn)")
+        for step in (
+            "ReadExamples/ReadFiles",
+            "ExtractFeatures/RunCheckpoints",
+            "WriteFeatures/WriteFiles/ParDo(_WriteDoFn)",
+        )
     }
     assert named(graph).keys() == named(accelerated).keys()
 
@@ -97,26 +133,47 @@ def test_only_small_things_are_grouped(graph):
         "PublishTrainSet",
         "PublishTestSet",
         # Tiles, their candidates, and the candidates of one output file.
-        *(f"ScoreInfluence/{step}" for step in ("SpreadFirstTiles", "SpreadTiles", "MergeTopK", "SpreadAgain", "MergeAgain")),
+        *(
+            f"ScoreInfluence/{step}"
+            for step in (
+                "SpreadFirstTiles",
+                "SpreadTiles",
+                "MergeTopK",
+                "SpreadAgain",
+                "MergeAgain",
+            )
+        ),
         "WriteInfluence/GroupByFile",
         # Names of feature files, and where the few examples of the report came from.
-        *(f"WriteInfluence/See{name}Examples/{step}" for name in ("Test", "Train") for step in ("SpreadSearched", "GroupBySource")),
+        *(
+            f"WriteInfluence/See{name}Examples/{step}"
+            for name in ("Test", "Train")
+            for step in ("SpreadSearched", "GroupBySource")
+        ),
     }
 
 
 def test_planning_waits_for_both_manifests(graph):
     transforms = graph.components.transforms.values()
-    producers = {output: t.unique_name for t in transforms if not t.subtransforms for output in t.outputs.values()}
+    producers = {
+        output: t.unique_name
+        for t in transforms
+        if not t.subtransforms
+        for output in t.outputs.values()
+    }
     (plan,) = (t for t in transforms if t.unique_name == "ScoreInfluence/PlanTiles")
     waited = sorted(producers[collection].split("/")[0] for collection in plan.inputs.values())
     assert waited == ["PublishTestSet", "PublishTrainSet"]
     for name in ("Test", "Train"):
         (named,) = (t for t in transforms if t.unique_name == f"Name{name}Set")
-        assert [producers[collection] for collection in named.inputs.values()] == [f"Compute{name}Features/WriteFeatures/CommitFeatures"]
+        assert [producers[collection] for collection in named.inputs.values()] == [
+            f"Compute{name}Features/WriteFeatures/CommitFeatures"
+        ]
 
 
 def test_every_step_of_ours_has_a_name(graph):
-    # Beam names an unnamed step after its code, and a job's monitoring shows that. Below these steps the names are Beam's own.
+    # Beam names an unnamed step after its code, and a job's monitoring shows that. Below these
+    # steps the names are Beam's own.
     beams = (
         "ListFiles/",
         "SpreadFiles/",

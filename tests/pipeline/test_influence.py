@@ -1,4 +1,6 @@
-"""`tracin influence` and `tracin score`, whole: against full gradients, and byte for byte against themselves."""
+"""`tracin influence` and `tracin score`, whole: against full gradients, and byte for byte against
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,13 @@ from transforms.storage.manifests import FeatureManifest
 
 K = 4
 # Submits nothing.
-DRY_RUN = ("--runner=DataflowRunner", "--dry_run=True", "--project=some-project", "--region=us-central1", "--temp_location=gs://bucket/tmp")
+DRY_RUN = (
+    "--runner=DataflowRunner",
+    "--dry_run=True",
+    "--project=some-project",
+    "--region=us-central1",
+    "--temp_location=gs://bucket/tmp",
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +45,9 @@ def data(tiny: Tiny, tmp_path_factory) -> pathlib.Path:
     return directory
 
 
-def flags(data: pathlib.Path, tiny: Tiny, output: pathlib.Path, train: str = "train", **more: object) -> list[str]:
+def flags(
+    data: pathlib.Path, tiny: Tiny, output: pathlib.Path, train: str = "train", **more: object
+) -> list[str]:
     wanted = {
         "train_examples": data / f"{train}-*",
         "test_examples": data / "test-*",
@@ -64,7 +74,9 @@ def data_files(output: pathlib.Path) -> dict[str, bytes]:
 
 
 def full_gradient_scores(tiny: Tiny, tests: slice, trains: slice, bias: bool = True) -> np.ndarray:
-    """Influence by the definition: a GradientTape per example on the last layer's own kernel (and bias), nothing factored."""
+    """Influence by the definition: a GradientTape per example on the last layer's own kernel (and
+    bias), nothing factored.
+    """
     import keras
     import tensorflow as tf
 
@@ -78,7 +90,11 @@ def full_gradient_scores(tiny: Tiny, tests: slice, trains: slice, bias: bool = T
                 # In float64, where a confident example's p − 1 does not cancel.
                 logits = tf.cast(model(image[None], training=False), tf.float64)
                 loss = tf.nn.sparse_softmax_cross_entropy_with_logits([label], logits)
-            gradients.append(np.concatenate([np.asarray(g, np.float64).ravel() for g in tape.gradient(loss, variables)]))
+            gradients.append(
+                np.concatenate(
+                    [np.asarray(g, np.float64).ravel() for g in tape.gradient(loss, variables)]
+                )
+            )
         flat = np.array(gradients)
         total = total + rate * flat[tests] @ flat[trains].T
     return total
@@ -95,7 +111,9 @@ def test_scores_and_ranks_are_those_of_full_gradients(result, tiny):
         for name, sign in (("proponents", 1), ("opponents", -1)):
             best = [j for j in np.argsort(-sign * scores[i]) if sign * scores[i, j] > 1e-9][:K]
             assert [one["train_id"] for one in row[name]] == [f"ex-{j:02d}" for j in best]
-            assert [one["score"] for one in row[name]] == pytest.approx([scores[i, j] for j in best], rel=1e-4)
+            assert [one["score"] for one in row[name]] == pytest.approx(
+                [scores[i, j] for j in best], rel=1e-4
+            )
             assert [one["train_label"] for one in row[name]] == [tiny.labels[j] for j in best]
 
 
@@ -109,57 +127,126 @@ def test_scores_and_ranks_are_those_of_full_gradients(result, tiny):
         ("fifth", {"test_rows_per_tile": 4}),
     ],
 )
-def test_bytes_do_not_depend_on_tiles_memory_batches_or_shards(result, data, tiny, tracin, tmp_path, train, more):
+def test_bytes_do_not_depend_on_tiles_memory_batches_or_shards(
+    result, data, tiny, tracin, tmp_path, train, more
+):
     outcome = tracin("influence", *flags(data, tiny, tmp_path / "out", train, **more))
     assert outcome.status == 0, outcome.err
     found, expected = data_files(tmp_path / "out"), data_files(result)
-    assert sorted(found) == ["influence-00000.jsonl", "influence-00000.parquet", "manifest.json", "report.html"]
+    assert sorted(found) == [
+        "influence-00000.jsonl",
+        "influence-00000.parquet",
+        "manifest.json",
+        "report.html",
+    ]
     for name in ("influence-00000.jsonl", "influence-00000.parquet", "report.html"):
         assert found[name] == expected[name], name
 
 
 def test_the_two_halves_give_the_same_bytes(result, data, tiny, tracin, tmp_path):
     common = [f"--checkpoints={tiny.glob}", "--id_key=id"]
-    assert tracin("features", f"--examples={data}/train-*", f"--output={tmp_path}/train", *common).status == 0
-    assert tracin("features", f"--examples={data}/test-*", f"--output={tmp_path}/test", *common).status == 0
+    assert (
+        tracin(
+            "features", f"--examples={data}/train-*", f"--output={tmp_path}/train", *common
+        ).status
+        == 0
+    )
+    assert (
+        tracin("features", f"--examples={data}/test-*", f"--output={tmp_path}/test", *common).status
+        == 0
+    )
     outcome = tracin(
-        "score", f"--train_features={tmp_path}/train", f"--test_features={tmp_path}/test", f"--output={tmp_path}/out", f"--k={K}"
+        "score",
+        f"--train_features={tmp_path}/train",
+        f"--test_features={tmp_path}/test",
+        f"--output={tmp_path}/out",
+        f"--k={K}",
     )
     assert outcome.status == 0, outcome.err
     assert "influence: 10 rows" in outcome.out
     assert data_files(tmp_path / "out") == data_files(result)
 
 
-def test_other_learning_rates_and_normalisations_are_other_scores_of_the_same_features(result, tracin, tmp_path):
-    sets = [f"--train_features={result}/train_features", f"--test_features={result}/test_features", "--k=30"]
+def test_other_learning_rates_and_normalisations_are_other_scores_of_the_same_features(
+    result, tracin, tmp_path
+):
+    sets = [
+        f"--train_features={result}/train_features",
+        f"--test_features={result}/test_features",
+        "--k=30",
+    ]
     rows = {}
-    for name, more in {"own": [], "doubled": ["--learning_rates=1.0,0.25,0.5"], "cosine": ["--normalize=cosine"]}.items():
+    for name, more in {
+        "own": [],
+        "doubled": ["--learning_rates=1.0,0.25,0.5"],
+        "cosine": ["--normalize=cosine"],
+    }.items():
         outcome = tracin("score", *sets, f"--output={tmp_path}/{name}", *more)
         assert outcome.status == 0, outcome.err
         rows[name] = read_rows(str(tmp_path / name))
     for own, doubled, cosine in zip(rows["own"], rows["doubled"], rows["cosine"], strict=True):
         # Doubling every rate doubles every score exactly.
-        assert [2 * one["score"] for one in own["proponents"]] == [one["score"] for one in doubled["proponents"]]
+        assert [2 * one["score"] for one in own["proponents"]] == [
+            one["score"] for one in doubled["proponents"]
+        ]
         assert all(0 < one["score"] <= 1 + 1e-12 for one in cosine["proponents"])
-        assert {one["train_id"] for one in own["proponents"]} == {one["train_id"] for one in cosine["proponents"]}
+        assert {one["train_id"] for one in own["proponents"]} == {
+            one["train_id"] for one in cosine["proponents"]
+        }
 
 
-def test_sets_of_different_dtypes_are_scored_as_what_they_hold(result, data, tiny, tracin, tmp_path):
+def test_sets_of_different_dtypes_are_scored_as_what_they_hold(
+    result, data, tiny, tracin, tmp_path
+):
     short = tmp_path / "short"
     words = [f"--checkpoints={tiny.glob}", "--id_key=id", "--runner=FnApiRunner"]
-    assert tracin("features", f"--examples={data}/train*", f"--output={short}", "--feature_dtype=bfloat16", *words).status == 0
+    assert (
+        tracin(
+            "features",
+            f"--examples={data}/train*",
+            f"--output={short}",
+            "--feature_dtype=bfloat16",
+            *words,
+        ).status
+        == 0
+    )
     test = result / "test_features"
-    assert tracin("score", f"--train_features={short}", f"--test_features={test}", f"--output={tmp_path / 'out'}", "--k=5").status == 0
-    sets = [FeatureSet(str(one), manifests.read(str(one), FeatureManifest, "features")) for one in (test, short)]
-    tests, trains = (one.read([Span(i, 0, file.count) for i, file in enumerate(one.manifest.files)]) for one in sets)
+    assert (
+        tracin(
+            "score",
+            f"--train_features={short}",
+            f"--test_features={test}",
+            f"--output={tmp_path / 'out'}",
+            "--k=5",
+        ).status
+        == 0
+    )
+    sets = [
+        FeatureSet(str(one), manifests.read(str(one), FeatureManifest, "features"))
+        for one in (test, short)
+    ]
+    tests, trains = (
+        one.read([Span(i, 0, file.count) for i, file in enumerate(one.manifest.files)])
+        for one in sets
+    )
     exact = exact_scores(tests, trains, Scoring(sets[1].manifest.learning_rates, 5))
     places = {train_id.decode(): j for j, train_id in enumerate(trains.example_ids)}
-    rows = {row["test_id"]: row for path in sorted((tmp_path / "out").glob("*.jsonl")) for row in map(json.loads, path.open())}
+    rows = {
+        row["test_id"]: row
+        for path in sorted((tmp_path / "out").glob("*.jsonl"))
+        for row in map(json.loads, path.open())
+    }
     assert len(rows) == len(tests)
     for i, test_id in enumerate(tests.example_ids):
         found = rows[test_id.decode()]["proponents"]
-        np.testing.assert_allclose([one["score"] for one in found], np.sort(exact[i])[::-1][: len(found)], rtol=1e-9)
-        np.testing.assert_allclose([one["score"] for one in found], [exact[i, places[one["train_id"]]] for one in found], rtol=1e-9)
+        np.testing.assert_allclose(
+            [one["score"] for one in found], np.sort(exact[i])[::-1][: len(found)], rtol=1e-9
+        )
+        np.testing.assert_allclose(
+            [one["score"] for one in found],
+            [exact[i, places[one["train_id"]]] for one in found],
+            rtol=1e-9,
+        )
 
 
 def test_k_beyond_the_training_set_gives_all_that_have_the_sign(result, tracin, tmp_path):
@@ -184,14 +271,24 @@ def test_a_complete_result_is_no_work_and_other_settings_are_refused(result, dat
     other = tracin("influence", *flags(data, tiny, result, k=5))
     assert other.status == 2
     assert other.err.count("\n") == 1
-    assert "complete with other settings (k was 4, is 5): choose another directory, or pass --overwrite" in other.err
+    assert (
+        "complete with other settings (k was 4, is 5): "
+        "choose "
+        "another "
+        "directory, "
+        "or "
+        "pass "
+        "--overwrite" in other.err
+    )
     labels = tracin("influence", *flags(data, tiny, result, test_labels="predicted"))
     assert labels.status == 2
     assert 'labels was "given", is "predicted"' in labels.err
     assert {path: path.stat().st_mtime_ns for path in result.rglob("*")} == before
 
 
-def test_a_run_that_died_after_extraction_goes_on_from_its_features(result, data, tiny, tracin, tmp_path):
+def test_a_run_that_died_after_extraction_goes_on_from_its_features(
+    result, data, tiny, tracin, tmp_path
+):
     shutil.copytree(result, tmp_path / "out")
     (tmp_path / "out" / "manifest.json").unlink()
     features = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*_features/*")}
@@ -202,7 +299,9 @@ def test_a_run_that_died_after_extraction_goes_on_from_its_features(result, data
     assert {path: path.stat().st_mtime_ns for path in features} == features
 
 
-def test_overwrite_replaces_a_result_and_leaves_nothing_of_the_old_one(result, data, tiny, tracin, tmp_path):
+def test_overwrite_replaces_a_result_and_leaves_nothing_of_the_old_one(
+    result, data, tiny, tracin, tmp_path
+):
     shutil.copytree(result, tmp_path / "out")
     old = {path.name for path in (tmp_path / "out").glob("*_features/features-*")}
     outcome = tracin("influence", *flags(data, tiny, tmp_path / "out", k=2), "--overwrite")
@@ -212,22 +311,36 @@ def test_overwrite_replaces_a_result_and_leaves_nothing_of_the_old_one(result, d
     assert len(left) == len(old) and not left & old
 
 
-def test_overwrite_leaves_the_old_result_until_there_is_a_new_one(result, data, tiny, tracin, tmp_path):
+def test_overwrite_leaves_the_old_result_until_there_is_a_new_one(
+    result, data, tiny, tracin, tmp_path
+):
     shutil.copytree(result, tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert tracin("influence", *flags(data, tiny, tmp_path / "out", k=2), "--overwrite", *DRY_RUN).status == 0
-    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    assert (
+        tracin(
+            "influence", *flags(data, tiny, tmp_path / "out", k=2), "--overwrite", *DRY_RUN
+        ).status
+        == 0
+    )
+    assert {
+        path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()
+    } == before
 
 
 @pytest.mark.parametrize("more", [[], ["--overwrite"]])
 def test_an_input_is_never_taken_for_the_output(result, tracin, tmp_path, more):
     shutil.copytree(result, tmp_path / "in")
     before = {path: path.read_bytes() for path in (tmp_path / "in").rglob("*") if path.is_file()}
-    sets = [f"--train_features={tmp_path}/in/train_features", f"--test_features={tmp_path}/in/test_features"]
+    sets = [
+        f"--train_features={tmp_path}/in/train_features",
+        f"--test_features={tmp_path}/in/test_features",
+    ]
     outcome = tracin("score", *sets, f"--output={tmp_path}/in/train_features", *more)
     assert outcome.status == 2
     assert "holds features, and influence would go there: choose another directory" in outcome.err
-    assert {path: path.read_bytes() for path in (tmp_path / "in").rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in (tmp_path / "in").rglob("*") if path.is_file()
+    } == before
 
 
 def test_an_empty_test_set_is_a_result_without_rows(data, tiny, tracin, tmp_path):
@@ -241,17 +354,35 @@ def test_an_empty_test_set_is_a_result_without_rows(data, tiny, tracin, tmp_path
 
 def test_an_empty_training_set_fails_in_one_line(data, tiny, tracin, tmp_path):
     write_records(tmp_path / "data" / "train-0", [])
-    outcome = tracin("influence", *flags(data, tiny, tmp_path / "out", train_examples=tmp_path / "data" / "train-*"))
+    outcome = tracin(
+        "influence",
+        *flags(data, tiny, tmp_path / "out", train_examples=tmp_path / "data" / "train-*"),
+    )
     assert outcome.status == 1
     warning, told = outcome.err.splitlines()
-    assert warning == f"warning: --train_examples: {tmp_path}/data/train-0 is empty, as a writer that died leaves it"
-    assert f"{tmp_path}/out/train_features holds no example: there is nothing to score against" in told
+    assert (
+        warning == f"warning: --train_examples: {tmp_path}/data/train-0 is empty, "
+        "as "
+        "a "
+        "writer "
+        "that "
+        "died "
+        "leaves it"
+    )
+    assert (
+        f"{tmp_path}/out/train_features holds no example: there is nothing to score against" in told
+    )
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_too_many_rejects_in_one_set_end_the_whole_run_without_a_manifest(data, tiny, tracin, tmp_path):
+def test_too_many_rejects_in_one_set_end_the_whole_run_without_a_manifest(
+    data, tiny, tracin, tmp_path
+):
     write_records(tmp_path / "data" / "train-0", [*tiny.payloads()[:5], b"not an example"])
-    outcome = tracin("influence", *flags(data, tiny, tmp_path / "out", train_examples=tmp_path / "data" / "train-*"))
+    outcome = tracin(
+        "influence",
+        *flags(data, tiny, tmp_path / "out", train_examples=tmp_path / "data" / "train-*"),
+    )
     assert outcome.status == 1
     assert outcome.err.count("\n") == 1
     assert "1 of 6 examples were rejected (not-an-example 1)" in outcome.err
@@ -260,9 +391,20 @@ def test_too_many_rejects_in_one_set_end_the_whole_run_without_a_manifest(data, 
 
 
 def test_features_of_another_model_are_refused(result, data, tiny, tiny_softmax, tracin, tmp_path):
-    made = tracin("features", f"--examples={data}/test-*", f"--output={tmp_path}/test", f"--checkpoints={tiny_softmax.glob}", "--id_key=id")
+    made = tracin(
+        "features",
+        f"--examples={data}/test-*",
+        f"--output={tmp_path}/test",
+        f"--checkpoints={tiny_softmax.glob}",
+        "--id_key=id",
+    )
     assert made.status == 0, made.err
-    outcome = tracin("score", f"--train_features={result}/train_features", f"--test_features={tmp_path}/test", f"--output={tmp_path}/out")
+    outcome = tracin(
+        "score",
+        f"--train_features={result}/train_features",
+        f"--test_features={tmp_path}/test",
+        f"--output={tmp_path}/out",
+    )
     assert outcome.status == 2
     assert outcome.err.count("\n") == 1
     assert "are features of different models (different checkpoints" in outcome.err
@@ -275,7 +417,11 @@ def test_without_the_bias_the_scores_are_those_of_the_kernel_alone(data, tiny, t
     scores = full_gradient_scores(tiny, slice(30, 40), slice(0, 30), bias=False)
     for i, row in enumerate(read_rows(str(tmp_path / "out"))):
         found = {one["train_id"]: one["score"] for one in row["proponents"] + row["opponents"]}
-        assert found == pytest.approx({f"ex-{j:02d}": scores[i, j] for j in range(30) if f"ex-{j:02d}" in found}, rel=1e-4, abs=1e-12)
+        assert found == pytest.approx(
+            {f"ex-{j:02d}": scores[i, j] for j in range(30) if f"ex-{j:02d}" in found},
+            rel=1e-4,
+            abs=1e-12,
+        )
         assert len(found) > 20
 
 
@@ -284,7 +430,10 @@ def test_predicted_labels_explain_what_the_model_says(result, data, tiny, tracin
     assert outcome.status == 0, outcome.err
     given = read_rows(str(result))
     rows = read_rows(str(tmp_path / "out"))
-    assert all(row["test_label"] == row["test_prediction"] == other["test_prediction"] for row, other in zip(rows, given, strict=True))
+    assert all(
+        row["test_label"] == row["test_prediction"] == other["test_prediction"]
+        for row, other in zip(rows, given, strict=True)
+    )
     same = [row == other for row, other in zip(rows, given, strict=True)]
     agree = [other["test_label"] == other["test_prediction"] for other in given]
     assert same == agree
@@ -292,7 +441,8 @@ def test_predicted_labels_explain_what_the_model_says(result, data, tiny, tracin
 
 
 def test_a_graph_that_is_only_built_runs_nothing_here(data, tiny, tracin, tmp_path):
-    # As a Flex Template's launcher does: whatever a correct result needs is in the graph, not after run().
+    # As a Flex Template's launcher does: whatever a correct result needs is in the graph, not after
+    # run().
     outcome = tracin("influence", *flags(data, tiny, tmp_path / "out"), *DRY_RUN)
     assert outcome.status == 0, outcome.err
     assert "the graph is built; nothing has run" in outcome.out
@@ -303,17 +453,25 @@ def test_the_result_manifest_lists_its_files_and_settings(result):
     manifest = json.loads((result / "manifest.json").read_text())
     assert manifest["kind"] == "influence"
     assert manifest["counts"] == {"rows": 10}
-    assert [file["name"] for file in manifest["files"]] == ["influence-00000.jsonl", "influence-00000.parquet", "report.html"]
+    assert [file["name"] for file in manifest["files"]] == [
+        "influence-00000.jsonl",
+        "influence-00000.parquet",
+        "report.html",
+    ]
     assert all(file["size"] == (result / file["name"]).stat().st_size for file in manifest["files"])
     assert [file["count"] for file in manifest["files"]] == [10, 10, 1]
     assert manifest["settings"]["learning_rates"] == [0.5, 0.125, 0.25]
 
 
-def test_the_report_shows_the_worst_predicted_with_their_candidates(data, tiny, result, tracin, tmp_path):
+def test_the_report_shows_the_worst_predicted_with_their_candidates(
+    data, tiny, result, tracin, tmp_path
+):
     names = tmp_path / "names.txt"
     names.write_text("".join(f"class <{k}>\n" for k in range(3)))
     sets = [f"--{name}_features={result / f'{name}_features'}" for name in ("train", "test")]
-    status, out, err = tracin("score", *sets, f"--k={K}", f"--class_names={names}", f"--output={tmp_path / 'out'}")
+    status, out, err = tracin(
+        "score", *sets, f"--k={K}", f"--class_names={names}", f"--output={tmp_path / 'out'}"
+    )
     assert status == 0, err
     assert f"open {tmp_path / 'out' / 'report.html'} in a browser" in out
     before, after = data_files(result), data_files(tmp_path / "out")
@@ -321,7 +479,10 @@ def test_the_report_shows_the_worst_predicted_with_their_candidates(data, tiny, 
         if name.startswith("influence-"):
             assert after[name] == before[name]
     page = after["report.html"].decode()
-    test = FeatureSet(str(result / "test_features"), manifests.read(str(result / "test_features"), FeatureManifest, "test_features"))
+    test = FeatureSet(
+        str(result / "test_features"),
+        manifests.read(str(result / "test_features"), FeatureManifest, "test_features"),
+    )
     features = test.read([Span(i, 0, file.count) for i, file in enumerate(test.manifest.files)])
     order = np.lexsort((features.example_ids, features.label_probabilities[:, -1]))
     places = [page.index(f'data-id="{features.example_ids[i].decode()}"') for i in order]
@@ -333,7 +494,9 @@ def test_the_report_shows_the_worst_predicted_with_their_candidates(data, tiny, 
         for one in (*row["proponents"], *row["opponents"]):
             assert f'alt="the picture of {one["train_id"]}"' in page
     names.write_text("one\n")
-    status, _, err = tracin("score", *sets, f"--class_names={names}", f"--output={tmp_path / 'other'}")
+    status, _, err = tracin(
+        "score", *sets, f"--class_names={names}", f"--output={tmp_path / 'other'}"
+    )
     assert status == 2 and "has 1 lines" in err
 
 
@@ -344,14 +507,24 @@ def test_a_report_without_pictures_says_why(data, tiny, result, tracin, tmp_path
     content = json.loads((tmp_path / "test" / "manifest.json").read_text())
     content.pop("inputs")
     (tmp_path / "test" / "manifest.json").write_text(json.dumps(content))
-    words = [f"--train_features={tmp_path / 'train'}", f"--test_features={tmp_path / 'test'}", f"--output={tmp_path / 'out'}", f"--k={K}"]
+    words = [
+        f"--train_features={tmp_path / 'train'}",
+        f"--test_features={tmp_path / 'test'}",
+        f"--output={tmp_path / 'out'}",
+        f"--k={K}",
+    ]
     status, _, err = tracin("score", *words)
     assert status == 0, err
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Test set: There are no pictures: the features were extracted by an earlier version" in page
+    assert (
+        "Test set: There are no pictures: the features were extracted by an earlier version" in page
+    )
     assert "the picture of" in page and "Training set" not in page
     content["inputs"] = [{"key": "x", "shape": [6], "dtype": "float32"}]
     (tmp_path / "test" / "manifest.json").write_text(json.dumps(content))
     status, _, err = tracin("score", *words, "--overwrite")
     assert status == 0, err
-    assert "Test set: There are no pictures: the model&#39;s inputs have the shapes (6,)." in (tmp_path / "out" / "report.html").read_text()
+    assert (
+        "Test set: There are no pictures: the model&#39;s inputs have the shapes (6,)."
+        in (tmp_path / "out" / "report.html").read_text()
+    )

@@ -26,7 +26,8 @@ def assert_told(outcome: Outcome, *parts: str) -> None:
         assert part in outcome.err, outcome.err
 
 
-# In a new process, since this one has imported everything. All at once, because a process costs more than an answer.
+# In a new process, since this one has imported everything. All at once, because a process costs
+# more than an answer.
 HEAVY = """
 import contextlib, io, sys
 from pipeline import cli
@@ -45,7 +46,14 @@ print("heavy:", sorted({"tensorflow", "keras", "apache_beam", "numpy", "pyarrow"
 
 
 def test_help_and_mistakes_are_answered_without_importing_anything_heavy() -> None:
-    done = subprocess.run([sys.executable, "-c", HEAVY], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HEAVY],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     *answers, heavy = done.stdout.splitlines()
     assert heavy == "heavy: []"
     expected = [f"0 {command} --help" for command in options.COMMANDS] + [
@@ -80,7 +88,9 @@ def test_an_unknown_command_is_told_with_those_there_are(tracin: Run) -> None:
 
 
 def test_a_missing_flag_is_named(tracin: Run) -> None:
-    assert_told(tracin("features", *FEATURES[:2]), "tracin features:", "--output", "tracin features --help")
+    assert_told(
+        tracin("features", *FEATURES[:2]), "tracin features:", "--output", "tracin features --help"
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,8 +103,14 @@ def test_a_missing_flag_is_named(tracin: Run) -> None:
         (("score", *SCORE, "--learning_rate=1"), "--learning_rates"),
     ],
 )
-def test_a_misspelt_flag_is_told_with_the_one_that_was_meant(tracin: Run, words: tuple[str, ...], meant: str) -> None:
-    assert_told(tracin(*words), words[-1].split("=")[0] if "=" in words[-1] else words[-2], f"did you mean {meant}?")
+def test_a_misspelt_flag_is_told_with_the_one_that_was_meant(
+    tracin: Run, words: tuple[str, ...], meant: str
+) -> None:
+    assert_told(
+        tracin(*words),
+        words[-1].split("=")[0] if "=" in words[-1] else words[-2],
+        f"did you mean {meant}?",
+    )
 
 
 def test_flags_are_not_guessed_from_their_beginnings(tracin: Run) -> None:
@@ -121,7 +137,9 @@ def test_flags_are_not_guessed_from_their_beginnings(tracin: Run) -> None:
         (("score", *SCORE, "--normalize=l2"), "--normalize"),
     ],
 )
-def test_a_value_out_of_range_is_told_with_its_flag(tracin: Run, words: tuple[str, ...], flag: str) -> None:
+def test_a_value_out_of_range_is_told_with_its_flag(
+    tracin: Run, words: tuple[str, ...], flag: str
+) -> None:
     assert_told(tracin(*words), flag, words[-1].split("=")[1])
 
 
@@ -129,10 +147,23 @@ TABLE = "some-project:some_dataset.some_table"
 
 
 @pytest.mark.parametrize(
-    "table", ["some_dataset.some_table", "some-project:some_table", "Project:d.t", "some-project:d-d.t", "p1-project:d.t.u", ""]
+    "table",
+    [
+        "some_dataset.some_table",
+        "some-project:some_table",
+        "Project:d.t",
+        "some-project:d-d.t",
+        "p1-project:d.t.u",
+        "",
+    ],
 )
 def test_a_table_is_named_in_full(tracin: Run, table: str) -> None:
-    assert_told(tracin("score", *SCORE, f"--output_table={table}"), "--output_table", "expected PROJECT:DATASET.TABLE", repr(table))
+    assert_told(
+        tracin("score", *SCORE, f"--output_table={table}"),
+        "--output_table",
+        "expected PROJECT:DATASET.TABLE",
+        repr(table),
+    )
 
 
 @pytest.mark.parametrize("date", ["today", "2026-02-30", "20260331", "2026-03-31T00:00"])
@@ -142,14 +173,35 @@ def test_a_date_is_a_day(tracin: Run, date: str) -> None:
 
 
 def test_what_a_table_needs_is_told(tracin: Run) -> None:
-    assert_told(tracin("score", *SCORE, f"--output_table={TABLE}"), "--output_table needs an --output on gs://", "found 'o'")
-    assert_told(tracin("score", *SCORE, "--run_date=2026-03-31"), "--run_date dates the rows of a table: name it with --output_table")
-    args, left = options.parse("audit", ["--features=f", "--output=gs://some-bucket/o", f"--output_table={TABLE}", "--run_date=2026-03-31"])
+    assert_told(
+        tracin("score", *SCORE, f"--output_table={TABLE}"),
+        "--output_table needs an --output on gs://",
+        "found 'o'",
+    )
+    assert_told(
+        tracin("score", *SCORE, "--run_date=2026-03-31"),
+        "--run_date dates the rows of a table: name it with --output_table",
+    )
+    args, left = options.parse(
+        "audit",
+        [
+            "--features=f",
+            "--output=gs://some-bucket/o",
+            f"--output_table={TABLE}",
+            "--run_date=2026-03-31",
+        ],
+    )
     assert (args.output_table, str(args.run_date), left) == (TABLE, "2026-03-31", [])
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"), [([], False), (["--overwrite"], True), (["--overwrite=true"], True), (["--overwrite=False"], False)]
+    ("words", "expected"),
+    [
+        ([], False),
+        (["--overwrite"], True),
+        (["--overwrite=true"], True),
+        (["--overwrite=False"], False),
+    ],
 )
 def test_a_switch_is_given_alone_or_with_a_value(words: list[str], expected: bool) -> None:
     # A Flex Template's launcher can give no flag without a value.
@@ -158,7 +210,9 @@ def test_a_switch_is_given_alone_or_with_a_value(words: list[str], expected: boo
 
 
 def test_what_is_not_ours_is_left_for_beam() -> None:
-    args, left = options.parse("features", [*FEATURES, "--runner=FlinkRunner", "--input_keys=a, b,", "--parallelism=3"])
+    args, left = options.parse(
+        "features", [*FEATURES, "--runner=FlinkRunner", "--input_keys=a, b,", "--parallelism=3"]
+    )
     assert left == ["--runner=FlinkRunner", "--parallelism=3"]
     assert args.input_keys == ("a", "b") and args.learning_rates is None
 
@@ -179,7 +233,10 @@ def test_no_other_flag_is_called_as_one_of_beams() -> None:
     for kind in PipelineOptions.__subclasses__():
         kind._add_argparse_args(beams)
     for command in options.COMMANDS:
-        both = beams._option_string_actions.keys() & options.parser(command)._option_string_actions.keys()
+        both = (
+            beams._option_string_actions.keys()
+            & options.parser(command)._option_string_actions.keys()
+        )
         assert both == ({"--labels"} if command == "features" else set())
 
 

@@ -16,14 +16,23 @@ from tests.synthetic import write_set
 
 Run = Callable[..., Outcome]
 ROOT = pathlib.Path(__file__).parents[2]
-COUNTS = ("--train_count=60000", "--test_count=10000", "--checkpoint_count=6", "--outputs=10", "--units=129")
+COUNTS = (
+    "--train_count=60000",
+    "--test_count=10000",
+    "--checkpoint_count=6",
+    "--outputs=10",
+    "--units=129",
+)
 
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     directory = tmp_path_factory.mktemp("sets")
     train = write_set(directory / "train", [400, 400, 370], 1, "train-")
-    return [f"--train_features={train}", f"--test_features={write_set(directory / 'test', [90, 0, 33], 2, 'test-')}"]
+    return [
+        f"--train_features={train}",
+        f"--test_features={write_set(directory / 'test', [90, 0, 33], 2, 'test-')}",
+    ]
 
 
 def planned(outcome: Outcome) -> dict:
@@ -37,12 +46,27 @@ def planned(outcome: Outcome) -> dict:
     [
         [],
         ["--test_rows_per_tile=50", "--train_rows_per_tile=300", "--k=7"],
-        ["--test_rows_per_tile=1000", "--train_rows_per_tile=400", "--k=2000", "--normalize=cosine"],
-        ["--train_rows_per_tile=70", "--test_rows_per_tile=123", "--k=1", "--memory_gb=0.4", "--learning_rates=0.5,0.25"],
+        [
+            "--test_rows_per_tile=1000",
+            "--train_rows_per_tile=400",
+            "--k=2000",
+            "--normalize=cosine",
+        ],
+        [
+            "--train_rows_per_tile=70",
+            "--test_rows_per_tile=123",
+            "--k=1",
+            "--memory_gb=0.4",
+            "--learning_rates=0.5,0.25",
+        ],
     ],
 )
 def test_what_is_predicted_is_what_score_then_does(
-    sets: list[str], flags: list[str], tracin: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    sets: list[str],
+    flags: list[str],
+    tracin: Run,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from transforms.influence import score as influence_score
     from transforms.influence.blocks import ScoredBlock
@@ -70,7 +94,9 @@ def test_what_is_predicted_is_what_score_then_does(
 
     monkeypatch.setattr(filesystems, "read_verified", reading)
     monkeypatch.setattr(TileScorer, "score", scoring)
-    monkeypatch.setattr(influence_score, "_scorer", TileScorer())  # which has no block of an earlier run
+    monkeypatch.setattr(
+        influence_score, "_scorer", TileScorer()
+    )  # which has no block of an earlier run
     outcome = tracin("score", *words)
     assert outcome.status == 0, outcome.err
     assert outcome.out.rstrip().endswith(f"scored {told['cost']['pairs']:,} pairs")
@@ -94,10 +120,23 @@ def test_the_grid_is_that_of_the_run(sets: list[str], tracin: Run) -> None:
     from transforms.influence.score import plan_tiles
 
     train, test = (read_set(word.split("=")[1], "features") for word in sets)
-    for memory, test_rows, train_rows in ((0.36, None, None), (0.345, None, 90), (0.34, 11, None), (2, 5000, 5000)):
-        tiles = list(plan_tiles(test, train, ScoringPlan(None, 20, "none", memory, 1, test_rows, train_rows)))
-        given = [f"--{name}_rows_per_tile={rows}" for name, rows in (("test", test_rows), ("train", train_rows)) if rows]
-        cost = planned(tracin("plan", *sets, "--k=20", f"--memory_gb={memory}", *given, "--json"))["cost"]
+    for memory, test_rows, train_rows in (
+        (0.36, None, None),
+        (0.345, None, 90),
+        (0.34, 11, None),
+        (2, 5000, 5000),
+    ):
+        tiles = list(
+            plan_tiles(test, train, ScoringPlan(None, 20, "none", memory, 1, test_rows, train_rows))
+        )
+        given = [
+            f"--{name}_rows_per_tile={rows}"
+            for name, rows in (("test", test_rows), ("train", train_rows))
+            if rows
+        ]
+        cost = planned(tracin("plan", *sets, "--k=20", f"--memory_gb={memory}", *given, "--json"))[
+            "cost"
+        ]
         assert cost["tiles"] == len(tiles)
         assert cost["test_rows"] == max(sum(map(len, tile.tests)) for tile in tiles)
         assert cost["train_rows"] == max(sum(map(len, tile.trains)) for tile in tiles)
@@ -125,7 +164,10 @@ def test_the_table_tells_what_the_object_does(sets: list[str], tracin: Run) -> N
     assert rows["features"] == "2 checkpoints, 3 outputs, 6 units"
     assert rows["pairs"] == "143,910"
     assert rows["arithmetic"] == "at most 5.2 Mflop, if every pair is multiplied"
-    assert rows["tiles"] == "12: 3 blocks of up to 50 test examples × 4 ranges of up to 300 training examples"
+    assert (
+        rows["tiles"]
+        == "12: 3 blocks of up to 50 test examples × 4 ranges of up to 300 training examples"
+    )
     assert rows["chunks"] == "12 of up to 300 training examples"
     assert "read 3 times" in rows["read"] and "(at most " in rows["read"]
     assert rows["memory"].endswith("within the 2.0 GB of a worker process")
@@ -133,8 +175,16 @@ def test_the_table_tells_what_the_object_does(sets: list[str], tracin: Run) -> N
     assert rows["result"].startswith("123 rows")
 
 
-def test_numbers_stand_for_feature_sets_that_are_not_there_yet(sets: list[str], tracin: Run) -> None:
-    numbers = ["--train_count=1170", "--test_count=123", "--checkpoint_count=2", "--outputs=3", "--units=6"]
+def test_numbers_stand_for_feature_sets_that_are_not_there_yet(
+    sets: list[str], tracin: Run
+) -> None:
+    numbers = [
+        "--train_count=1170",
+        "--test_count=123",
+        "--checkpoint_count=2",
+        "--outputs=3",
+        "--units=6",
+    ]
     there, to_be = (planned(tracin("plan", *flags, "--k=5", "--json")) for flags in (sets, numbers))
     for name in ("pairs", "flops", "tiles", "memory_bytes", "candidates", "result_bytes"):
         assert to_be["cost"][name] == there["cost"][name], name
@@ -150,7 +200,11 @@ def test_files_to_be_hold_all_examples_and_are_as_large_as_files_become() -> Non
     for shape, full in ((Shape(6, 10, 129), 8192), (Shape(3, 1000, 2049), 907)):
         for examples in (1, full, full + 1, 10**9):
             found = files_to_be(shape.stored_bytes("float32"), examples)
-            assert sum(alike.number * alike.records for alike in found) == examples == PlannedSet.of(found).examples
+            assert (
+                sum(alike.number * alike.records for alike in found)
+                == examples
+                == PlannedSet.of(found).examples
+            )
             assert found[0].records == min(examples, full)
             assert all(alike.bytes <= (32 << 20) + shape.stored_bytes("float32") for alike in found)
 
@@ -159,7 +213,9 @@ def test_a_block_that_takes_more_than_the_memory_is_told(tracin: Run) -> None:
     flags = [*COUNTS, "--memory_gb=0.5", "--test_rows_per_tile=10000"]
     outcome = tracin("plan", *flags)
     assert outcome.status == 0
-    assert re.search(r"^memory .* MORE THAN the 500\.0 MB of a worker process$", outcome.out, flags=re.MULTILINE)
+    assert re.search(
+        r"^memory .* MORE THAN the 500\.0 MB of a worker process$", outcome.out, flags=re.MULTILINE
+    )
     assert planned(tracin("plan", *flags, "--json"))["within_memory"] is False
 
 
@@ -169,16 +225,36 @@ def test_worker_processes_share_the_memory(tracin: Run) -> None:
         for more in ([], ["--direct_running_mode=multi_processing", "--direct_num_workers=4"])
     )
     assert (alone["processes"], shared["processes"]) == (1, 4)
-    assert shared["memory_bytes_allowed"] == alone["memory_bytes_allowed"] / 4 >= shared["cost"]["memory_bytes"]
-    outcome = tracin("plan", *COUNTS, "--direct_running_mode=multi_processing", "--direct_num_workers=4")
+    assert (
+        shared["memory_bytes_allowed"]
+        == alone["memory_bytes_allowed"] / 4
+        >= shared["cost"]["memory_bytes"]
+    )
+    outcome = tracin(
+        "plan", *COUNTS, "--direct_running_mode=multi_processing", "--direct_num_workers=4"
+    )
     assert "of a worker process (4 on a machine)" in outcome.out
 
 
 def test_neither_tensorflow_is_loaded_nor_anything_written(tmp_path: pathlib.Path) -> None:
-    program = f"import sys; from pipeline import cli; cli.main({['plan', *COUNTS, '--output=out']}); print('tensorflow' in sys.modules)"
+    program = (
+        "import "
+        "sys; "
+        "from "
+        "pipeline "
+        "import "
+        "cli; "
+        f"cli.main({['plan', *COUNTS, '--output=out']}); print('tensorflow' in sys.modules)"
+    )
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert done.stdout.splitlines()[-1] == "False"
     assert "600,000,000" in done.stdout
@@ -196,7 +272,13 @@ def assert_told(outcome: Outcome, *parts: str) -> None:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ([], ["missing --train_features, --test_features, or", "--train_count, --test_count, --checkpoint_count, --outputs, --units"]),
+        (
+            [],
+            [
+                "missing --train_features, --test_features, or",
+                "--train_count, --test_count, --checkpoint_count, --outputs, --units",
+            ],
+        ),
         (["--train_features=a"], ["missing --test_features;"]),
         (COUNTS[:-1], ["missing --units;"]),
         (["--units=3"], ["missing --train_count, --test_count, --checkpoint_count, --outputs;"]),
@@ -205,26 +287,52 @@ def assert_told(outcome: Outcome, *parts: str) -> None:
         ([*COUNTS, "--test_count=1e6"], ["--test_count", "'1e6'"]),
         ([*COUNTS, "--units=100000000000"], ["--units", "'100000000000'"]),
         ([*COUNTS, "--unit=3"], ["--unit", "did you mean --units?"]),
-        ([*COUNTS, "--learning_rates=1,2"], ["--learning_rates has 2 numbers, --checkpoint_count is 6"]),
+        (
+            [*COUNTS, "--learning_rates=1,2"],
+            ["--learning_rates has 2 numbers, --checkpoint_count is 6"],
+        ),
         ([*COUNTS, "--memory_gb=0.1"], ["--memory_gb=0.1", "it needs 0."]),
         ([*COUNTS, "--runner=Nobody"], ["--runner=Nobody"]),
         ([*COUNTS, "--runners=1"], ["unknown flag --runners"]),
         ([*COUNTS, "--json=maybe"], ["--json"]),
     ],
 )
-def test_what_cannot_be_planned_is_told_in_one_line(tracin: Run, words: list[str], parts: list[str]) -> None:
+def test_what_cannot_be_planned_is_told_in_one_line(
+    tracin: Run, words: list[str], parts: list[str]
+) -> None:
     assert_told(tracin("plan", *words), *parts)
 
 
-def test_sets_that_score_would_refuse_are_refused(sets: list[str], tracin: Run, tmp_path: pathlib.Path) -> None:
+def test_sets_that_score_would_refuse_are_refused(
+    sets: list[str], tracin: Run, tmp_path: pathlib.Path
+) -> None:
     train, test = sets
-    assert_told(tracin("plan", train, f"--test_features={tmp_path}/none"), "--test_features", "is not a complete set")
-    other = write_set(tmp_path / "other", [3], 3, "x-", model_fingerprint="other", settings={"layer": "logits"})
-    assert_told(tracin("plan", train, f"--test_features={other}"), "are features of different models (different layer)")
+    assert_told(
+        tracin("plan", train, f"--test_features={tmp_path}/none"),
+        "--test_features",
+        "is not a complete set",
+    )
+    other = write_set(
+        tmp_path / "other", [3], 3, "x-", model_fingerprint="other", settings={"layer": "logits"}
+    )
+    assert_told(
+        tracin("plan", train, f"--test_features={other}"),
+        "are features of different models (different layer)",
+    )
     empty = write_set(tmp_path / "empty", [0], 3, "x-")
-    assert_told(tracin("plan", f"--train_features={empty}", test), "--train_features", "there is nothing to score against")
+    assert_told(
+        tracin("plan", f"--train_features={empty}", test),
+        "--train_features",
+        "there is nothing to score against",
+    )
     without = write_set(tmp_path / "without", [3], 3, "x-", learning_rates=(None, None))
-    assert_told(tracin("plan", f"--train_features={without}", test), "no learning rate is known for epoch-1")
+    assert_told(
+        tracin("plan", f"--train_features={without}", test), "no learning rate is known for epoch-1"
+    )
     assert_told(tracin("plan", *sets, "--learning_rates=1"), "--learning_rates has 1 numbers")
-    assert_told(tracin("plan", *sets, "--learning_rates=1,-1"), "the learning rate of epoch-2 is -1")
-    assert planned(tracin("plan", train, f"--test_features={empty}", "--json"))["cost"]["pairs"] == 0
+    assert_told(
+        tracin("plan", *sets, "--learning_rates=1,-1"), "the learning rate of epoch-2 is -1"
+    )
+    assert (
+        planned(tracin("plan", train, f"--test_features={empty}", "--json"))["cost"]["pairs"] == 0
+    )

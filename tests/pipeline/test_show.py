@@ -15,20 +15,49 @@ HOSTILE = "\x1b[31m[red]\u202eid"
 
 @pytest.fixture(scope="module")
 def results(tiny: Tiny, tmp_path_factory) -> pathlib.Path:
-    """An audit, and influence of the examples on themselves, some of whose labels are wrong and one of whose ids is hostile."""
+    """An audit, and influence of the examples on themselves, some of whose labels are wrong and one
+    of whose ids is hostile.
+    """
     from pipeline.cli import main
 
     directory = tmp_path_factory.mktemp("show")
     labels = np.where(np.arange(40) % 5, tiny.labels, (tiny.labels + 1) % CLASSES)
     ids = [HOSTILE, *(f"ex-{i:02d}" for i in range(1, 40))]
-    payloads = [example(image=x, label=int(y), id=i) for i, x, y in zip(ids, tiny.images, labels, strict=True)]
+    payloads = [
+        example(image=x, label=int(y), id=i)
+        for i, x, y in zip(ids, tiny.images, labels, strict=True)
+    ]
     write_records(directory / "examples" / "0.tfrecord", payloads)
     features = directory / "features"
-    words = [f"--examples={directory}/examples/*", f"--checkpoints={tiny.glob}", "--id_key=id", f"--output={features}"]
+    words = [
+        f"--examples={directory}/examples/*",
+        f"--checkpoints={tiny.glob}",
+        "--id_key=id",
+        f"--output={features}",
+    ]
     assert main(["features", *words]) == 0
-    assert main(["audit", f"--features={features}", "--min_suspicion=0.02", f"--output={directory / 'audit'}"]) == 0
     assert (
-        main(["score", f"--train_features={features}", f"--test_features={features}", "--k=3", f"--output={directory / 'influence'}"]) == 0
+        main(
+            [
+                "audit",
+                f"--features={features}",
+                "--min_suspicion=0.02",
+                f"--output={directory / 'audit'}",
+            ]
+        )
+        == 0
+    )
+    assert (
+        main(
+            [
+                "score",
+                f"--train_features={features}",
+                f"--test_features={features}",
+                "--k=3",
+                f"--output={directory / 'influence'}",
+            ]
+        )
+        == 0
     )
     return directory
 
@@ -44,14 +73,21 @@ def test_an_audit_is_told_with_its_first_suspects(results, tracin):
     assert f"{len(suspects)} suspects" in out
     out, _, more = out.partition("duplicates whose labels conflict:")
     told = [line.split() for line in out.splitlines() if "0.tfrecord" in line]
-    conflicting = [row for row in lines(results / "audit" / "duplicates.jsonl") if row["conflicting"]]
-    assert conflicting and [line.split()[1] for line in more.splitlines() if "0.tfrecord" in line] == [
-        row["example_id"] for row in conflicting[:4]
+    conflicting = [
+        row for row in lines(results / "audit" / "duplicates.jsonl") if row["conflicting"]
     ]
+    assert conflicting and [
+        line.split()[1] for line in more.splitlines() if "0.tfrecord" in line
+    ] == [row["example_id"] for row in conflicting[:4]]
     plain = [row for row in suspects[:4] if row["example_id"] != HOSTILE]
     assert len(told) == 4
     for row in plain:
-        assert [row["example_id"], str(row["label"]), str(row["suggested_label"]), f"{row['suspicion']:.4g}"] in [one[:4] for one in told]
+        assert [
+            row["example_id"],
+            str(row["label"]),
+            str(row["suggested_label"]),
+            f"{row['suspicion']:.4g}",
+        ] in [one[:4] for one in told]
 
 
 def test_an_example_of_an_audit_is_told_whole(results, tracin):
@@ -59,7 +95,11 @@ def test_an_example_of_an_audit_is_told_whole(results, tracin):
     assert status == 0, err
     told = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert "duplicates of it" not in out
-    assert told["example_id"].strip() == "ex-07" and told["offset"].strip() == "7" and "suspicion" in told
+    assert (
+        told["example_id"].strip() == "ex-07"
+        and told["offset"].strip() == "7"
+        and "suspicion" in told
+    )
 
 
 def test_the_duplicates_of_an_example_are_told_with_it(results, tracin):
@@ -74,11 +114,16 @@ def test_influence_is_told_by_the_row_and_of_one_test_example_whole(results, tra
     status, out, err = tracin("show", str(results / "influence"), "--rows=2")
     assert status == 0, err
     rows = lines(next((results / "influence").glob("*.jsonl")))
-    assert rows[1]["proponents"][0]["train_id"] in out and "ex-02" not in [line.split()[0] for line in out.splitlines() if line]
+    assert rows[1]["proponents"][0]["train_id"] in out and "ex-02" not in [
+        line.split()[0] for line in out.splitlines() if line
+    ]
     status, out, err = tracin("show", str(results / "influence"), "--id=ex-02")
     assert status == 0, err
     row = next(row for row in rows if row["test_id"] == "ex-02")
-    told = [f"{one['train_id']} (labelled {one['train_label']}) {one['score']:+.4g}" for one in (*row["proponents"], *row["opponents"])]
+    told = [
+        f"{one['train_id']} (labelled {one['train_label']}) {one['score']:+.4g}"
+        for one in (*row["proponents"], *row["opponents"])
+    ]
     assert [one for one in told if HOSTILE not in one and one not in out] == [] and len(told) > 3
 
 

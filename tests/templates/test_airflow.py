@@ -1,4 +1,6 @@
-"""The Airflow DAG: with Airflow where it is installed, else with stand-ins for the few names that it takes from there."""
+"""The Airflow DAG: with Airflow where it is installed, else with stand-ins for the few names that
+it takes from there.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,15 @@ import pytest
 
 from pipeline.running.dataflow import mistake
 from tests.fakes.dockerfile import TEMPLATES
-from tests.templates.test_workflow import ARGUMENT, ENVIRONMENT, LAST, ROOT, SUBMISSION, argument, assert_launchable
+from tests.templates.test_workflow import (
+    ARGUMENT,
+    ENVIRONMENT,
+    LAST,
+    ROOT,
+    SUBMISSION,
+    argument,
+    assert_launchable,
+)
 
 PATH = TEMPLATES / "airflow" / "tracin_nightly.py"
 
@@ -70,7 +80,9 @@ def stand_ins() -> dict[str, types.ModuleType]:
         },
         "airflow.models": {"Variable": type("Variable", (), {"get": None})},
         "airflow.providers.google.cloud.hooks.gcs": {"GCSHook": None},
-        "airflow.providers.google.cloud.operators.dataflow": {"DataflowStartFlexTemplateOperator": Operator},
+        "airflow.providers.google.cloud.operators.dataflow": {
+            "DataflowStartFlexTemplateOperator": Operator
+        },
     }
     modules = {}
     for name, content in names.items():
@@ -116,14 +128,24 @@ class Store:
 
 
 def complete(*nights: str) -> Store:
-    return Store(*(f"nightly/{night}/{step}/manifest.json" for night in nights for step in ("train_features", "test_features", "audit")))
+    return Store(
+        *(
+            f"nightly/{night}/{step}/manifest.json"
+            for night in nights
+            for step in ("train_features", "test_features", "audit")
+        )
+    )
 
 
 @pytest.fixture
 def run(nightly: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a task against a store; returns what was launched, or None. `ends` is what becomes of the job."""
+    """Runs a task against a store; returns what was launched, or None. `ends` is what becomes of
+    the job.
+    """
 
-    def run(step: str, store: Store, attempt: int = 1, ends: Any = lambda: "job", **changes: Any) -> Any:
+    def run(
+        step: str, store: Store, attempt: int = 1, ends: Any = lambda: "job", **changes: Any
+    ) -> Any:
         launched = []
 
         def execute(self: Any, context: Any) -> Any:
@@ -132,7 +154,11 @@ def run(nightly: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(nightly.DataflowStartFlexTemplateOperator, "execute", execute)
         monkeypatch.setattr(nightly, "GCSHook", store)
-        monkeypatch.setattr(nightly.Variable, "get", staticmethod(lambda name, deserialize_json: argument(**changes)))
+        monkeypatch.setattr(
+            nightly.Variable,
+            "get",
+            staticmethod(lambda name, deserialize_json: argument(**changes)),
+        )
         (task,) = (task for task in nightly.dag.tasks if task.task_id == step)
         task.execute({"ds": "2026-11-25", "ti": types.SimpleNamespace(try_number=attempt)})
         return launched[0] if launched else None
@@ -144,14 +170,27 @@ def test_a_night_is_one_line_of_tasks(nightly: Any) -> None:
     dag = nightly.dag
     assert dag.dag_id == "tracin_nightly" and dag.catchup is False and dag.max_active_runs == 1
     line = {task.task_id: task.downstream_task_ids for task in dag.tasks}
-    assert line == {"train_features": {"test_features"}, "test_features": {"influence"}, "influence": {"audit"}, "audit": set()}
+    assert line == {
+        "train_features": {"test_features"},
+        "test_features": {"influence"},
+        "influence": {"audit"},
+        "audit": set(),
+    }
     # Without a test set the two before it are skipped.
-    assert {task.task_id: str(getattr(task.trigger_rule, "value", task.trigger_rule)) for task in dag.tasks}["audit"] == "none_failed"
-    assert all((task.append_job_name, task.wait_until_finished, task.deferrable) == (False, True, False) for task in dag.tasks)
+    assert {
+        task.task_id: str(getattr(task.trigger_rule, "value", task.trigger_rule))
+        for task in dag.tasks
+    }["audit"] == "none_failed"
+    assert all(
+        (task.append_job_name, task.wait_until_finished, task.deferrable) == (False, True, False)
+        for task in dag.tasks
+    )
 
 
 @pytest.mark.parametrize("nights", [(), ("2026-11-20", "2026-11-24", "2026-11-26")])
-def test_what_is_launched_is_what_the_workflow_launches(nightly: Any, run: Any, nights: tuple[str, ...]) -> None:
+def test_what_is_launched_is_what_the_workflow_launches(
+    nightly: Any, run: Any, nights: tuple[str, ...]
+) -> None:
     from tests.templates.test_workflow import Google, night
 
     expected = {name: parameters for name, parameters in night(Google(*nights)).launched}
@@ -161,7 +200,10 @@ def test_what_is_launched_is_what_the_workflow_launches(nightly: Any, run: Any, 
         launch = body["launchParameter"]
         assert launch["parameters"] == expected.pop(launch["jobName"])
         assert launch["containerSpecGcsPath"] == f"gs://some-bucket/templates/{command}.json"
-        assert launch["environment"] == ARGUMENT["environment"] and set(launch["environment"]) <= ENVIRONMENT
+        assert (
+            launch["environment"] == ARGUMENT["environment"]
+            and set(launch["environment"]) <= ENVIRONMENT
+        )
         assert_launchable(command, launch["parameters"])
         assert mistake([*SUBMISSION, f"--job_name={launch['jobName']}"]) is None
         json.dumps(body)
@@ -206,7 +248,9 @@ def test_drift_is_told_apart_from_failure_and_not_tried_again(nightly: Any, run:
     assert not isinstance(caught.value, nightly.AirflowFailException)
 
 
-def test_rows_that_are_not_in_their_table_are_written_by_another_try(nightly: Any, run: Any) -> None:
+def test_rows_that_are_not_in_their_table_are_written_by_another_try(
+    nightly: Any, run: Any
+) -> None:
     store, table = complete("2026-11-24"), {"output_table": "some-project:nightly.audit"}
 
     def fails_at_the_table() -> None:

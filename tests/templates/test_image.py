@@ -27,14 +27,20 @@ LAUNCHER = "/opt/google/dataflow/python_template_launcher"
 def pinned(lock: str) -> dict[str, set[str]]:
     """The versions of each package in a lock; several where they differ between Pythons."""
     found: dict[str, set[str]] = {}
-    for name, version in re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^ \\;]+)", (ROOT / lock).read_text(), flags=re.MULTILINE):
+    for name, version in re.findall(
+        r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^ \\;]+)",
+        (ROOT / lock).read_text(),
+        flags=re.MULTILINE,
+    ):
         found.setdefault(name.lower(), set()).add(version)
     return found
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.gpu"])
 def test_hadolint_has_nothing_to_say(name: str) -> None:
-    done = subprocess.run([BIN / "hadolint", TEMPLATES / name], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [BIN / "hadolint", TEMPLATES / name], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -48,7 +54,13 @@ def test_what_is_copied_is_there(image: Dockerfile) -> None:
 
 
 def test_a_build_sees_what_it_copies_and_nothing_else() -> None:
-    copied = {source for image in (IMAGE, GPU) for copy in image.copies() if copy.image is None for source in copy.sources}
+    copied = {
+        source
+        for image in (IMAGE, GPU)
+        for copy in image.copies()
+        if copy.image is None
+        for source in copy.sources
+    }
     for path in context(ROOT / ".dockerignore"):
         assert path in copied or path.split("/")[0] in copied, path
     assert "tests/conftest.py" in tracked()
@@ -56,18 +68,26 @@ def test_a_build_sees_what_it_copies_and_nothing_else() -> None:
 
 @BOTH
 def test_nothing_is_installed_but_by_its_hash(image: Dockerfile) -> None:
-    installs = [part for run in image.of("RUN") for part in re.split(r"&&|\|", run) if " install " in part]
+    installs = [
+        part for run in image.of("RUN") for part in re.split(r"&&|\|", run) if " install " in part
+    ]
     assert installs
     for install in installs:
         assert "--no-deps" in install and "--no-cache-dir" in install
         if "-r " in install:
             assert "--require-hashes" in install
-            # Else pip would fetch what builds them, which no lock hashes; only what builds has nothing to be built with.
+            # Else pip would fetch what builds them, which no lock hashes; only what builds has
+            # nothing to be built with.
             assert "--no-build-isolation" in install or "/dev/stdin" in install
         else:
-            assert install.split(" install ")[1].split()[-1] == "." and "--no-build-isolation" in install
+            assert (
+                install.split(" install ")[1].split()[-1] == "."
+                and "--no-build-isolation" in install
+            )
     assert any("pip check" in run for run in image.of("RUN"))
-    assert not any(word in run for run in image.of("RUN") for word in ("apt-get", "curl", "wget", "http"))
+    assert not any(
+        word in run for run in image.of("RUN") for word in ("apt-get", "curl", "wget", "http")
+    )
 
 
 @BOTH
@@ -104,7 +124,10 @@ def test_base_images_are_of_the_versions_that_the_lock_has() -> None:
     python = re.fullmatch(r"python:(3\.\d+)\.\d+-slim-\w+", bases["PYTHON_IMAGE"])
     assert python
     assert bases["BEAM_IMAGE"] == f"apache/beam_python{python[1]}_sdk:{beam}"
-    assert re.fullmatch(rf".*/python{python[1].replace('.', '')}-template-launcher-base:\d{{8}}_RC\d\d", bases["LAUNCHER_IMAGE"])
+    assert re.fullmatch(
+        rf".*/python{python[1].replace('.', '')}-template-launcher-base:\d{{8}}_RC\d\d",
+        bases["LAUNCHER_IMAGE"],
+    )
     assert f"Programming Language :: Python :: {python[1]}" in (ROOT / "pyproject.toml").read_text()
 
 
@@ -119,13 +142,29 @@ def test_workers_with_an_accelerator_run_what_the_others_run() -> None:
 def test_programs_import_their_package_and_not_each_other() -> None:
     # Beside them, `import features` would be another module than `pipeline.commands.features`.
     for command in metadata.COMMANDS:
-        imported = re.findall(r"^(?:from|import) (\S+)", (ROOT / "pipeline" / "commands" / f"{command}.py").read_text(), flags=re.MULTILINE)
+        imported = re.findall(
+            r"^(?:from|import) (\S+)",
+            (ROOT / "pipeline" / "commands" / f"{command}.py").read_text(),
+            flags=re.MULTILINE,
+        )
         assert not set(imported) & set(metadata.COMMANDS)
 
 
 def test_the_package_holds_all_that_the_programs_open(tmp_path: pathlib.Path) -> None:
     sources = fill(tmp_path / "src")
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", tmp_path, "."]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--wheel-dir",
+        tmp_path,
+        ".",
+    ]
     subprocess.run(pip, cwd=tmp_path / "src", check=True, capture_output=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())
@@ -145,17 +184,29 @@ def fill(directory: pathlib.Path) -> list[str]:
 
 @pytest.mark.images
 def test_the_images_install_and_their_programs_start(tmp_path: pathlib.Path) -> None:
-    """Every RUN of both Dockerfiles, the second over the first, in a new environment with nothing but what is copied."""
+    """Every RUN of both Dockerfiles, the second over the first, in a new environment with nothing
+    but what is copied.
+    """
     fill(tmp_path / "src")
     template = tmp_path / "template"
     template.mkdir()
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     env = {"PATH": f"{tmp_path}/venv/bin:{os.environ['PATH']}", "HOME": str(tmp_path)}
-    env.update((name, os.environ[name]) for name in os.environ if name.startswith(("PIP_", "SSL_", "REQUESTS_")))
+    env.update(
+        (name, os.environ[name])
+        for name in os.environ
+        if name.startswith(("PIP_", "SSL_", "REQUESTS_"))
+    )
     for image in (IMAGE, GPU):
         for run in image.of("RUN"):
             # Both directories that RUN lines see are made from the same files here.
-            done = subprocess.run(["bash", "-o", "pipefail", "-c", run], cwd=tmp_path / "src", env=env, capture_output=True, text=True)
+            done = subprocess.run(
+                ["bash", "-o", "pipefail", "-c", run],
+                cwd=tmp_path / "src",
+                env=env,
+                capture_output=True,
+                text=True,
+            )
             assert done.returncode == 0, f"{run}\n{done.stdout}{done.stderr}"
         if image is IMAGE:
             for copy in image.copies():
@@ -164,7 +215,15 @@ def test_the_images_install_and_their_programs_start(tmp_path: pathlib.Path) -> 
                         shutil.copy(ROOT / source, template)
             for command in metadata.COMMANDS:
                 done = subprocess.run(
-                    ["python", template / f"{command}.py", "--help"], cwd=template, env=env, capture_output=True, text=True
+                    ["python", template / f"{command}.py", "--help"],
+                    cwd=template,
+                    env=env,
+                    capture_output=True,
+                    text=True,
                 )
-                assert done.returncode == 0 and f"usage: tracin {command}" in done.stdout, done.stderr
-                assert not {"matplotlib", "pytest"} & {path.name for path in (tmp_path / "venv").glob("lib/*/site-packages/*")}
+                assert done.returncode == 0 and f"usage: tracin {command}" in done.stdout, (
+                    done.stderr
+                )
+                assert not {"matplotlib", "pytest"} & {
+                    path.name for path in (tmp_path / "venv").glob("lib/*/site-packages/*")
+                }

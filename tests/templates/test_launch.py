@@ -1,4 +1,6 @@
-"""Each program, started as a Flex Template's launcher starts it: a graph is written, and that graph alone does everything."""
+"""Each program, started as a Flex Template's launcher starts it: a graph is written, and that graph
+alone does everything.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,10 @@ def store(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stor
         for name, payloads in (("train", tiny.payloads()), ("test", tiny.payloads()[:10])):
             store.put(f"examples/{name}-0", write_records(directory / name, payloads).read_bytes())
             flags = {"examples": f"{HERE}/examples/{name}-*", "output": f"{HERE}/{name}_features"}
-            assert features.run([f"--{key}={value}" for key, value in {**EXTRACTION, **flags}.items()]) == 0
+            assert (
+                features.run([f"--{key}={value}" for key, value in {**EXTRACTION, **flags}.items()])
+                == 0
+            )
         yield store
 
 
@@ -98,12 +103,26 @@ PARAMETERS: dict[str, dict[str, str]] = {
         "accelerator": "type:nvidia-l4;count:1;install-nvidia-driver",
     },
     "features": {**EXTRACTION, "examples": f"{HERE}/examples/train-*", "labels": "given"},
-    "score": {"train_features": f"{HERE}/train_features", "test_features": f"{HERE}/test_features", "normalize": "cosine", "k": "3"},
-    "audit": {"features": f"{HERE}/train_features", "test_features": f"{HERE}/test_features", "min_suspicion": "0.4"},
+    "score": {
+        "train_features": f"{HERE}/train_features",
+        "test_features": f"{HERE}/test_features",
+        "normalize": "cosine",
+        "k": "3",
+    },
+    "audit": {
+        "features": f"{HERE}/train_features",
+        "test_features": f"{HERE}/test_features",
+        "min_suspicion": "0.4",
+    },
 }
 # Of each, the step that makes its result and the one that commits it.
 STEPS = {
-    "influence": {"ComputeTrainFeatures", "ComputeTestFeatures", "ScoreInfluence", "WriteInfluence"},
+    "influence": {
+        "ComputeTrainFeatures",
+        "ComputeTestFeatures",
+        "ScoreInfluence",
+        "WriteInfluence",
+    },
     "features": {"ComputeFeatureSet"},
     "score": {"ScoreInfluence", "WriteInfluence"},
     "audit": {"AuditLabels", "WriteAudit"},
@@ -112,7 +131,9 @@ STEPS = {
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The directory of the image where the launcher finds the programs, as the Dockerfile fills it."""
+    """The directory of the image where the launcher finds the programs, as the Dockerfile fills
+    it.
+    """
     directory = tmp_path_factory.mktemp("image")
     for copy in read("Dockerfile").copies():
         if copy.target == "/template/":
@@ -123,7 +144,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """What Python imports first: it keeps Beam from looking for Google's credentials, which takes half a minute."""
+    """What Python imports first: it keeps Beam from looking for Google's credentials, which takes
+    half a minute.
+    """
     directory = tmp_path_factory.mktemp("site")
     lines = (
         "from apache_beam.internal.gcp import auth",
@@ -145,11 +168,18 @@ def launch(command: str, store: Store, template: pathlib.Path, site: pathlib.Pat
     for name, value in parameters.items():
         assert re.fullmatch(told[name]["regexes"][0], value), name
     assert set(parameters) >= {name for name, one in told.items() if not one["isOptional"]}
-    program = dict(read("Dockerfile", COMMAND=command).environment())["FLEX_TEMPLATE_PYTHON_PY_FILE"]
+    program = dict(read("Dockerfile", COMMAND=command).environment())[
+        "FLEX_TEMPLATE_PYTHON_PY_FILE"
+    ]
     assert program.startswith("/template/")
     store.requests.clear()
     done = subprocess.run(
-        [sys.executable, program.replace("/template", str(template)), *(f"--{k}={v}" for k, v in parameters.items()), *SERVICE],
+        [
+            sys.executable,
+            program.replace("/template", str(template)),
+            *(f"--{k}={v}" for k, v in parameters.items()),
+            *SERVICE,
+        ],
         cwd=template,
         env={**os.environ, "PYTHONPATH": str(site)},
         capture_output=True,
@@ -160,11 +190,15 @@ def launch(command: str, store: Store, template: pathlib.Path, site: pathlib.Pat
     job = json.loads(store.objects("staging/template_launches/1/")["job_object"])
     url = job["environment"]["sdkPipelineOptions"]["options"]["pipelineUrl"]
     staged = store.objects(url.removeprefix(f"{HERE}/"))[""]
-    return Launch(done, job, beam_runner_api_pb2.Pipeline.FromString(staged), written(store, command))
+    return Launch(
+        done, job, beam_runner_api_pb2.Pipeline.FromString(staged), written(store, command)
+    )
 
 
 def permission(request: str) -> tuple[str, str]:
-    """What whoever makes a request of Cloud Storage must be allowed, and the object, if it is one."""
+    """What whoever makes a request of Cloud Storage must be allowed, and the object, if it is
+    one.
+    """
     method, url = request.split(" ", 1)
     path = url.split("?")[0].rstrip("/")
     if path == "/batch/storage/v1":
@@ -173,9 +207,13 @@ def permission(request: str) -> tuple[str, str]:
     found = re.fullmatch(r"(?:/upload|/download)?/storage/v1/b/[^/]+(?:/o(?:/(.+))?)?", path)
     assert found, request
     if method == "GET":
-        what = "objects.get" if found[1] else "objects.list" if path.endswith("/o") else "buckets.get"
+        what = (
+            "objects.get" if found[1] else "objects.list" if path.endswith("/o") else "buckets.get"
+        )
     else:
-        what = {"DELETE": "objects.delete", "POST": "objects.create", "PUT": "objects.create"}[method]
+        what = {"DELETE": "objects.delete", "POST": "objects.create", "PUT": "objects.create"}[
+            method
+        ]
     return what, found[1] or "".join(re.findall(r"[?&](?:name|prefix)=([^&]+)", url))
 
 
@@ -189,7 +227,11 @@ def written(store: Store, command: str) -> dict[str, bytes]:
 def test_the_graph_is_written_and_nothing_else(command: str, launch: Launch) -> None:
     assert launch.written == {}
     assert launch.done.stdout.splitlines()[-1] == "the graph is built; nothing has run"
-    leaves = {t.unique_name.split("/")[0] for t in launch.graph.components.transforms.values() if not t.subtransforms}
+    leaves = {
+        t.unique_name.split("/")[0]
+        for t in launch.graph.components.transforms.values()
+        if not t.subtransforms
+    }
     assert leaves >= STEPS[command]
 
 
@@ -201,12 +243,19 @@ def test_the_job_is_as_the_parameters_say(command: str, launch: Launch) -> None:
     (pool,) = launch.job["environment"]["workerPools"]
     assert {one["containerImage"] for one in pool["sdkHarnessContainerImages"]} == {IMAGE}
     # The image holds the programs.
-    assert {one["name"] for one in pool.get("packages", [])} == {"submission_environment_dependencies.txt"}
-    hints = {one.resource_hints.get("beam:resources:accelerator:v1") for one in launch.graph.components.environments.values()}
+    assert {one["name"] for one in pool.get("packages", [])} == {
+        "submission_environment_dependencies.txt"
+    }
+    hints = {
+        one.resource_hints.get("beam:resources:accelerator:v1")
+        for one in launch.graph.components.environments.values()
+    }
     assert (PARAMETERS[command].get("accelerator", "").encode() or None) in hints
 
 
-def test_the_graph_alone_leaves_a_complete_result(command: str, launch: Launch, store: Store) -> None:
+def test_the_graph_alone_leaves_a_complete_result(
+    command: str, launch: Launch, store: Store
+) -> None:
     """What Dataflow would be given runs here, in another process than the one that built it."""
     graph = beam_runner_api_pb2.Pipeline.FromString(launch.graph.SerializeToString())
     for environment in graph.components.environments.values():
@@ -214,18 +263,33 @@ def test_the_graph_alone_leaves_a_complete_result(command: str, launch: Launch, 
         environment.urn, environment.payload = python_urns.EMBEDDED_PYTHON, b""
         del environment.dependencies[:]
     options = PipelineOptions([])
-    result = FnApiRunner().run_pipeline(beam.Pipeline.from_runner_api(graph, FnApiRunner(), options), options)
+    result = FnApiRunner().run_pipeline(
+        beam.Pipeline.from_runner_api(graph, FnApiRunner(), options), options
+    )
     result.wait_until_finish()
     output = f"{HERE}/out/{command}"
     found = manifests.read(output, FeatureManifest if command == "features" else Manifest, "output")
     assert found.kind == {"score": "influence"}.get(command, command)
     for file in found.files:
         assert file.name in written(store, command)
-    extra = {"influence": {"train_features/manifest.json", "test_features/manifest.json"}, "audit": {"report.html", "summary.json"}}
+    extra = {
+        "influence": {"train_features/manifest.json", "test_features/manifest.json"},
+        "audit": {"report.html", "summary.json"},
+    }
     assert set(written(store, command)) >= extra.get(command, set())
-    # What templates/terraform grants the workers: roles/storage.objectUser and legacyBucketReader on the bucket of results, and
-    # roles/storage.objectViewer on those of the data.
+    # What templates/terraform grants the workers: roles/storage.objectUser and legacyBucketReader
+    # on the bucket of results, and roles/storage.objectViewer on those of the data.
     asked = {permission(request) for request in store.requests}
-    assert {what for what, _ in asked} <= {"objects.get", "objects.list", "objects.create", "objects.delete", "buckets.get"}
-    read_only = {what for what, name in asked if name.startswith(("examples/", "checkpoints/", "train_features/", "test_features/"))}
+    assert {what for what, _ in asked} <= {
+        "objects.get",
+        "objects.list",
+        "objects.create",
+        "objects.delete",
+        "buckets.get",
+    }
+    read_only = {
+        what
+        for what, name in asked
+        if name.startswith(("examples/", "checkpoints/", "train_features/", "test_features/"))
+    }
     assert read_only and read_only <= {"objects.get", "objects.list"}

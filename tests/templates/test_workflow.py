@@ -28,7 +28,10 @@ ARGUMENT: dict[str, Any] = {
     "prefix": "nightly",
     "templates": "gs://some-bucket/templates",
     "region": "europe-west1",
-    "environment": {"serviceAccountEmail": "worker@some-project.iam.gserviceaccount.com", "tempLocation": "gs://some-bucket/tmp"},
+    "environment": {
+        "serviceAccountEmail": "worker@some-project.iam.gserviceaccount.com",
+        "tempLocation": "gs://some-bucket/tmp",
+    },
     "model": {"checkpoints": "gs://data/checkpoints/*.keras", "id_key": "id"},
     "train": {"examples": "gs://data/train-*"},
     "test": {"examples": "gs://data/test-*"},
@@ -40,8 +43,24 @@ NIGHT = ("train_features", "test_features", "influence", "audit")
 
 # Of FlexTemplateRuntimeEnvironment.
 ENVIRONMENT = {
-    *("serviceAccountEmail", "tempLocation", "stagingLocation", "maxWorkers", "numWorkers", "machineType", "diskSizeGb", "network"),
-    *("subnetwork", "ipConfiguration", "additionalExperiments", "additionalUserLabels", "sdkContainerImage", "launcherMachineType"),
+    *(
+        "serviceAccountEmail",
+        "tempLocation",
+        "stagingLocation",
+        "maxWorkers",
+        "numWorkers",
+        "machineType",
+        "diskSizeGb",
+        "network",
+    ),
+    *(
+        "subnetwork",
+        "ipConfiguration",
+        "additionalExperiments",
+        "additionalUserLabels",
+        "sdkContainerImage",
+        "launcherMachineType",
+    ),
 }
 
 
@@ -56,12 +75,16 @@ class Google:
     Attributes:
         objects: names of what is in the bucket.
         launched: the launch requests that made a job.
-        ends: for each step of a night how its jobs end, one after another; what is not there is `"done"`.
-        faults: what becomes of the next calls of a method: an error, or `"lost"`, where the call is carried out and its answer lost.
+        ends: for each step of a night how its jobs end, one after another; what is not there is
+            `"done"`.
+        faults: what becomes of the next calls of a method: an error, or `"lost"`, where the call is
+            carried out and its answer lost.
     """
 
     def __init__(self, *nights: str, **ends: list[str]) -> None:
-        self.objects = {f"nightly/{night}/{step}/manifest.json" for night in nights for step in NIGHT}
+        self.objects = {
+            f"nightly/{night}/{step}/manifest.json" for night in nights for step in NIGHT
+        }
         self.ends = ends
         self.faults: dict[str, list[Raised | str]] = {}
         self.launched: list[dict[str, Any]] = []
@@ -76,7 +99,10 @@ class Google:
             "googleapis.storage.v1.objects.list": self.list_objects,
         }
         return {
-            name: self._faulty(name.rsplit(".", 1)[0].rsplit(".", 1)[1] + "." + name.rsplit(".", 1)[1], m) for name, m in methods.items()
+            name: self._faulty(
+                name.rsplit(".", 1)[0].rsplit(".", 1)[1] + "." + name.rsplit(".", 1)[1], m
+            )
+            for name, m in methods.items()
         }
 
     def _faulty(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,7 +119,11 @@ class Google:
         return call
 
     def launch(self, projectId: str, location: str, body: dict[str, Any]) -> dict[str, Any]:
-        assert (projectId, location, set(body)) == ("some-project", "europe-west1", {"launchParameter"})
+        assert (projectId, location, set(body)) == (
+            "some-project",
+            "europe-west1",
+            {"launchParameter"},
+        )
         request = body["launchParameter"]
         assert set(request) == {"jobName", "containerSpecGcsPath", "parameters", "environment"}
         assert set(request["environment"]) <= ENVIRONMENT
@@ -101,14 +131,24 @@ class Google:
         assert mistake([*SUBMISSION, f"--job_name={name}"]) is None
         if any(job["name"] == name and job["left"] for job in self._jobs):
             raise http_error(409)
-        found = re.fullmatch(r"gs://some-bucket/templates/(\w+)\.json", request["containerSpecGcsPath"])
+        found = re.fullmatch(
+            r"gs://some-bucket/templates/(\w+)\.json", request["containerSpecGcsPath"]
+        )
         assert found
         parameters = request["parameters"]
         assert_launchable(found[1], parameters)
         step = parameters["output"].removeprefix(ROOT)
         end = (self.ends.get(step) or ["done"]).pop(0) if self.ends.get(step) else "done"
         self.launched.append(request)
-        self._jobs.append({"id": f"job-{len(self._jobs)}", "name": name, "left": 3, "end": end, "output": parameters["output"]})
+        self._jobs.append(
+            {
+                "id": f"job-{len(self._jobs)}",
+                "name": name,
+                "left": 3,
+                "end": end,
+                "output": parameters["output"],
+            }
+        )
         return {"job": {"id": self._jobs[-1]["id"], "name": name}}
 
     def get(self, projectId: str, location: str, jobId: str) -> dict[str, Any]:
@@ -116,7 +156,10 @@ class Google:
         if job["left"] > 1 or (job["left"] and job["end"] != "hangs"):
             job["left"] -= 1
         if job["left"]:
-            return {"id": jobId, "currentState": "JOB_STATE_QUEUED" if job["left"] == 2 else "JOB_STATE_RUNNING"}
+            return {
+                "id": jobId,
+                "currentState": "JOB_STATE_QUEUED" if job["left"] == 2 else "JOB_STATE_RUNNING",
+            }
         if job["end"] in ("done", "crossed"):
             self.objects.add(job["output"].removeprefix("gs://some-bucket/") + "/manifest.json")
         states = {"done": "DONE", "crossed": "FAILED", "failed": "FAILED", "cancelled": "CANCELLED"}
@@ -128,17 +171,40 @@ class Google:
         return {"jobs": active} if active else {}
 
     def list_objects(
-        self, bucket: str, prefix: str, delimiter: str = "", startOffset: str = "", endOffset: str = "\uffff", maxResults: int = 1000
+        self,
+        bucket: str,
+        prefix: str,
+        delimiter: str = "",
+        startOffset: str = "",
+        endOffset: str = "\uffff",
+        maxResults: int = 1000,
     ) -> dict[str, Any]:
         assert bucket == "some-bucket"
-        names = sorted(name for name in self.objects if name.startswith(prefix) and startOffset <= name < endOffset)
-        folders = sorted({prefix + name[len(prefix) :].split(delimiter)[0] + delimiter for name in names} if delimiter else ())
-        items = [{"name": name} for name in names if not delimiter or delimiter not in name[len(prefix) :]][:maxResults]
+        names = sorted(
+            name
+            for name in self.objects
+            if name.startswith(prefix) and startOffset <= name < endOffset
+        )
+        folders = sorted(
+            {prefix + name[len(prefix) :].split(delimiter)[0] + delimiter for name in names}
+            if delimiter
+            else ()
+        )
+        items = [
+            {"name": name}
+            for name in names
+            if not delimiter or delimiter not in name[len(prefix) :]
+        ][:maxResults]
         # A list of nothing is left out of an answer.
         return {key: value for key, value in (("items", items), ("prefixes", folders)) if value}
 
 
-SUBMISSION = ("--runner=DataflowRunner", "--project=some-project", "--region=europe-west1", "--temp_location=gs://some-bucket/tmp")
+SUBMISSION = (
+    "--runner=DataflowRunner",
+    "--project=some-project",
+    "--region=europe-west1",
+    "--temp_location=gs://some-bucket/tmp",
+)
 
 
 def assert_launchable(command: str, parameters: dict[str, Any]) -> None:
@@ -205,8 +271,14 @@ def test_a_first_night_has_nothing_to_compare_with(copies: bool) -> None:
     assert done.error is None
     model = {"checkpoints": "gs://data/checkpoints/*.keras", "id_key": "id"}
     assert done.launched == [
-        ("tracin-train-features-2026-11-25-1", {**model, "examples": "gs://data/train-*", "output": f"{ROOT}train_features"}),
-        ("tracin-test-features-2026-11-25-1", {**model, "examples": "gs://data/test-*", "output": f"{ROOT}test_features"}),
+        (
+            "tracin-train-features-2026-11-25-1",
+            {**model, "examples": "gs://data/train-*", "output": f"{ROOT}train_features"},
+        ),
+        (
+            "tracin-test-features-2026-11-25-1",
+            {**model, "examples": "gs://data/test-*", "output": f"{ROOT}test_features"},
+        ),
         (
             "tracin-influence-2026-11-25-1",
             {
@@ -227,7 +299,12 @@ def test_a_first_night_has_nothing_to_compare_with(copies: bool) -> None:
             },
         ),
     ]
-    assert done.result == {"date": "2026-11-25", "results": ROOT, "previous": "", **dict.fromkeys(NIGHT, "done")}
+    assert done.result == {
+        "date": "2026-11-25",
+        "results": ROOT,
+        "previous": "",
+        **dict.fromkeys(NIGHT, "done"),
+    }
     assert all(one["environment"] == ARGUMENT["environment"] for one in done.google.launched)
 
 
@@ -249,7 +326,10 @@ def test_a_further_night_copies_and_compares(copies: bool) -> None:
 def test_without_a_test_set_there_is_no_influence(copies: bool) -> None:
     done = night(Google("2026-11-24"), copies, test=None, score=None, audit=None, drift=None)
     assert done.error is None
-    assert [name for name, _ in done.launched] == ["tracin-train-features-2026-11-25-1", "tracin-audit-2026-11-25-1"]
+    assert [name for name, _ in done.launched] == [
+        "tracin-train-features-2026-11-25-1",
+        "tracin-audit-2026-11-25-1",
+    ]
     assert dict(done.launched)["tracin-audit-2026-11-25-1"] == {
         "features": f"{ROOT}train_features",
         "previous": f"{LAST}audit",
@@ -259,11 +339,15 @@ def test_without_a_test_set_there_is_no_influence(copies: bool) -> None:
 
 @both
 def test_a_base_that_no_longer_fits_is_dropped(copies: bool) -> None:
-    # As where there are new checkpoints: the program refuses the base, and the job fails before it starts.
+    # As where there are new checkpoints: the program refuses the base, and the job fails before it
+    # starts.
     done = night(Google("2026-11-24", train_features=["failed"]), copies)
     assert done.error is None
     (first, second) = done.launched[:2]
-    assert (first[0], second[0]) == ("tracin-train-features-2026-11-25-1", "tracin-train-features-2026-11-25-2")
+    assert (first[0], second[0]) == (
+        "tracin-train-features-2026-11-25-1",
+        "tracin-train-features-2026-11-25-2",
+    )
     assert {name: value for name, value in first[1].items() if name != "base"} == second[1]
 
 
@@ -276,23 +360,47 @@ def test_where_nights_have_other_checkpoints_nothing_is_copied() -> None:
 
 def test_a_test_set_that_is_new_has_no_base() -> None:
     google = Google("2026-11-24")
-    google.objects -= {"nightly/2026-11-24/test_features/manifest.json", "nightly/2026-11-24/influence/manifest.json"}
+    google.objects -= {
+        "nightly/2026-11-24/test_features/manifest.json",
+        "nightly/2026-11-24/influence/manifest.json",
+    }
     done = night(google)
     assert done.error is None
     sent = dict(done.launched)
-    assert "base" in sent["tracin-train-features-2026-11-25-1"] and "base" not in sent["tracin-test-features-2026-11-25-1"]
+    assert (
+        "base" in sent["tracin-train-features-2026-11-25-1"]
+        and "base" not in sent["tracin-test-features-2026-11-25-1"]
+    )
 
 
 def test_a_step_that_fails_again_ends_the_night() -> None:
     done = night(Google(influence=["failed", "failed"]))
     assert done.error["tags"] == ["Failed"]
-    assert done.error["message"] == ("influence of 2026-11-25 ended as JOB_STATE_FAILED, see job tracin-influence-2026-11-25-2 (job-3)")
-    assert [name.split("-")[1] for name, _ in done.launched] == ["train", "test", "influence", "influence"]
+    assert done.error["message"] == (
+        "influence of 2026-11-25 ended "
+        "as "
+        "JOB_STATE_FAILED, "
+        "see "
+        "job "
+        "tracin-influence-2026-11-25-2 "
+        "(job-3)"
+    )
+    assert [name.split("-")[1] for name, _ in done.launched] == [
+        "train",
+        "test",
+        "influence",
+        "influence",
+    ]
     # The next try takes up where this one ended.
     again = night(done.google)
     assert again.error is None
-    assert [name for name, _ in again.launched] == ["tracin-influence-2026-11-25-1", "tracin-audit-2026-11-25-1"]
-    assert again.result["train_features"] == "already complete" and again.result["influence"] == "done"
+    assert [name for name, _ in again.launched] == [
+        "tracin-influence-2026-11-25-1",
+        "tracin-audit-2026-11-25-1",
+    ]
+    assert (
+        again.result["train_features"] == "already complete" and again.result["influence"] == "done"
+    )
 
 
 def test_the_number_of_tries_is_a_setting() -> None:
@@ -311,8 +419,18 @@ def test_what_a_person_cancelled_is_not_tried_again() -> None:
 def test_drift_is_told_apart_from_failure(copies: bool) -> None:
     done = night(Google("2026-11-24", audit=["crossed"]), copies)
     assert done.error["tags"] == ["Drift"]
-    assert done.error["message"] == f"drift; the audit of 2026-11-25 is complete and crosses a threshold, see {ROOT}audit/report.html"
-    assert done.error["outcome"]["influence"] == "done" and done.error["outcome"]["audit"] == "crossed"
+    assert (
+        done.error["message"] == "drift; the audit of 2026-11-25 is complete "
+        "and "
+        "crosses "
+        "a "
+        "threshold, "
+        "see "
+        f"{ROOT}audit/report.html"
+    )
+    assert (
+        done.error["outcome"]["influence"] == "done" and done.error["outcome"]["audit"] == "crossed"
+    )
     # It is told once: the job was not started again, and the same date is complete.
     assert [name for name, _ in done.launched if "audit" in name] == ["tracin-audit-2026-11-25-1"]
     assert night(done.google).result["audit"] == "already complete"
@@ -323,13 +441,24 @@ def test_rows_that_are_not_in_their_table_are_written_by_another_try() -> None:
     table = {"output_table": "some-project:nightly.audit"}
     done = night(Google(audit=["crossed", "done"]), audit=table)
     assert done.error is None and done.result["audit"] == "done"
-    assert [name for name, _ in done.launched][-2:] == ["tracin-audit-2026-11-25-1", "tracin-audit-2026-11-25-2"]
-    assert all(parameters["output_table"] == table["output_table"] for _, parameters in done.launched[-2:])
+    assert [name for name, _ in done.launched][-2:] == [
+        "tracin-audit-2026-11-25-1",
+        "tracin-audit-2026-11-25-2",
+    ]
+    assert all(
+        parameters["output_table"] == table["output_table"] for _, parameters in done.launched[-2:]
+    )
     # Where that does not help, nobody can tell from outside which of the two it is.
     failed = night(Google(audit=["crossed", "crossed"]), audit=table)
     assert failed.error["tags"] == ["Failed"]
     assert failed.error["message"] == (
-        "audit of 2026-11-25 is complete, but crosses a threshold or has no rows in its table, see job tracin-audit-2026-11-25-2 (job-4)"
+        "audit of 2026-11-25 is complete, but crosses a threshold or has no "
+        "rows "
+        "in "
+        "its "
+        "table, "
+        "see "
+        "job tracin-audit-2026-11-25-2 (job-4)"
     )
 
 
@@ -349,7 +478,9 @@ def test_a_job_whose_launch_got_lost_is_found_again() -> None:
     google.faults = {"flexTemplates.launch": ["lost"], "jobs.list": [http_error(503)]}
     done = night(google)
     assert done.error is None
-    assert [name for name, _ in done.launched if "train" in name] == ["tracin-train-features-2026-11-25-1"]
+    assert [name for name, _ in done.launched if "train" in name] == [
+        "tracin-train-features-2026-11-25-1"
+    ]
 
 
 def test_what_is_refused_is_told() -> None:
@@ -404,4 +535,8 @@ def test_every_step_is_carried_out_in_one_of_these_tests() -> None:
     ]
     visited = set().union(*(one.visited for one in nights))
     definition = yaml.safe_load(TEXT)
-    assert visited == {(name, step) for name, workflow in definition.items() for step, _ in workflows.steps(workflow)}
+    assert visited == {
+        (name, step)
+        for name, workflow in definition.items()
+        for step, _ in workflows.steps(workflow)
+    }

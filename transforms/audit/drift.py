@@ -1,6 +1,8 @@
-"""What changed between two audits: examples, suspects, and how self-influence is distributed in each class.
+"""What changed between two audits: examples, suspects, and how self-influence is distributed in
+each class.
 
-Examples are matched by id. Both audits' rows are spread over buckets by a hash of the id, as arrays, and each bucket is compared at once.
+Examples are matched by id. Both audits' rows are spread over buckets by a hash of the id, as
+arrays, and each bucket is compared at once.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ COLUMNS = ("example_id", "content_digest", "label", "suspicion", "self_influence
 def spread(table: pa.Table, buckets: int) -> Iterator[tuple[int, pa.Table]]:
     """Rows of an audit by bucket: (bucket, the columns that are compared)."""
     kept = table.select(COLUMNS)
-    place = (id_hashes(one.encode() for one in kept["example_id"].to_pylist()) % buckets).astype(np.int64)
+    place = (id_hashes(one.encode() for one in kept["example_id"].to_pylist()) % buckets).astype(
+        np.int64
+    )
     for bucket in np.unique(place).tolist():
         yield bucket, kept.filter(pa.array(place == bucket))
 
@@ -47,7 +51,12 @@ def buckets(previous: Manifest) -> int:
 
 def read_rows(file: StoredFile, directory: str, count: int) -> Iterator[tuple[int, pa.Table]]:
     """Reads, verifies and spreads a file of the previous audit's rows."""
-    yield from spread(pq.read_table(io.BytesIO(filesystems.read_verified(directory, file)), columns=list(COLUMNS)), count)
+    yield from spread(
+        pq.read_table(
+            io.BytesIO(filesystems.read_verified(directory, file)), columns=list(COLUMNS)
+        ),
+        count,
+    )
 
 
 def example_files(previous: Manifest) -> list[StoredFile]:
@@ -57,7 +66,8 @@ def example_files(previous: Manifest) -> list[StoredFile]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Distributions:
-    """How many examples of each label have which self-influence; equal in whatever order they are added.
+    """How many examples of each label have which self-influence; equal in whatever order they are
+    added.
 
     Attributes:
         keys: [m, 2] int64, ascending: label and bin.
@@ -72,34 +82,44 @@ class Distributions:
         """Counts examples."""
         with np.errstate(divide="ignore"):
             octaves = np.log2(self_influence) * _BINS_PER_OCTAVE
-        bins = np.where(np.isfinite(octaves), np.floor(np.nan_to_num(octaves, neginf=0)), _LOWEST_BIN).astype(np.int64)
+        bins = np.where(
+            np.isfinite(octaves), np.floor(np.nan_to_num(octaves, neginf=0)), _LOWEST_BIN
+        ).astype(np.int64)
         keys, counts = np.unique(np.stack([labels, bins], axis=1), axis=0, return_counts=True)
         return Distributions(keys, counts)
 
     @staticmethod
     def merge(parts: Sequence[Distributions]) -> Distributions:
         """Adds counts up."""
-        keys, places = np.unique(np.concatenate([part.keys for part in parts]), axis=0, return_inverse=True)
+        keys, places = np.unique(
+            np.concatenate([part.keys for part in parts]), axis=0, return_inverse=True
+        )
         counts = np.zeros(len(keys), np.int64)
         np.add.at(counts, places.reshape(-1), np.concatenate([part.counts for part in parts]))
         return Distributions(keys, counts)
 
     def octaves(self) -> list[tuple[float, float, int]]:
-        """How many examples of any label there are from each power of two to the next, without gaps; zeros are left out."""
+        """How many examples of any label there are from each power of two to the next, without
+        gaps; zeros are left out.
+        """
         above = self.keys[:, 1] != _LOWEST_BIN
         octave = self.keys[above, 1] // _BINS_PER_OCTAVE
         if not len(octave):
             return []
         first = int(octave.min())
         counts = np.bincount(octave - first, self.counts[above])
-        return [(2.0 ** (first + i), 2.0 ** (first + i + 1), int(count)) for i, count in enumerate(counts)]
+        return [
+            (2.0 ** (first + i), 2.0 ** (first + i + 1), int(count))
+            for i, count in enumerate(counts)
+        ]
 
 
 def shift(now: Distributions, then: Distributions, label: int) -> tuple[float | None, float | None]:
-    """The Kolmogorov-Smirnov distance between a label's self-influences, and the p-value of their being drawn from one distribution.
+    """The Kolmogorov-Smirnov distance between a label's self-influences, and the p-value of their
+    being drawn from one distribution.
 
-    Both None where one of them has no example of the label. The distance is that of the binned values, at most the exact one; the p-value
-    is the asymptotic one (Stephens 1970).
+    Both None where one of them has no example of the label. The distance is that of the binned
+    values, at most the exact one; the p-value is the asymptotic one (Stephens 1970).
     """
     chosen = [one.keys[:, 0] == label for one in (now, then)]
     counts = [one.counts[rows] for one, rows in zip((now, then), chosen, strict=True)]
@@ -116,7 +136,11 @@ def shift(now: Distributions, then: Distributions, label: int) -> tuple[float | 
     root = math.sqrt(sizes[0] * sizes[1] / (sizes[0] + sizes[1]))
     scaled = (root + 0.12 + 0.11 / root) * distance
     # The series converges slowly near 0, where the p-value is 1 to ten digits.
-    p_value = 1.0 if scaled < 0.2 else 2 * sum((-1) ** (j - 1) * math.exp(-2 * (j * scaled) ** 2) for j in range(1, 101))
+    p_value = (
+        1.0
+        if scaled < 0.2
+        else 2 * sum((-1) ** (j - 1) * math.exp(-2 * (j * scaled) ** 2) for j in range(1, 101))
+    )
     return distance, min(1.0, max(0.0, p_value))
 
 
@@ -127,7 +151,8 @@ class Changes:
     Attributes:
         bucket: its number.
         rows: the examples and suspects that changed, by id; see `compare`.
-        examples, suspects: how many there are of each kind of change; an example may be `changed` and `relabelled`.
+        examples, suspects: how many there are of each kind of change; an example may be `changed`
+            and `relabelled`.
         now, then: self-influences.
     """
 
@@ -152,17 +177,30 @@ ROWS = pa.schema(
 )
 
 
-def compare(bucket: int, now: pa.Table, then: pa.Table, min_suspicion: float, previous_min_suspicion: float) -> Changes:
-    """Compares the rows of a bucket, each with the suspicion from which on an example is a suspect."""
+def compare(
+    bucket: int, now: pa.Table, then: pa.Table, min_suspicion: float, previous_min_suspicion: float
+) -> Changes:
+    """Compares the rows of a bucket, each with the suspicion from which on an example is a
+    suspect.
+    """
     joined = (
-        now.join(then, "example_id", join_type="full outer", left_suffix="", right_suffix="_then").sort_by("example_id").combine_chunks()
+        now.join(then, "example_id", join_type="full outer", left_suffix="", right_suffix="_then")
+        .sort_by("example_id")
+        .combine_chunks()
     )
-    column = {name: joined[name].to_numpy(zero_copy_only=False) for name in joined.column_names if name != "example_id"}
+    column = {
+        name: joined[name].to_numpy(zero_copy_only=False)
+        for name in joined.column_names
+        if name != "example_id"
+    }
     here, there = (~joined[name].is_null().to_numpy() for name in ("label", "label_then"))
     both = here & there
     suspect, was = (
         present & (np.nan_to_num(column[name].astype(np.float64), nan=-1) >= least)
-        for present, name, least in ((here, "suspicion", min_suspicion), (there, "suspicion_then", previous_min_suspicion))
+        for present, name, least in (
+            (here, "suspicion", min_suspicion),
+            (there, "suspicion_then", previous_min_suspicion),
+        )
     )
     found = {
         "new": here & ~there,
@@ -170,8 +208,14 @@ def compare(bucket: int, now: pa.Table, then: pa.Table, min_suspicion: float, pr
         "changed": both & (column["content_digest"] != column["content_digest_then"]),
         "relabelled": both & (column["label"] != column["label_then"]),
     }
-    suspects = {"appeared": suspect & ~was, "stayed": suspect & was, "fixed": was & here & ~suspect, "gone": was & ~here}
-    # Of an example with another label it says more that it has one than that its content is another, which it always is.
+    suspects = {
+        "appeared": suspect & ~was,
+        "stayed": suspect & was,
+        "fixed": was & here & ~suspect,
+        "gone": was & ~here,
+    }
+    # Of an example with another label it says more that it has one than that its content is
+    # another, which it always is.
     what, how = (np.full(len(here), None, object) for _ in range(2))
     for names, column_of in ((found, what), (suspects, how)):
         for name, rows in names.items():
@@ -187,18 +231,31 @@ def compare(bucket: int, now: pa.Table, then: pa.Table, min_suspicion: float, pr
         schema=ROWS,
     ).filter(pa.array(told))
     counted = ({name: int(rows.sum()) for name, rows in one.items()} for one in (found, suspects))
-    influences = (Distributions.of(table["label"].to_numpy(), table["self_influence"].to_numpy()) for table in (now, then))
+    influences = (
+        Distributions.of(table["label"].to_numpy(), table["self_influence"].to_numpy())
+        for table in (now, then)
+    )
     return Changes(bucket, rows, next(counted), next(counted), next(influences), next(influences))
 
 
 def summarize(parts: Sequence[Changes], previous: Mapping[str, Any]) -> dict[str, Any]:
     """What `summary.json` holds of all buckets; `previous` says with what was compared."""
-    now, then = (Distributions.merge([getattr(part, name) for part in parts]) for name in ("now", "then"))
+    now, then = (
+        Distributions.merge([getattr(part, name) for part in parts]) for name in ("now", "then")
+    )
     table = []
     for label in np.union1d(now.keys[:, 0], then.keys[:, 0]).tolist():
         distance, p_value = shift(now, then, label)
         sizes = (int(one.counts[one.keys[:, 0] == label].sum()) for one in (now, then))
-        table.append({"label": label, "examples": next(sizes), "previous_examples": next(sizes), "distance": distance, "p_value": p_value})
+        table.append(
+            {
+                "label": label,
+                "examples": next(sizes),
+                "previous_examples": next(sizes),
+                "distance": distance,
+                "p_value": p_value,
+            }
+        )
     return {
         "previous": dict(previous),
         "examples": {name: sum(part.examples[name] for part in parts) for name in EXAMPLE_CHANGES},
@@ -224,12 +281,25 @@ class Thresholds:
     def crossed(self, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The thresholds that an audit's summary crosses: name, limit, and what was found."""
         found: dict[str, tuple[float, str]] = {
-            "max_suspect_fraction": (summary["suspects"] / summary["examples"], "the fraction of suspects among the examples"),
+            "max_suspect_fraction": (
+                summary["suspects"] / summary["examples"],
+                "the fraction of suspects among the examples",
+            ),
         }
         if "drift" in summary:
-            shifts = [row["distance"] for row in summary["drift"]["classes"] if row["distance"] is not None]
-            found["max_appeared_suspects"] = (summary["drift"]["suspects"]["appeared"], "the number of suspects that appeared")
-            found["max_shift"] = (max(shifts, default=0.0), "the largest shift of a class's self-influence")
+            shifts = [
+                row["distance"]
+                for row in summary["drift"]["classes"]
+                if row["distance"] is not None
+            ]
+            found["max_appeared_suspects"] = (
+                summary["drift"]["suspects"]["appeared"],
+                "the number of suspects that appeared",
+            )
+            found["max_shift"] = (
+                max(shifts, default=0.0),
+                "the largest shift of a class's self-influence",
+            )
         return [
             {"threshold": name, "limit": limit, "found": value, "what": what}
             for name, (value, what) in found.items()
@@ -254,15 +324,19 @@ class CompareAudits(beam.PTransform):
     def _compare(self, joined: tuple[int, Mapping[str, Iterable[pa.Table]]]) -> Changes:
         bucket, sides = joined
         now, then = (pa.concat_tables([_EMPTY, *sides[name]]) for name in ("now", "then"))
-        return compare(bucket, now, then, self.min_suspicion, self.previous.settings["min_suspicion"])
+        return compare(
+            bucket, now, then, self.min_suspicion, self.previous.settings["min_suspicion"]
+        )
 
     def expand(self, tables: beam.PCollection) -> beam.PCollection:
         count = buckets(self.previous)
         then = (
             tables.pipeline
-            | "ListPreviousFiles" >> beam.Create(example_files(self.previous), reshuffle=False)  # StoredFile
+            | "ListPreviousFiles"
+            >> beam.Create(example_files(self.previous), reshuffle=False)  # StoredFile
             | "SpreadPreviousFiles" >> beam.Reshuffle()  # StoredFile
-            | "ReadPreviousRows" >> beam.FlatMap(read_rows, self.directory, count)  # (bucket, pa.Table)
+            | "ReadPreviousRows"
+            >> beam.FlatMap(read_rows, self.directory, count)  # (bucket, pa.Table)
         )
         now = tables | "SpreadRows" >> beam.FlatMap(spread, count)  # (bucket, pa.Table)
         return (

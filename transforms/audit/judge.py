@@ -1,7 +1,9 @@
-"""The audit of a training set: what each example's features, seen beside all others', say of its label.
+"""The audit of a training set: what each example's features, seen beside all others', say of its
+label.
 
-Sums over all activations are made first, then each record is read once more and judged. What travels is sums and a few numbers per example,
-never features. All sums are added in an order that the feature set alone decides, so that runners and their bundles make no difference.
+Sums over all activations are made first, then each record is read once more and judged. What
+travels is sums and a few numbers per example, never features. All sums are added in an order that
+the feature set alone decides, so that runners and their bundles make no difference.
 """
 
 from __future__ import annotations
@@ -57,9 +59,25 @@ def check_labels(found: FeatureManifest, name: str) -> None:
         InputError: the examples of `name` do not have one class each, as somebody gave it.
     """
     if found.task not in ("class", "binary"):
-        raise InputError(f"{name} has labels of the kind {found.task}: an audit needs one class per example (tasks class and binary)")
+        raise InputError(
+            f"{name} has labels of the kind {found.task}: an audit "
+            "needs "
+            "one "
+            "class "
+            "per "
+            "example "
+            "(tasks class and binary)"
+        )
     if found.settings["labels"] != "given":
-        raise InputError(f"{name} was extracted with predicted labels, which cannot be audited: extract it with `labels=given`")
+        raise InputError(
+            f"{name} was extracted with predicted labels, which cannot "
+            "be "
+            "audited: "
+            "extract "
+            "it "
+            "with "
+            "`labels=given`"
+        )
 
 
 def _has_one(found: FeatureManifest) -> bool:
@@ -83,16 +101,25 @@ def plan_groups(found: FeatureSet) -> Iterator[tuple[int, int, int]]:
     yield from zip(range(count), borders[:-1], borders[1:], strict=True)
 
 
-def sum_moments(group: tuple[int, int, int], found: FeatureSet) -> Iterator[tuple[int, tuple[int, Moments]]]:
+def sum_moments(
+    group: tuple[int, int, int], found: FeatureSet
+) -> Iterator[tuple[int, tuple[int, Moments]]]:
     """The moments of a group of files at each checkpoint: (checkpoint, (group, Moments))."""
     manifest = found.manifest
     number, start, stop = group
     one = _has_one(manifest)
-    totals = [suspicion.no_moments(manifest.units + (not one), classes(manifest)) for _ in manifest.checkpoints]
+    totals = [
+        suspicion.no_moments(manifest.units + (not one), classes(manifest))
+        for _ in manifest.checkpoints
+    ]
     for file in range(start, stop):
         features = found.read([Span(file, 0, manifest.files[file].count)])
         for t in range(len(totals)):
-            totals[t] += suspicion.moments(suspicion.with_one(features.activations[:, t], one), features.labels[:, 0], classes(manifest))
+            totals[t] += suspicion.moments(
+                suspicion.with_one(features.activations[:, t], one),
+                features.labels[:, 0],
+                classes(manifest),
+            )
         counters.add("examples-summed", len(features))
     for t, total in enumerate(totals):
         yield t, (number, total)
@@ -115,8 +142,9 @@ def weigh(
     fitted: Sequence[tuple[int, LeaveOneOut]],
     tests: Sequence[GradientSums],
 ) -> Iterator[Any]:
-    """Reads a feature file and finds what there is for and against each example's label, and its influence on the test set, if any:
-    Weighed, a file in `directory`, and Signatures and LabelCounts as outputs of their own.
+    """Reads a feature file and finds what there is for and against each example's label, and its
+    influence on the test set, if any: Weighed, a file in `directory`, and Signatures and
+    LabelCounts as outputs of their own.
     """
     (test,) = tests or (None,)
     manifest = found.manifest
@@ -124,9 +152,14 @@ def weigh(
     features = found.decode(payloads)
     labels = features.labels[:, 0]
     ordered = [one for _, one in sorted(fitted, key=lambda pair: pair[0])]
-    activations = [suspicion.with_one(features.activations[:, t], _has_one(manifest)) for t in range(len(ordered))]
+    activations = [
+        suspicion.with_one(features.activations[:, t], _has_one(manifest))
+        for t in range(len(ordered))
+    ]
     counters.add("examples-audited", len(features))
-    yield beam.pvalue.TaggedOutput(_SIGNATURES, Signatures.of(file, features.activations, labels, directions_of(ordered)))
+    yield beam.pvalue.TaggedOutput(
+        _SIGNATURES, Signatures.of(file, features.activations, labels, directions_of(ordered))
+    )
     evidence = suspicion.all_evidence(ordered, activations, labels)
     yield beam.pvalue.TaggedOutput(_COUNTS, LabelCounts.of(evidence, labels, classes(manifest)))
     known = AuditedExamples(
@@ -159,9 +192,10 @@ def _noise(counts: LabelCounts, found: FeatureSet) -> Noise:
 
 @dataclasses.dataclass
 class AuditLabels(beam.PTransform):
-    """Judges the labels of a feature set: sets: FeatureSet (one), and tests: FeatureSet (one), where influence on a test set is measured
-    → weighed: Weighed of each feature file, noise: Noise (one), with which they are judged, duplicates: Duplicates (one), directions:
-    Directions (one), and sets.
+    """Judges the labels of a feature set: sets: FeatureSet (one), and tests: FeatureSet (one),
+    where influence on a test set is measured → weighed: Weighed of each feature file, noise: Noise
+    (one), with which they are judged, duplicates: Duplicates (one), directions: Directions (one),
+    and sets.
 
     Attributes:
         learning_rates: η of each checkpoint.
@@ -187,7 +221,9 @@ class AuditLabels(beam.PTransform):
             | "FitClassifiers" >> beam.Map(fit)  # (checkpoint, LeaveOneOut)
         )
         if "tests" in collections:
-            tests = collections["tests"] | "SumGradients" >> SumGradients(self.slice_keys)  # GradientSums
+            tests = collections["tests"] | "SumGradients" >> SumGradients(
+                self.slice_keys
+            )  # GradientSums
         else:
             tests = sets.pipeline | "TestNothing" >> beam.Create([])
         outputs = (
@@ -196,7 +232,12 @@ class AuditLabels(beam.PTransform):
             | "SpreadFiles" >> beam.Reshuffle()  # file
             | "WeighLabels"
             >> beam.FlatMap(
-                weigh, found, self.learning_rates, self.directory, beam.pvalue.AsList(fitted), beam.pvalue.AsList(tests)
+                weigh,
+                found,
+                self.learning_rates,
+                self.directory,
+                beam.pvalue.AsList(fitted),
+                beam.pvalue.AsList(tests),
             ).with_outputs(_SIGNATURES, _COUNTS, main="weighed")  # Weighed, Signatures, LabelCounts
         )
         directions = (
@@ -214,5 +255,6 @@ class AuditLabels(beam.PTransform):
             "directions": directions,
             "weighed": outputs["weighed"],
             "noise": noise,
-            "duplicates": (sets, outputs[_SIGNATURES], directions) | "FindDuplicates" >> FindDuplicates(self.min_similarity),  # Duplicates
+            "duplicates": (sets, outputs[_SIGNATURES], directions)
+            | "FindDuplicates" >> FindDuplicates(self.min_similarity),  # Duplicates
         }

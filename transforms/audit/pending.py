@@ -1,6 +1,8 @@
-"""Examples whose labels are weighed and not judged yet, as files: what waits until all are weighed would else fill the memory of a runner.
+"""Examples whose labels are weighed and not judged yet, as files: what waits until all are weighed
+would else fill the memory of a runner.
 
-The files stand in the audit's directory, under names of their own for each attempt, until the audit is committed, which deletes them.
+The files stand in the audit's directory, under names of their own for each attempt, until the audit
+is committed, which deletes them.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from transforms.storage.filesystems import StoredFile
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AuditedExamples:
-    """What is known of the examples of a feature file, in order, beside the evidence for and against their labels.
+    """What is known of the examples of a feature file, in order, beside the evidence for and
+    against their labels.
 
     Attributes:
         file: its place in the set's manifest.
@@ -31,7 +34,8 @@ class AuditedExamples:
         probabilities: [n] float32, of the last checkpoint's prediction.
         label_probabilities: [n] float64, of the label, the mean over the checkpoints.
         self_influence: [n] float64.
-        test_influence: [n, S] float64, the mean influence on the test examples of each slice, or None without a test set.
+        test_influence: [n, S] float64, the mean influence on the test examples of each slice, or
+            None without a test set.
         test_slices: what the slices are, or None.
     """
 
@@ -47,14 +51,23 @@ class AuditedExamples:
     test_slices: Slices | None = None
 
 
-_OWN = ("example_ids", "labels", "predictions", "probabilities", "label_probabilities", "self_influence")
+_OWN = (
+    "example_ids",
+    "labels",
+    "predictions",
+    "probabilities",
+    "label_probabilities",
+    "self_influence",
+)
 _ORIGINS = ("source", "offsets", "digests")
 _EVIDENCE = tuple(field.name for field in dataclasses.fields(Evidence))
 
 
 @dataclasses.dataclass(frozen=True)
 class Weighed:
-    """A file of weighed examples: the place of their feature file in the set's manifest, and where they are."""
+    """A file of weighed examples: the place of their feature file in the set's manifest, and where
+    they are.
+    """
 
     file: int
     stored: StoredFile
@@ -66,7 +79,8 @@ def write(directory: str, known: AuditedExamples, evidence: Evidence) -> Weighed
     about = {
         "file": known.file,
         "sources": known.origins.sources,
-        "slices": slices and {"labels": slices.labels, "named": slices.named, "left_out": slices.left_out},
+        "slices": slices
+        and {"labels": slices.labels, "named": slices.named, "left_out": slices.left_out},
     }
     arrays = {name: getattr(known, name) for name in _OWN}
     arrays |= {name: getattr(known.origins, name) for name in _ORIGINS}
@@ -74,9 +88,16 @@ def write(directory: str, known: AuditedExamples, evidence: Evidence) -> Weighed
     if slices is not None and known.test_influence is not None:
         arrays |= {"test_influence": known.test_influence, "slice_counts": slices.counts}
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
+    np.savez(
+        buffer,
+        allow_pickle=False,
+        about=np.frombuffer(json.dumps(about).encode(), np.uint8),
+        **arrays,
+    )
     name = f"weighed-{known.file:06d}-{uuid.uuid4().hex[:8]}.npz"
-    return Weighed(known.file, filesystems.write(directory, name, buffer.getvalue(), len(known.labels)))
+    return Weighed(
+        known.file, filesystems.write(directory, name, buffer.getvalue(), len(known.labels))
+    )
 
 
 def read(directory: str, weighed: Weighed) -> tuple[AuditedExamples, Evidence]:
@@ -85,7 +106,9 @@ def read(directory: str, weighed: Weighed) -> tuple[AuditedExamples, Evidence]:
     Raises:
         InputError: the file is gone or damaged.
     """
-    with np.load(io.BytesIO(filesystems.read_verified(directory, weighed.stored)), allow_pickle=False) as archive:
+    with np.load(
+        io.BytesIO(filesystems.read_verified(directory, weighed.stored)), allow_pickle=False
+    ) as archive:
         arrays = {name: archive[name] for name in archive.files}
     about = json.loads(arrays["about"].tobytes())
     slices = about["slices"]

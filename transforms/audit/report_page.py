@@ -52,7 +52,9 @@ def render(
         matrix=_matrix(summary),
         plots=[
             _plot("Examples by suspicion", "suspicion", summary["suspicion_histogram"]),
-            _plot("Examples by self-influence", "self-influence", summary["self_influence_histogram"]),
+            _plot(
+                "Examples by self-influence", "self-influence", summary["self_influence_histogram"]
+            ),
         ],
         labels=sorted({row["label"] for row in shown}),
         suggested=sorted({row["suggested_label"] for row in shown}),
@@ -61,12 +63,27 @@ def render(
 
 def _matrix(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     """The suspects of each label by what they look like; None where there are too many classes."""
-    counts = {(row["label"], one["label"]): one["suspects"] for row in summary["classes"] for one in row["suggested"]}
-    labels = sorted({label for pair in counts for label in pair} | {row["label"] for row in summary["classes"]})
+    counts = {
+        (row["label"], one["label"]): one["suspects"]
+        for row in summary["classes"]
+        for one in row["suggested"]
+    }
+    labels = sorted(
+        {label for pair in counts for label in pair} | {row["label"] for row in summary["classes"]}
+    )
     if not counts or len(labels) > _MATRIX_CLASSES:
         return None
     most = max(counts.values())
-    rows = [(label, [(counts.get((label, other), 0), counts.get((label, other), 0) / most) for other in labels]) for label in labels]
+    rows = [
+        (
+            label,
+            [
+                (counts.get((label, other), 0), counts.get((label, other), 0) / most)
+                for other in labels
+            ],
+        )
+        for label in labels
+    ]
     return {"labels": labels, "rows": rows}
 
 

@@ -15,13 +15,14 @@
 | `test_influence_by_label` | likewise, on those of each label, null where there is none; unless that would be too large |
 | `test_influence_by_slice` | likewise, on those of each slice that the summary lists |
 
-`suspects.parquet` and `suspects.jsonl`: the rows with enough suspicion, the most suspicious first, and `relative_self_influence`, the
-self-influence over the mean of the label's examples. `summary.json`: counts, and a table of the classes.
-`suspects.csv`: what to do about each of them, for a spreadsheet.
-`duplicates.parquet` and `duplicates.jsonl`: the members of groups of duplicates: `group`, `conflicting`, `similarity`, and of the row
-above `example_id`, `label`, `suggested_label`, `suspicion`, `source`, `offset`, `content_digest`.
-`report.html`: the same for a person, with what there is to see of the suspects.
-`changes-*.parquet`: with a previous audit, the examples and suspects that changed since.
+`suspects.parquet` and `suspects.jsonl`: the rows with enough suspicion, the most suspicious first,
+and `relative_self_influence`, the self-influence over the mean of the label's examples.
+`summary.json`: counts, and a table of the classes. `suspects.csv`: what to do about each of them,
+for a spreadsheet. `duplicates.parquet` and `duplicates.jsonl`: the members of groups of duplicates:
+`group`, `conflicting`, `similarity`, and of the row above `example_id`, `label`, `suggested_label`,
+`suspicion`, `source`, `offset`, `content_digest`. `report.html`: the same for a person, with what
+there is to see of the suspects. `changes-*.parquet`: with a previous audit, the examples and
+suspects that changed since.
 """
 
 from __future__ import annotations
@@ -66,7 +67,16 @@ _SUSPICION_BINS = 20
 _EXTREMES = 50
 # Neighbours of each suspect in the report.
 _NEIGHBOURS = 3
-_ACTION_COLUMNS = ("example_id", "action", "suggested_label", "label", "suspicion", "suggested_probability", "source", "offset")
+_ACTION_COLUMNS = (
+    "example_id",
+    "action",
+    "suggested_label",
+    "label",
+    "suspicion",
+    "suggested_probability",
+    "source",
+    "offset",
+)
 # A suggested label that is likelier than this is worth taking.
 _SURE = 0.5
 # Slices by keys of which is told who helps and hurts them most, and how many of each.
@@ -76,7 +86,16 @@ _SLICE_EXTREMES = 5
 _LISTED_DUPLICATES = 100_000
 _SHOWN_GROUPS = 50
 _SHOWN_MEMBERS = 6
-_MEMBER_COLUMNS = ("place", "example_id", "label", "suggested_label", "suspicion", "source", "offset", "content_digest")
+_MEMBER_COLUMNS = (
+    "place",
+    "example_id",
+    "label",
+    "suggested_label",
+    "suspicion",
+    "source",
+    "offset",
+    "content_digest",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +112,19 @@ class SuspectsWanted:
 
 
 def to_table(block: AuditedExamples, judged: Judgement) -> pa.Table:
-    """The rows of a feature file, and the `place` of each as in `similarity.Signatures`, which is not written."""
+    """The rows of a feature file, and the `place` of each as in `similarity.Signatures`, which is
+    not written.
+    """
     origins = block.origins
     columns = pa.table(
         {
             "example_id": pa.array(block.example_ids.tolist(), pa.binary()).cast(pa.string()),
-            "content_digest": pa.array([one.tobytes().hex() for one in origins.digests], pa.string()),
-            "source": pa.DictionaryArray.from_arrays(origins.source, pa.array(origins.sources, pa.string())).cast(pa.string()),
+            "content_digest": pa.array(
+                [one.tobytes().hex() for one in origins.digests], pa.string()
+            ),
+            "source": pa.DictionaryArray.from_arrays(
+                origins.source, pa.array(origins.sources, pa.string())
+            ).cast(pa.string()),
             "offset": pa.array(origins.offsets),
             "label": pa.array(block.labels),
             "prediction": pa.array(block.predictions),
@@ -118,20 +143,28 @@ def to_table(block: AuditedExamples, judged: Judgement) -> pa.Table:
     by_label, by_value = block.test_influence[:, :labels], block.test_influence[:, labels:]
     mean = np.nansum(by_label * counts[:labels], axis=1) / counts[:labels].sum()
     columns = columns.append_column("test_influence", pa.array(mean))
-    for name, numbers, wanted in (("label", by_label, labels > 1), ("slice", by_value, by_value.shape[1] > 0)):
+    for name, numbers, wanted in (
+        ("label", by_label, labels > 1),
+        ("slice", by_value, by_value.shape[1] > 0),
+    ):
         if wanted:
             columns = columns.append_column(f"test_influence_by_{name}", _lists(numbers))
     return columns
 
 
 def table_rows(wanted: SuspectsWanted, test: bool) -> TableRows:
-    """What of an audit is rows of a table: each example, and whether it is a suspect; `test` says whether there is a test set."""
+    """What of an audit is rows of a table: each example, and whether it is a suspect; `test` says
+    whether there is a test set.
+    """
     none, numbers = np.empty(0), np.empty(0, np.int64)
     origins = Origins((), np.empty(0, np.int32), numbers, np.empty((0, 16), np.uint8))
     influence = (np.empty((0, 1)), Slices(1, (), np.ones(1, np.int64))) if test else (None, None)
-    examples = AuditedExamples(0, np.empty(0, "S1"), origins, numbers, numbers, none, none, none, *influence)
+    examples = AuditedExamples(
+        0, np.empty(0, "S1"), origins, numbers, numbers, none, none, none, *influence
+    )
     suspect = Computed("suspect", pa.bool_(), f"`suspicion` >= {wanted.min_suspicion!r}")
-    # Influence by label and by slice is left out: it is null where there is no such test example, and a list of BigQuery's holds no null.
+    # Influence by label and by slice is left out: it is null where there is no such test example,
+    # and a list of BigQuery's holds no null.
     written = to_table(examples, Judgement(none, numbers, none)).drop_columns("place")
     return TableRows("examples-", written.schema, (suspect,))
 
@@ -144,35 +177,50 @@ def _lists(numbers: np.ndarray) -> pa.Array:
 
 
 def extremes(table: pa.Table) -> pa.Table:
-    """The rows with the lowest and the highest influence on the test set, from the lowest on; no row without a test set."""
+    """The rows with the lowest and the highest influence on the test set, from the lowest on; no
+    row without a test set.
+    """
     if "test_influence" not in table.column_names:
         return table.schema.empty_table()
     ordered = table.sort_by([("test_influence", "ascending"), ("example_id", "ascending")])
     if ordered.num_rows <= 2 * _EXTREMES:
         return ordered
-    return pa.concat_tables([ordered.slice(0, _EXTREMES), ordered.slice(ordered.num_rows - _EXTREMES)])
+    return pa.concat_tables(
+        [ordered.slice(0, _EXTREMES), ordered.slice(ordered.num_rows - _EXTREMES)]
+    )
 
 
 def slice_extremes(table: pa.Table, found: Slices | None) -> pa.Table:
-    """The rows with the lowest and the highest influence on each of the largest slices: `slice`, `influence`, `example_id`, `label`."""
+    """The rows with the lowest and the highest influence on each of the largest slices: `slice`,
+    `influence`, `example_id`, `label`.
+    """
     parts = []
     if found and "test_influence_by_slice" in table.column_names:
         values = _values_by_slice(table)
         for one in _largest(found).tolist():
             named = {name: table[name] for name in ("example_id", "label")}
-            own = pa.table({"slice": np.full(len(values), one), "influence": values[:, one], **named})
+            own = pa.table(
+                {"slice": np.full(len(values), one), "influence": values[:, one], **named}
+            )
             parts.append(_ends(own))
     return pa.concat_tables([_NO_SLICES, *parts])
 
 
 _NO_SLICES = pa.schema(
-    [("slice", pa.int64()), ("influence", pa.float64()), ("example_id", pa.string()), ("label", pa.int64())]
+    [
+        ("slice", pa.int64()),
+        ("influence", pa.float64()),
+        ("example_id", pa.string()),
+        ("label", pa.int64()),
+    ]
 ).empty_table()
 
 
 def _values_by_slice(table: pa.Table) -> np.ndarray:
     """[n, S] float64."""
-    flat = table["test_influence_by_slice"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    flat = (
+        table["test_influence_by_slice"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    )
     return flat.reshape(table.num_rows, -1)
 
 
@@ -187,11 +235,15 @@ def _ends(own: pa.Table) -> pa.Table:
     ordered = own.sort_by([("influence", "ascending"), ("example_id", "ascending")])
     if ordered.num_rows <= 2 * _SLICE_EXTREMES:
         return ordered
-    return pa.concat_tables([ordered.slice(0, _SLICE_EXTREMES), ordered.slice(ordered.num_rows - _SLICE_EXTREMES)])
+    return pa.concat_tables(
+        [ordered.slice(0, _SLICE_EXTREMES), ordered.slice(ordered.num_rows - _SLICE_EXTREMES)]
+    )
 
 
 def summarize_slices(found: Slices, means: np.ndarray, most: pa.Table) -> list[dict[str, Any]]:
-    """What `summary.json` tells of the slices by keys, in the order of the rows; of the largest, who helps and hurts most."""
+    """What `summary.json` tells of the slices by keys, in the order of the rows; of the largest,
+    who helps and hurts most.
+    """
     told = []
     largest = set(_largest(found).tolist())
     for i, (key, value) in enumerate(found.named):
@@ -202,7 +254,11 @@ def summarize_slices(found: Slices, means: np.ndarray, most: pa.Table) -> list[d
             "mean_influence": float(means[i]),
         }
         if i in largest:
-            ends = _ends(most.filter(pa.array(most["slice"].to_numpy() == i))).drop_columns(["slice"]).to_pylist()
+            ends = (
+                _ends(most.filter(pa.array(most["slice"].to_numpy() == i)))
+                .drop_columns(["slice"])
+                .to_pylist()
+            )
             row["helpful"] = [one for one in ends[::-1][:_SLICE_EXTREMES] if one["influence"] > 0]
             row["harmful"] = [one for one in ends[:_SLICE_EXTREMES] if one["influence"] < 0]
         told.append(row)
@@ -210,7 +266,9 @@ def summarize_slices(found: Slices, means: np.ndarray, most: pa.Table) -> list[d
 
 
 def summarize_test(table: pa.Table, sums: ClassSums) -> dict[str, Any]:
-    """What `summary.json` tells of influence on the test set, given the extremes of all examples."""
+    """What `summary.json` tells of influence on the test set, given the extremes of all
+    examples.
+    """
     columns = ("example_id", "label", "suggested_label", "suspicion", "test_influence")
     ordered = extremes(table).select(columns).to_pylist()
     told: dict[str, Any] = {
@@ -233,15 +291,23 @@ def worst_first(table: pa.Table) -> pa.Table:
 
 def suspects(table: pa.Table, wanted: SuspectsWanted) -> pa.Table:
     """The suspects among rows, the worst first, and of each label no more than wanted."""
-    ordered = worst_first(table.filter(pa.array(table["suspicion"].to_numpy() >= wanted.min_suspicion)))
+    ordered = worst_first(
+        table.filter(pa.array(table["suspicion"].to_numpy() >= wanted.min_suspicion))
+    )
     return ordered.filter(pa.array(_places(ordered["label"].to_numpy()) < wanted.max_per_class))
 
 
 def actions(listed: pa.Table) -> Iterator[dict[str, Any]]:
-    """Suspects with what to do about each: `relabel` where one other class is likelier than all the rest, else `drop`."""
+    """Suspects with what to do about each: `relabel` where one other class is likelier than all the
+    rest, else `drop`.
+    """
     for row in listed.to_pylist():
         sure = row["suggested_label"] != row["label"] and row["suggested_probability"] > _SURE
-        yield {**row, "action": "relabel" if sure else "drop", "suggested_label": row["suggested_label"] if sure else None}
+        yield {
+            **row,
+            "action": "relabel" if sure else "drop",
+            "suggested_label": row["suggested_label"] if sure else None,
+        }
 
 
 def _places(labels: np.ndarray) -> np.ndarray:
@@ -254,7 +320,9 @@ def _places(labels: np.ndarray) -> np.ndarray:
 
 
 def shown(listed: pa.Table) -> pa.Table:
-    """The suspects that a person is shown: the worst, then the worst of each label, in the order of the list."""
+    """The suspects that a person is shown: the worst, then the worst of each label, in the order of
+    the list.
+    """
     places = _places(listed["label"].to_numpy())
     places[:_SHOWN_WORST] = -1
     chosen = np.lexsort((np.arange(len(places)), places))[:_SHOWN]
@@ -262,13 +330,23 @@ def shown(listed: pa.Table) -> pa.Table:
 
 
 def listed_groups(found: Duplicates) -> pa.Table:
-    """Place, group and similarity of the duplicates that are listed: whole groups, those with conflicting labels first."""
+    """Place, group and similarity of the duplicates that are listed: whole groups, those with
+    conflicting labels first.
+    """
     groups = found.groups
     last = None
     if len(groups.places) > _LISTED_DUPLICATES:
         # Of a group that is larger by itself, as many as are listed.
-        last = int(np.searchsorted(groups.numbers, groups.numbers[_LISTED_DUPLICATES])) or _LISTED_DUPLICATES
-    columns = {"place": groups.places, "group": groups.numbers, "conflicting": groups.conflicting, "similarity": groups.similarities}
+        last = (
+            int(np.searchsorted(groups.numbers, groups.numbers[_LISTED_DUPLICATES]))
+            or _LISTED_DUPLICATES
+        )
+    columns = {
+        "place": groups.places,
+        "group": groups.numbers,
+        "conflicting": groups.conflicting,
+        "similarity": groups.similarities,
+    }
     return pa.table({name: column[:last] for name, column in columns.items()})
 
 
@@ -302,11 +380,17 @@ _NO_MEMBERS = pa.schema(
 
 def joined_members(parts: Sequence[pa.Table]) -> pa.Table:
     """The rows of all listed duplicates, group by group."""
-    return pa.concat_tables([_NO_MEMBERS, *parts]).sort_by([("group", "ascending"), ("place", "ascending")]).drop_columns(["place"])
+    return (
+        pa.concat_tables([_NO_MEMBERS, *parts])
+        .sort_by([("group", "ascending"), ("place", "ascending")])
+        .drop_columns(["place"])
+    )
 
 
 def shown_groups(listed: pa.Table) -> list[list[dict[str, Any]]]:
-    """The members of the groups that a person is shown: of the first with conflicting labels, as many labels as there is room for."""
+    """The members of the groups that a person is shown: of the first with conflicting labels, as
+    many labels as there is room for.
+    """
     groups: dict[int, list[dict[str, Any]]] = {}
     for row in listed.filter(listed["conflicting"]).to_pylist():
         if row["group"] in groups or len(groups) < _SHOWN_GROUPS:
@@ -314,7 +398,14 @@ def shown_groups(listed: pa.Table) -> list[list[dict[str, Any]]]:
     told = []
     for rows in groups.values():
         places = _places(np.array([row["label"] for row in rows]))
-        told.append([rows[i] for i in sorted(np.lexsort((np.arange(len(rows)), places))[:_SHOWN_MEMBERS].tolist())])
+        told.append(
+            [
+                rows[i]
+                for i in sorted(
+                    np.lexsort((np.arange(len(rows)), places))[:_SHOWN_MEMBERS].tolist()
+                )
+            ]
+        )
     return told
 
 
@@ -337,12 +428,14 @@ class ClassSums:
     """What is summed of the examples of each label.
 
     Attributes:
-        examples, correct, suspects: [K] int64: all, those that the last checkpoint predicts as labelled, and the suspects.
+        examples, correct, suspects: [K] int64: all, those that the last checkpoint predicts as
+            labelled, and the suspects.
         expected_wrong, self_influence: [K] float64, the sums of suspicion and of self-influence.
         suggested: [K, 3] of int64 rows (label, suggested label, suspects).
         suspicions: [20] int64, examples by suspicion.
         influences: examples by self-influence.
-        between: [K, K] float64, the sums of the mean influence on the test examples of each label, NaN where there are none; or None.
+        between: [K, K] float64, the sums of the mean influence on the test examples of each label,
+            NaN where there are none; or None.
     """
 
     examples: np.ndarray
@@ -359,7 +452,8 @@ class ClassSums:
     def of(table: pa.Table, classes: int, wanted: SuspectsWanted) -> ClassSums:
         """The sums of some rows."""
         label, prediction, suggested, suspicion, influence = (
-            table[name].to_numpy() for name in ("label", "prediction", "suggested_label", "suspicion", "self_influence")
+            table[name].to_numpy()
+            for name in ("label", "prediction", "suggested_label", "suspicion", "self_influence")
         )
         suspected = suspicion >= wanted.min_suspicion
         return ClassSums(
@@ -368,7 +462,12 @@ class ClassSums:
             np.bincount(label[suspected], minlength=classes),
             np.bincount(label, suspicion, classes),
             np.bincount(label, influence, classes),
-            _count_pairs(np.stack([label[suspected], suggested[suspected], np.ones(suspected.sum(), np.int64)], axis=1)),
+            _count_pairs(
+                np.stack(
+                    [label[suspected], suggested[suspected], np.ones(suspected.sum(), np.int64)],
+                    axis=1,
+                )
+            ),
             np.histogram(suspicion, _SUSPICION_BINS, (0, 1))[0],
             Distributions.of(np.zeros_like(label), influence),
             _sum_by_label(table, label, classes),
@@ -388,7 +487,9 @@ class ClassSums:
                 _count_pairs(np.concatenate([first.suggested, part.suggested])),
                 first.suspicions + part.suspicions,
                 Distributions.merge([first.influences, part.influences]),
-                None if first.between is None or part.between is None else first.between + part.between,
+                None
+                if first.between is None or part.between is None
+                else first.between + part.between,
             )
         return first
 
@@ -396,7 +497,13 @@ class ClassSums:
 def _sum_by_label(table: pa.Table, labels: np.ndarray, classes: int) -> np.ndarray | None:
     if "test_influence_by_label" not in table.column_names:
         return None
-    values = table["test_influence_by_label"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(labels), -1)
+    values = (
+        table["test_influence_by_label"]
+        .combine_chunks()
+        .flatten()
+        .to_numpy(zero_copy_only=False)
+        .reshape(len(labels), -1)
+    )
     return np.stack([np.bincount(labels, column, classes) for column in values.T], axis=1)
 
 
@@ -423,7 +530,9 @@ class WrittenExamples:
     members: pa.Table
 
 
-def summarize(sums: ClassSums, listed: int, wanted: SuspectsWanted, settings: dict[str, Any]) -> dict[str, Any]:
+def summarize(
+    sums: ClassSums, listed: int, wanted: SuspectsWanted, settings: dict[str, Any]
+) -> dict[str, Any]:
     """What `summary.json` holds."""
     total = float(sums.self_influence.sum())
     by_count = sorted(sums.suggested.tolist(), key=lambda row: (-row[2], row[0], row[1]))
@@ -439,7 +548,11 @@ def summarize(sums: ClassSums, listed: int, wanted: SuspectsWanted, settings: di
                 "expected_wrong_labels": float(sums.expected_wrong[k]),
                 "mean_self_influence": float(sums.self_influence[k]) / examples,
                 "self_influence_share": float(sums.self_influence[k]) / total if total else 0.0,
-                "suggested": [{"label": other, "suspects": count} for label, other, count in by_count if label == k],
+                "suggested": [
+                    {"label": other, "suspects": count}
+                    for label, other, count in by_count
+                    if label == k
+                ],
             }
         )
     return {
@@ -450,21 +563,26 @@ def summarize(sums: ClassSums, listed: int, wanted: SuspectsWanted, settings: di
         "min_suspicion": wanted.min_suspicion,
         "expected_wrong_labels": float(sums.expected_wrong.sum()),
         "confusions": [
-            {"label": label, "suggested_label": other, "suspects": count} for label, other, count in by_count[:_TOLD_CONFUSIONS]
+            {"label": label, "suggested_label": other, "suspects": count}
+            for label, other, count in by_count[:_TOLD_CONFUSIONS]
         ],
         "classes": table,
         "suspicion_histogram": [
             {"from": i / _SUSPICION_BINS, "to": (i + 1) / _SUSPICION_BINS, "examples": int(count)}
             for i, count in enumerate(sums.suspicions)
         ],
-        "self_influence_histogram": [{"from": low, "to": high, "examples": count} for low, high, count in sums.influences.octaves()],
+        "self_influence_histogram": [
+            {"from": low, "to": high, "examples": count}
+            for low, high, count in sums.influences.octaves()
+        ],
         "settings": settings,
     }
 
 
 @dataclasses.dataclass
 class WriteAudit(beam.PTransform):
-    """Writes judged examples, suspects, duplicates, summary and changes, and commits them: what `AuditLabels` gives → Manifest (one).
+    """Writes judged examples, suspects, duplicates, summary and changes, and commits them: what
+    `AuditLabels` gives → Manifest (one).
 
     Attributes:
         directory: where to.
@@ -500,7 +618,13 @@ class WriteAudit(beam.PTransform):
         known, evidence = pending.read(self.directory, one)
         return known, judge(evidence, known.labels, known.label_probabilities, noise)
 
-    def _write(self, grouped: tuple[int, Iterable[Weighed]], _: list[None], duplicates: Duplicates, noise: Noise) -> WrittenExamples:
+    def _write(
+        self,
+        grouped: tuple[int, Iterable[Weighed]],
+        _: list[None],
+        duplicates: Duplicates,
+        noise: Noise,
+    ) -> WrittenExamples:
         shard, blocks = grouped
         judged = [self._judge(one, noise) for one in sorted(blocks, key=lambda one: one.file)]
         table = pa.concat_tables([to_table(*pair) for pair in judged]).combine_chunks()
@@ -508,24 +632,32 @@ class WriteAudit(beam.PTransform):
         found = judged[0][0].test_slices
         return WrittenExamples(
             shard,
-            _write_parquet(self.directory, f"examples-{shard:05d}.parquet", table.drop_columns(["place"])),
+            _write_parquet(
+                self.directory, f"examples-{shard:05d}.parquet", table.drop_columns(["place"])
+            ),
             ClassSums.of(table, self.classes, self.wanted),
             suspects(table, self.wanted),
             extremes(table),
             found,
-            _values_by_slice(table).sum(axis=0) if "test_influence_by_slice" in table.column_names else np.zeros(0),
+            _values_by_slice(table).sum(axis=0)
+            if "test_influence_by_slice" in table.column_names
+            else np.zeros(0),
             slice_extremes(table, found),
             members(table, duplicates),
         )
 
     def _write_changes(self, changes: Changes, _: list[None]) -> tuple[Changes, StoredFile]:
-        written = _write_parquet(self.directory, f"changes-{changes.bucket:05d}.parquet", changes.rows)
+        written = _write_parquet(
+            self.directory, f"changes-{changes.bucket:05d}.parquet", changes.rows
+        )
         # The rows are in the file now.
         return dataclasses.replace(changes, rows=changes.rows.schema.empty_table()), written
 
     def _listed(self, parts: Sequence[WrittenExamples]) -> pa.Table:
         ordered = sorted(parts, key=lambda part: part.shard)
-        return suspects(pa.concat_tables([part.suspects for part in ordered]), self.wanted).combine_chunks()
+        return suspects(
+            pa.concat_tables([part.suspects for part in ordered]), self.wanted
+        ).combine_chunks()
 
     def _ask(self, _: None, parts: Sequence[WrittenExamples]) -> Iterator[Asked]:
         rows = shown(self._listed(parts))
@@ -536,9 +668,19 @@ class WriteAudit(beam.PTransform):
         self, _: None, parts: Sequence[WrittenExamples], neighbours: Sequence[pa.Table]
     ) -> Iterator[tuple[str, list[Origin]]]:
         rows = shown(self._listed(parts)).select(["source", "offset", "content_digest"]).to_pylist()
-        rows += [row for one in shown_groups(joined_members([part.members for part in parts])) for row in one]
-        wanted = {(row["source"], row["offset"]): bytes.fromhex(row["content_digest"]) for row in rows}
-        wanted |= {(row["source"], row["offset"]): row["content_digest"] for one in neighbours for row in one.to_pylist()}
+        rows += [
+            row
+            for one in shown_groups(joined_members([part.members for part in parts]))
+            for row in one
+        ]
+        wanted = {
+            (row["source"], row["offset"]): bytes.fromhex(row["content_digest"]) for row in rows
+        }
+        wanted |= {
+            (row["source"], row["offset"]): row["content_digest"]
+            for one in neighbours
+            for row in one.to_pylist()
+        }
         by_source: dict[str, list[Origin]] = {}
         for (source, offset), digest in wanted.items():
             by_source.setdefault(source, []).append(Origin(source, offset, digest))
@@ -559,7 +701,12 @@ class WriteAudit(beam.PTransform):
         copies = joined_members([part.members for part in parts])
         labels = listed["label"].to_numpy()
         means = sums.self_influence / np.maximum(sums.examples, 1)
-        relative = np.divide(listed["self_influence"].to_numpy(), means[labels], out=np.ones(len(labels)), where=means[labels] > 0)
+        relative = np.divide(
+            listed["self_influence"].to_numpy(),
+            means[labels],
+            out=np.ones(len(labels)),
+            where=means[labels] > 0,
+        )
         listed = listed.append_column("relative_self_influence", pa.array(relative))
         summary = summarize(sums, listed.num_rows, self.wanted, dict(self.draft.settings))
         compared = sorted(changes, key=lambda pair: pair[0].bucket)
@@ -576,7 +723,9 @@ class WriteAudit(beam.PTransform):
                 ends = pa.concat_tables([part.slice_extremes for part in ordered])
                 summary["test"]["slices"] = summarize_slices(slices, means, ends)
                 summary["test"]["slice_keys_left_out"] = list(slices.left_out)
-        summary["duplicates"] = summarize_duplicates(duplicates, copies.num_rows, self.min_similarity)
+        summary["duplicates"] = summarize_duplicates(
+            duplicates, copies.num_rows, self.min_similarity
+        )
         summary["crossed"] = self.thresholds.crossed(summary)
         page = report_page.render(
             summary,
@@ -592,14 +741,34 @@ class WriteAudit(beam.PTransform):
             *(file for _, file in compared),
             _write_parquet(self.directory, "suspects.parquet", listed),
             filesystems.write(self.directory, "suspects.jsonl", to_jsonl(listed), listed.num_rows),
-            filesystems.write(self.directory, "suspects.csv", to_csv(_ACTION_COLUMNS, actions(listed)), listed.num_rows),
+            filesystems.write(
+                self.directory,
+                "suspects.csv",
+                to_csv(_ACTION_COLUMNS, actions(listed)),
+                listed.num_rows,
+            ),
             _write_parquet(self.directory, "duplicates.parquet", copies),
-            filesystems.write(self.directory, "duplicates.jsonl", to_jsonl(copies), copies.num_rows),
+            filesystems.write(
+                self.directory, "duplicates.jsonl", to_jsonl(copies), copies.num_rows
+            ),
             filesystems.write(self.directory, "report.html", page, 1),
-            filesystems.write(self.directory, "summary.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n", 1),
+            filesystems.write(
+                self.directory,
+                "summary.json",
+                orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n",
+                1,
+            ),
         )
-        counts = {"examples": summary["examples"], "suspects": summary["suspects"], "crossed": len(summary["crossed"])}
-        return manifests.commit(self.directory, dataclasses.replace(self.draft, files=written, counts=counts), overwrite=False)
+        counts = {
+            "examples": summary["examples"],
+            "suspects": summary["suspects"],
+            "crossed": len(summary["crossed"]),
+        }
+        return manifests.commit(
+            self.directory,
+            dataclasses.replace(self.draft, files=written, counts=counts),
+            overwrite=False,
+        )
 
     def _check(self, committed: Manifest) -> Manifest:
         if self.fail_when_crossed and committed.counts["crossed"]:
@@ -608,24 +777,38 @@ class WriteAudit(beam.PTransform):
 
     def expand(self, audited: Mapping[str, beam.PCollection]) -> beam.PCollection:
         examples = audited["weighed"]
-        duplicates, noise = (beam.pvalue.AsSingleton(audited[name]) for name in ("duplicates", "noise"))
+        duplicates, noise = (
+            beam.pvalue.AsSingleton(audited[name]) for name in ("duplicates", "noise")
+        )
         ready = (
             examples.pipeline
             | "StartWriting" >> beam.Create([None])
-            | "TakeBackOldAudit" >> beam.Map(lambda _: manifests.take_back_old(self.directory, self.draft, self.overwrite))
+            | "TakeBackOldAudit"
+            >> beam.Map(
+                lambda _: manifests.take_back_old(self.directory, self.draft, self.overwrite)
+            )
         )  # None
         written = (
             examples
-            | "KeyByFile" >> beam.Map(lambda one: (one.file // _FILES_PER_FILE, one))  # (shard, Weighed)
+            | "KeyByFile"
+            >> beam.Map(lambda one: (one.file // _FILES_PER_FILE, one))  # (shard, Weighed)
             | "GroupByFile" >> beam.GroupByKey()  # (shard, [Weighed])
-            | "WriteExamples" >> beam.Map(self._write, beam.pvalue.AsList(ready), duplicates, noise)  # WrittenExamples
+            | "WriteExamples"
+            >> beam.Map(
+                self._write, beam.pvalue.AsList(ready), duplicates, noise
+            )  # WrittenExamples
         )
         if self.previous:
             changes = (
                 examples
-                | "MakeRows" >> beam.Map(lambda one, known: to_table(*self._judge(one, known)), noise)  # pa.Table
-                | "CompareAudits" >> CompareAudits(*self.previous, self.wanted.min_suspicion)  # Changes
-                | "WriteChanges" >> beam.Map(self._write_changes, beam.pvalue.AsList(ready))  # (Changes, StoredFile)
+                | "MakeRows"
+                >> beam.Map(
+                    lambda one, known: to_table(*self._judge(one, known)), noise
+                )  # pa.Table
+                | "CompareAudits"
+                >> CompareAudits(*self.previous, self.wanted.min_suspicion)  # Changes
+                | "WriteChanges"
+                >> beam.Map(self._write_changes, beam.pvalue.AsList(ready))  # (Changes, StoredFile)
             )
         else:
             changes = examples.pipeline | "CompareNothing" >> beam.Create([])
@@ -634,7 +817,11 @@ class WriteAudit(beam.PTransform):
             | "StartNeighbours" >> beam.Create([None])
             | "AskNeighbours" >> beam.FlatMap(self._ask, beam.pvalue.AsList(written))
         )  # Asked
-        neighbours = (audited["sets"], audited["directions"], asked) | "FindNeighbours" >> FindNeighbours(_NEIGHBOURS)  # pa.Table
+        neighbours = (
+            audited["sets"],
+            audited["directions"],
+            asked,
+        ) | "FindNeighbours" >> FindNeighbours(_NEIGHBOURS)  # pa.Table
         if self.previews:
             seen = (beam.pvalue.AsList(one) for one in (written, neighbours))
             previews = (
@@ -642,7 +829,8 @@ class WriteAudit(beam.PTransform):
                 | "StartReport" >> beam.Create([None])
                 | "ChooseShown" >> beam.FlatMap(self._choose_shown, *seen)  # (source, [Origin])
                 | "SpreadSources" >> beam.Reshuffle()  # (source, [Origin])
-                | "ReadPreviews" >> beam.FlatMap(read_previews, self.previews)  # ((source, offset), Preview)
+                | "ReadPreviews"
+                >> beam.FlatMap(read_previews, self.previews)  # ((source, offset), Preview)
             )
         else:
             previews = examples.pipeline | "ShowNothing" >> beam.Create([])
@@ -677,5 +865,8 @@ def read_summary(directory: str, committed: Manifest) -> dict[str, Any]:
 
 def told_crossed(directory: str, summary: Mapping[str, Any]) -> str:
     """Which thresholds an audit crosses, in one line."""
-    told = [f"{row['what']} is {row['found']:.4g}, --{row['threshold']}={row['limit']:g}" for row in summary["crossed"]]
+    told = [
+        f"{row['what']} is {row['found']:.4g}, --{row['threshold']}={row['limit']:g}"
+        for row in summary["crossed"]
+    ]
     return f"{directory} is complete and crosses thresholds: {'; '.join(told)}"

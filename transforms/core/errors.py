@@ -23,13 +23,17 @@ class InputError(ValueError):
 
     @property
     def field(self) -> str | None:
-        """The first setting that the message names, which is the one to change; None without any."""
+        """The first setting that the message names, which is the one to change; None without
+        any.
+        """
         match = SETTING.search(str(self))
         return match[1] if match else None
 
 
 def first_line(error: Exception) -> str:
-    """Gives the first line of an error's message without its full stop, and the next if the first only announces it."""
+    """Gives the first line of an error's message without its full stop, and the next if the first
+    only announces it.
+    """
     # TensorFlow puts the name of a graph's node in front, Keras prints in bold.
     text = re.sub(r"\x1b\[\d*m|^\{\{.*?\}\}", "", str(error).strip())
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -13,7 +13,11 @@ from transforms.core.ids import id_array
 from transforms.core.summation import norms
 
 # What loss gradients and activations may be stored as; all of them are whole float32 numbers too.
-DTYPES: Mapping[str, tf.DType] = {"float32": tf.float32, "bfloat16": tf.bfloat16, "float16": tf.float16}
+DTYPES: Mapping[str, tf.DType] = {
+    "float32": tf.float32,
+    "bfloat16": tf.bfloat16,
+    "float16": tf.float16,
+}
 
 NO_LABEL = -1  # pads lists of class indices to one length
 
@@ -61,8 +65,12 @@ class Features:
         activations: np.ndarray,
         feature_dtype: str = "float32",
     ) -> Features:
-        """Features of examples whose arrays are given: rounds loss gradients and activations to the dtype, and computes the norms."""
-        loss_grads, activations = (_rounded(array, feature_dtype) for array in (loss_grads, activations))
+        """Features of examples whose arrays are given: rounds loss gradients and activations to the
+        dtype, and computes the norms.
+        """
+        loss_grads, activations = (
+            _rounded(array, feature_dtype) for array in (loss_grads, activations)
+        )
         return Features(
             id_array(example_ids),
             labels,
@@ -83,7 +91,11 @@ class Features:
         columns = {}
         for field in dataclasses.fields(Features):
             arrays = [getattr(part, field.name) for part in parts]
-            columns[field.name] = concatenate_labels(arrays) if field.name in ("labels", "predictions") else np.concatenate(arrays)
+            columns[field.name] = (
+                concatenate_labels(arrays)
+                if field.name in ("labels", "predictions")
+                else np.concatenate(arrays)
+            )
         return Features(**columns)
 
 
@@ -98,5 +110,10 @@ def concatenate_labels(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Label arrays [n_i, L_i], one after the other, padded to the longest L with `NO_LABEL`."""
     width = max(part.shape[1] for part in parts)
     return np.concatenate(
-        [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=NO_LABEL) if part.shape[1] < width else part for part in parts]
+        [
+            np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=NO_LABEL)
+            if part.shape[1] < width
+            else part
+            for part in parts
+        ]
     )

@@ -11,7 +11,9 @@ _SEPARATOR = b"@"
 
 
 def record_id(example_id: bytes, position: int) -> bytes:
-    """The id of the record of a position (counted from 0, row by row where there are several axes): `id@position`."""
+    """The id of the record of a position (counted from 0, row by row where there are several axes):
+    `id@position`.
+    """
     return b"%s%s%d" % (example_id, _SEPARATOR, position)
 
 

@@ -1,4 +1,6 @@
-"""Where feature records came from: file, record index, content digest, and the keys that are kept."""
+"""Where feature records came from: file, record index, content digest, and the keys that are
+kept.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where a record came from: file, record index, digest of the serialized example, and the keys that are kept of it."""
+    """Where a record came from: file, record index, digest of the serialized example, and the keys
+    that are kept of it.
+    """
 
     source: str
     offset: int
@@ -21,7 +25,8 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Origins:
-    """Where n records came from, as arrays: an object for each would be several times as large where they travel.
+    """Where n records came from, as arrays: an object for each would be several times as large
+    where they travel.
 
     Attributes:
         sources: names of files, each once.
@@ -43,5 +48,7 @@ class Origins:
             tuple(place),
             np.array([place[one.source] for one in origins], np.int32),
             np.array([one.offset for one in origins], np.int64),
-            np.frombuffer(b"".join(one.content_digest for one in origins), np.uint8).reshape(len(origins), -1 if origins else 0),
+            np.frombuffer(b"".join(one.content_digest for one in origins), np.uint8).reshape(
+                len(origins), -1 if origins else 0
+            ),
         )

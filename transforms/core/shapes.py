@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-# What a record takes in a file beside its arrays, about: the keys, the id, the name of its source, the framing.
+# What a record takes in a file beside its arrays, about: the keys, the id, the name of its source,
+# the framing.
 _STORED_RECORD_BYTES = 350
 
 
@@ -35,7 +36,11 @@ class Shape:
 
     def stored_bytes(self, feature_dtype: str) -> int:
         """What one record takes in a file, about, with arrays of this dtype."""
-        return self.checkpoints * ((4 if feature_dtype == "float32" else 2) * (self.outputs + self.units) + 20) + _STORED_RECORD_BYTES
+        return (
+            self.checkpoints
+            * ((4 if feature_dtype == "float32" else 2) * (self.outputs + self.units) + 20)
+            + _STORED_RECORD_BYTES
+        )
 
     @property
     def pair_flops(self) -> int:

@@ -1,9 +1,10 @@
 """Sums whose bits are the same on every machine.
 
-A library's sum or dot product adds in an order that depends on the processor, the array's shape and the number of threads. Here the
-order is written down: term i is added to running sum `i mod LANES`, and the running sums are folded, the second half onto the first,
-until one is left. Each addition is one IEEE 754 operation on float64, so equal terms give equal bits everywhere, and processors can
-do all lanes at once.
+A library's sum or dot product adds in an order that depends on the processor, the array's shape and
+the number of threads. Here the order is written down: term i is added to running sum `i mod LANES`,
+and the running sums are folded, the second half onto the first, until one is left. Each addition is
+one IEEE 754 operation on float64, so equal terms give equal bits everywhere, and processors can do
+all lanes at once.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ _ROWS = 512
 
 
 def lane_sum(terms: np.ndarray) -> np.ndarray:
-    """Sums float64 `terms` [..., n] over their last axis, in the module's order: [...]; zeros where n is 0."""
+    """Sums float64 `terms` [..., n] over their last axis, in the module's order: [...]; zeros where
+    n is 0.
+    """
     n = terms.shape[-1]
-    # Lane by lane, so that where terms are laid out so too, long rows of them are added, not sixteen numbers at a time.
+    # Lane by lane, so that where terms are laid out so too, long rows of them are added, not
+    # sixteen numbers at a time.
     lanes = np.moveaxis(np.zeros((LANES, *terms.shape[:-1])), 0, -1)
     for start in range(0, n, LANES):
         lanes[..., : n - start] += terms[..., start : start + LANES]
@@ -43,5 +47,6 @@ def norms(vectors: np.ndarray) -> np.ndarray:
     return np.sqrt(sums).reshape(shape)
 
 
-# Terms of a float32 sum before it is added to another: fewer make a smaller margin, more make less work.
+# Terms of a float32 sum before it is added to another: fewer make a smaller margin, more make less
+# work.
 PART = 352

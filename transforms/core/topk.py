@@ -1,7 +1,7 @@
 """The k best of each test example: arrays of candidates, how they are cut, and how cuts are merged.
 
-The order is by score, best first, and between equal scores by train id, ascending as UTF-8 bytes. It is total, so cutting and merging in
-any grouping give the same arrays.
+The order is by score, best first, and between equal scores by train id, ascending as UTF-8 bytes.
+It is total, so cutting and merging in any grouping give the same arrays.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Ranking:
 
     def take(self, chosen: np.ndarray) -> Ranking:
         """Some of the candidates, by index array or mask."""
-        return Ranking(self.rows[chosen], self.scores[chosen], self.ids[chosen], self.labels[chosen])
+        return Ranking(
+            self.rows[chosen], self.scores[chosen], self.ids[chosen], self.labels[chosen]
+        )
 
     def offsets(self, n: int) -> np.ndarray:
         """Where the candidates of each of n test examples start: [n + 1]."""
@@ -44,28 +46,40 @@ class Ranking:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TopK:
-    """The proponents (scores above 0, highest first) and opponents (below 0, lowest first) of n test examples."""
+    """The proponents (scores above 0, highest first) and opponents (below 0, lowest first) of n
+    test examples.
+    """
 
     proponents: Ranking
     opponents: Ranking
 
     def of_rows(self, rows: np.ndarray) -> TopK:
-        """The same candidates, of some test examples of more: test row i is row `rows[i]` of them; `rows` ascend."""
-        renamed = (dataclasses.replace(one, rows=rows[one.rows].astype(np.int32)) for one in (self.proponents, self.opponents))
+        """The same candidates, of some test examples of more: test row i is row `rows[i]` of them;
+        `rows` ascend.
+        """
+        renamed = (
+            dataclasses.replace(one, rows=rows[one.rows].astype(np.int32))
+            for one in (self.proponents, self.opponents)
+        )
         return TopK(*renamed)
 
     def without(self, rows: np.ndarray) -> TopK:
         """All candidates but those of some test rows."""
-        return TopK(*(one.take(~np.isin(one.rows, rows)) for one in (self.proponents, self.opponents)))
+        return TopK(
+            *(one.take(~np.isin(one.rows, rows)) for one in (self.proponents, self.opponents))
+        )
 
 
 def cut(candidates: Ranking, k: int) -> Ranking:
-    """The k best candidates of each test row by (|score| descending, id ascending); all scores have the same sign."""
+    """The k best candidates of each test row by (|score| descending, id ascending); all scores have
+    the same sign.
+    """
     order = np.lexsort((-np.abs(candidates.scores), candidates.rows))
     rows, scores = candidates.rows[order], candidates.scores[order]
     tied = (rows[1:] == rows[:-1]) & (scores[1:] == scores[:-1])
     if tied.any():
-        # Sorting strings is slow and ties are rare, so only the runs of equal scores are sorted by id.
+        # Sorting strings is slow and ties are rare, so only the runs of equal scores are sorted by
+        # id.
         in_run = np.append(tied, False) | np.insert(tied, 0, False)
         run = np.cumsum(~np.insert(tied, 0, False))
         members = np.flatnonzero(in_run)

@@ -1,7 +1,9 @@
-"""Examples that are copies of each other, and labels that conflict among them: of signatures, groups.
+"""Examples that are copies of each other, and labels that conflict among them: of signatures,
+groups.
 
-What is compared closely is few: pairs that signatures say are alike and whose labels differ. Their features are read again, the closest
-pairs first, as many as fit into a budget of memory; how many were left out is told.
+What is compared closely is few: pairs that signatures say are alike and whose labels differ. Their
+features are read again, the closest pairs first, as many as fit into a budget of memory; how many
+were left out is told.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from transforms.duplicates.signatures import TABLES, Pairs, Signatures
 from transforms.runtime import counters
 from transforms.storage.feature_set import FeatureSet
 
-# Of sets up to this size all signatures are looked at in one place (0.2 GB); of larger ones, each part of each table in its own.
+# Of sets up to this size all signatures are looked at in one place (0.2 GB); of larger ones, each
+# part of each table in its own.
 _ROWS_IN_ONE_PLACE = 1 << 22
 _ROWS_PER_PART = 1 << 20
 # What the vectors of all pairs that are compared closely may take.
@@ -82,14 +85,20 @@ def _closest(parts: Sequence[Pairs], limit: int) -> tuple[Pairs, int]:
     return pairs.take(np.arange(kept)), len(pairs.distances) - kept
 
 
-def _find(grouped: tuple[tuple[int, int], Iterable[Signatures]], found: FeatureSet, least: float) -> Candidates:
+def _find(
+    grouped: tuple[tuple[int, int], Iterable[Signatures]], found: FeatureSet, least: float
+) -> Candidates:
     (table, _), parts = grouped
     tables = range(TABLES) if table == _EVERY_TABLE else (table,)
-    return Candidates.of(signatures.candidates(Signatures.concatenate(parts), tables, least), pair_limit(found))
+    return Candidates.of(
+        signatures.candidates(Signatures.concatenate(parts), tables, least), pair_limit(found)
+    )
 
 
 def _choose(_: None, parts: Sequence[Candidates], found: FeatureSet) -> Candidates:
-    chosen = Candidates.of((one.pairs for one in parts), pair_limit(found), sum(one.left_out for one in parts))
+    chosen = Candidates.of(
+        (one.pairs for one in parts), pair_limit(found), sum(one.left_out for one in parts)
+    )
     counters.add("pairs-compared", int((chosen.pairs.distances >= 0).sum()))
     return chosen
 
@@ -100,8 +109,12 @@ def _list_places(chosen: Candidates) -> Iterator[tuple[int, np.ndarray]]:
         yield file, places[places >> 32 == file]
 
 
-def read_vectors(wanted: tuple[int, np.ndarray], found: FeatureSet, directions: Directions) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a feature file again: places [n] and vectors [n, d] of those of its examples that are wanted."""
+def read_vectors(
+    wanted: tuple[int, np.ndarray], found: FeatureSet, directions: Directions
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a feature file again: places [n] and vectors [n, d] of those of its examples that are
+    wanted.
+    """
     file, places = wanted
     payloads = found.payloads(Span(file, 0, found.manifest.files[file].count))
     features = found.decode([payloads[row] for row in (places & 0xFFFFFFFF).tolist()])
@@ -121,7 +134,9 @@ class Duplicates:
     left_out: int
 
 
-def join(chosen: Candidates, vectors: Iterable[tuple[np.ndarray, np.ndarray]], least: float) -> Duplicates:
+def join(
+    chosen: Candidates, vectors: Iterable[tuple[np.ndarray, np.ndarray]], least: float
+) -> Duplicates:
     """Groups of what has equal inputs, and of what is at least so similar with another label."""
     known = sorted(vectors, key=lambda pair: int(pair[0][0]))
     places = np.concatenate([np.empty(0, np.int64), *(one for one, _ in known)])
@@ -133,14 +148,17 @@ def join(chosen: Candidates, vectors: Iterable[tuple[np.ndarray, np.ndarray]], l
         stacked = np.concatenate([one for _, one in known])
         for start in range(0, len(near), 4096):
             part = slice(start, start + 4096)
-            similar[near[part]] = signatures.similarities(stacked[rows[part, 0]], stacked[rows[part, 1]])
+            similar[near[part]] = signatures.similarities(
+                stacked[rows[part, 0]], stacked[rows[part, 1]]
+            )
     kept = (pairs.distances < 0) | (similar >= least)
     return Duplicates(group(pairs.places[kept], pairs.labels[kept], similar[kept]), chosen.left_out)
 
 
 @dataclasses.dataclass
 class FindDuplicates(beam.PTransform):
-    """Finds duplicates: (FeatureSet (one), Signatures of each feature file, Directions (one)) → Duplicates (one).
+    """Finds duplicates: (FeatureSet (one), Signatures of each feature file, Directions (one)) →
+    Duplicates (one).
 
     Attributes:
         least: the similarity from which on examples with different labels are copies.
@@ -148,25 +166,35 @@ class FindDuplicates(beam.PTransform):
 
     least: float
 
-    def expand(self, collections: tuple[beam.PCollection, beam.PCollection, beam.PCollection]) -> beam.PCollection:
+    def expand(
+        self, collections: tuple[beam.PCollection, beam.PCollection, beam.PCollection]
+    ) -> beam.PCollection:
         sets, signatures, directions = collections
         found = beam.pvalue.AsSingleton(sets)
         chosen = (
             signatures
             | "SpreadSignatures"
-            >> beam.FlatMap(lambda one, sets: spread(one, sets.manifest.examples), found)  # ((table, part), Signatures)
+            >> beam.FlatMap(
+                lambda one, sets: spread(one, sets.manifest.examples), found
+            )  # ((table, part), Signatures)
             | "GroupSignatures" >> beam.GroupByKey()  # ((table, part), [Signatures])
             | "FindCandidates" >> beam.Map(_find, found, self.least)  # Candidates
         )
         candidates = (
             signatures.pipeline
             | "StartDuplicates" >> beam.Create([None])
-            | "ChooseCandidates" >> beam.Map(_choose, beam.pvalue.AsList(chosen), found)  # Candidates
+            | "ChooseCandidates"
+            >> beam.Map(_choose, beam.pvalue.AsList(chosen), found)  # Candidates
         )
         vectors = (
             candidates
             | "ListCandidates" >> beam.FlatMap(_list_places)  # (file, places)
             | "SpreadCandidates" >> beam.Reshuffle()  # (file, places)
-            | "ReadCandidates" >> beam.Map(read_vectors, found, beam.pvalue.AsSingleton(directions))  # (places, vectors)
+            | "ReadCandidates"
+            >> beam.Map(
+                read_vectors, found, beam.pvalue.AsSingleton(directions)
+            )  # (places, vectors)
         )
-        return candidates | "JoinDuplicates" >> beam.Map(join, beam.pvalue.AsList(vectors), self.least)  # Duplicates
+        return candidates | "JoinDuplicates" >> beam.Map(
+            join, beam.pvalue.AsList(vectors), self.least
+        )  # Duplicates

@@ -9,7 +9,8 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Groups:
-    """Examples that are copies of each other, group by group: those with conflicting labels first, then by the first member.
+    """Examples that are copies of each other, group by group: those with conflicting labels first,
+    then by the first member.
 
     Attributes:
         places: [m] int64.
@@ -49,5 +50,7 @@ def group(places: np.ndarray, labels: np.ndarray, similarity: np.ndarray) -> Gro
     mixed[heads[of_label != of_label[heads]]] = True
     conflicting = mixed[heads]
     order = np.lexsort((members, heads, ~conflicting))
-    _, numbers = np.unique(np.stack([~conflicting[order], heads[order]], axis=1), axis=0, return_inverse=True)
+    _, numbers = np.unique(
+        np.stack([~conflicting[order], heads[order]], axis=1), axis=0, return_inverse=True
+    )
     return Groups(members[order], numbers.reshape(-1), own[order], conflicting[order])

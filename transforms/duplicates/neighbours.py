@@ -1,7 +1,9 @@
-"""The training examples most alike to a few, among those with another label: all records against the few, in one scan.
+"""The training examples most alike to a few, among those with another label: all records against
+the few, in one scan.
 
-Rows of neighbours are a table: `example` (the number of the one that was asked for), `similarity`, `example_id`, `label`, `source`,
-`offset`, `content_digest`; of each example the most similar first, equal ones by id.
+Rows of neighbours are a table: `example` (the number of the one that was asked for), `similarity`,
+`example_id`, `label`, `source`, `offset`, `content_digest`; of each example the most similar first,
+equal ones by id.
 """
 
 from __future__ import annotations
@@ -55,23 +57,40 @@ def _list_places(asked: Asked) -> Iterator[tuple[int, np.ndarray]]:
 
 def best(table: pa.Table, count: int) -> pa.Table:
     """The first `count` rows of each example, in order."""
-    ordered = table.sort_by([("example", "ascending"), ("similarity", "descending"), ("example_id", "ascending")])
+    ordered = table.sort_by(
+        [("example", "ascending"), ("similarity", "descending"), ("example_id", "ascending")]
+    )
     examples = ordered["example"].to_numpy()
-    return ordered.filter(pa.array(np.arange(len(examples)) - np.searchsorted(examples, examples) < count))
+    return ordered.filter(
+        pa.array(np.arange(len(examples)) - np.searchsorted(examples, examples) < count)
+    )
 
 
 def scan(
-    file: int, found: FeatureSet, directions: Directions, asked: Asked, vectors: Iterable[tuple[np.ndarray, np.ndarray]], count: int
+    file: int,
+    found: FeatureSet,
+    directions: Directions,
+    asked: Asked,
+    vectors: Iterable[tuple[np.ndarray, np.ndarray]],
+    count: int,
 ) -> pa.Table:
     """The best of a feature file."""
     payloads = found.payloads(Span(file, 0, found.manifest.files[file].count))
     features = found.decode(payloads)
     labels = features.labels[:, 0]
     own = directions.vectors(features.activations)
-    known = {place: row for places, rows in vectors for place, row in zip(places.tolist(), rows, strict=True)}
+    known = {
+        place: row
+        for places, rows in vectors
+        for place, row in zip(places.tolist(), rows, strict=True)
+    }
     queries = np.stack([known[place] for place in asked.places.tolist()])
     products = queries @ own.T
-    allowed = np.where((asked.wanted == asked.labels)[:, None], labels != asked.labels[:, None], labels == asked.wanted[:, None])
+    allowed = np.where(
+        (asked.wanted == asked.labels)[:, None],
+        labels != asked.labels[:, None],
+        labels == asked.wanted[:, None],
+    )
     products[~allowed] = -np.inf
     # One more for each, since the order of the products is that of float32.
     kept = min(len(own), 2 * count)
@@ -117,7 +136,8 @@ class _Best(beam.CombineFn):
 
 @dataclasses.dataclass
 class FindNeighbours(beam.PTransform):
-    """Finds neighbours with other labels: (FeatureSet (one), Directions (one), Asked (at most one)) → pa.Table (one).
+    """Finds neighbours with other labels: (FeatureSet (one), Directions (one), Asked (at most one))
+    → pa.Table (one).
 
     Attributes:
         count: how many of each.
@@ -125,7 +145,9 @@ class FindNeighbours(beam.PTransform):
 
     count: int
 
-    def expand(self, collections: tuple[beam.PCollection, beam.PCollection, beam.PCollection]) -> beam.PCollection:
+    def expand(
+        self, collections: tuple[beam.PCollection, beam.PCollection, beam.PCollection]
+    ) -> beam.PCollection:
         sets, directions, asked = collections
         found, centred = beam.pvalue.AsSingleton(sets), beam.pvalue.AsSingleton(directions)
         vectors = (
@@ -135,13 +157,21 @@ class FindNeighbours(beam.PTransform):
             | "ReadAsked" >> beam.Map(read_vectors, found, centred)  # (places, vectors)
         )
         return (
-            # Not from the set itself: a runner that fused this with what reads the set would wait for the rows before it makes them.
+            # Not from the set itself: a runner that fused this with what reads the set would wait
+            # for the rows before it makes them.
             sets.pipeline
             | "StartScan" >> beam.Create([None])
             | "ListScanned" >> beam.FlatMap(_files, found, beam.pvalue.AsList(asked))  # file
             | "SpreadScanned" >> beam.Reshuffle()  # file
             | "ScanNeighbours"
-            >> beam.Map(_scan, found, centred, beam.pvalue.AsList(asked), beam.pvalue.AsList(vectors), self.count)  # pa.Table
+            >> beam.Map(
+                _scan,
+                found,
+                centred,
+                beam.pvalue.AsList(asked),
+                beam.pvalue.AsList(vectors),
+                self.count,
+            )  # pa.Table
             | "MergeNeighbours" >> beam.CombineGlobally(_Best(self.count))  # pa.Table
         )
 

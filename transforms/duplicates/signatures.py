@@ -1,12 +1,15 @@
-"""How alike examples are to the model, whatever their labels: the directions of their activations, and signatures to find alike ones by.
+"""How alike examples are to the model, whatever their labels: the directions of their activations,
+and signatures to find alike ones by.
 
-Loss gradients point opposite ways under different labels, so copies whose labels conflict are far apart in them; activations know nothing
-of the label. Two examples are as alike as the mean over the checkpoints of the cosine of `h_t − mean h_t`: without its mean, what all
-examples share after a ReLU, any two would be alike.
+Loss gradients point opposite ways under different labels, so copies whose labels conflict are far
+apart in them; activations know nothing of the label. Two examples are as alike as the mean over the
+checkpoints of the cosine of `h_t − mean h_t`: without its mean, what all examples share after a
+ReLU, any two would be alike.
 
-All pairs are never looked at. A signature has a bit for the side of each of 256 random planes that a direction is on; two directions at an
-angle θ differ in about 256 θ / π bits. Sorted by their bits from each of eight places on, alike ones come near each other, and each is
-compared with the next few.
+All pairs are never looked at. A signature has a bit for the side of each of 256 random planes that
+a direction is on; two directions at an angle θ differ in about 256 θ / π bits. Sorted by their bits
+from each of eight places on, alike ones come near each other, and each is compared with the next
+few.
 """
 
 from __future__ import annotations
@@ -54,15 +57,27 @@ class Signatures:
     bits: np.ndarray
 
     @staticmethod
-    def of(file: int, activations: np.ndarray, labels: np.ndarray, directions: Directions) -> Signatures:
-        """The signatures of a feature file's examples; of those without any activation above or below 0 nothing is known."""
+    def of(
+        file: int, activations: np.ndarray, labels: np.ndarray, directions: Directions
+    ) -> Signatures:
+        """The signatures of a feature file's examples; of those without any activation above or
+        below 0 nothing is known.
+        """
         own = np.ascontiguousarray(activations[:, :, : directions.centres.shape[1]])
-        hashes = [int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest(), "little") for row in own]
+        hashes = [
+            int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest(), "little")
+            for row in own
+        ]
         vectors = directions.vectors(own)
         bits = np.packbits(vectors @ _planes(vectors.shape[1]) > 0, axis=1).view(np.uint64)
         alive = own.any(axis=(1, 2))
         places = (np.int64(file) << 32) + np.arange(len(own))
-        return Signatures(places[alive], labels[alive].astype(np.int32), np.array(hashes, np.uint64)[alive], bits[alive])
+        return Signatures(
+            places[alive],
+            labels[alive].astype(np.int32),
+            np.array(hashes, np.uint64)[alive],
+            bits[alive],
+        )
 
     def take(self, rows: np.ndarray) -> Signatures:
         """Some of them: a mask or indices."""
@@ -72,7 +87,12 @@ class Signatures:
     def concatenate(parts: Iterable[Signatures]) -> Signatures:
         """All of them (at least one part), in the order of their places."""
         known = list(parts)
-        joined = Signatures(*(np.concatenate([getattr(one, field.name) for one in known]) for field in dataclasses.fields(Signatures)))
+        joined = Signatures(
+            *(
+                np.concatenate([getattr(one, field.name) for one in known])
+                for field in dataclasses.fields(Signatures)
+            )
+        )
         return joined.take(np.argsort(joined.places))
 
     def keys(self, table: int) -> np.ndarray:
@@ -120,14 +140,17 @@ def most_bits(similarity: float) -> int:
 
 
 def candidates(found: Signatures, tables: Iterable[int], similarity: float) -> Iterator[Pairs]:
-    """Pairs that may be copies of each other, piece by piece, since there may be many, and some of them several times: first equal inputs
-    with any labels, each with the next, then alike ones whose labels differ.
+    """Pairs that may be copies of each other, piece by piece, since there may be many, and some of
+    them several times: first equal inputs with any labels, each with the next, then alike ones
+    whose labels differ.
     """
     by_input = np.lexsort((found.places, found.labels, found.hashes))
     same = found.hashes[by_input[1:]] == found.hashes[by_input[:-1]]
     yield _pairs(found, by_input[:-1][same], by_input[1:][same], np.full(same.sum(), -1))
     # Of equal inputs with one label one stands for all, or they would fill each other's windows.
-    again = np.concatenate([[False], same & (found.labels[by_input[1:]] == found.labels[by_input[:-1]])])
+    again = np.concatenate(
+        [[False], same & (found.labels[by_input[1:]] == found.labels[by_input[:-1]])]
+    )
     distinct = found.take(np.sort(by_input[~again[: len(by_input)]]))
     limit = most_bits(similarity)
     for table in tables:
@@ -144,7 +167,9 @@ def candidates(found: Signatures, tables: Iterable[int], similarity: float) -> I
             yield _pairs(ordered, first[near], first[near] + step, distances[near])
 
 
-def _pairs(found: Signatures, first: np.ndarray, second: np.ndarray, distances: np.ndarray) -> Pairs:
+def _pairs(
+    found: Signatures, first: np.ndarray, second: np.ndarray, distances: np.ndarray
+) -> Pairs:
     rows = np.stack([first, second], axis=1)
     rows = np.where((found.places[rows[:, :1]] > found.places[rows[:, 1:]]), rows[:, ::-1], rows)
     return Pairs(found.places[rows], found.labels[rows], distances.astype(np.int64))
@@ -153,7 +178,9 @@ def _pairs(found: Signatures, first: np.ndarray, second: np.ndarray, distances: 
 def _ones(words: np.ndarray) -> np.ndarray:
     """How many bits of each uint64 are set (NumPy's own count is not in its 1.26)."""
     words = words - (words >> np.uint64(1) & np.uint64(0x5555555555555555))
-    words = (words & np.uint64(0x3333333333333333)) + (words >> np.uint64(2) & np.uint64(0x3333333333333333))
+    words = (words & np.uint64(0x3333333333333333)) + (
+        words >> np.uint64(2) & np.uint64(0x3333333333333333)
+    )
     words = words + (words >> np.uint64(4)) & np.uint64(0x0F0F0F0F0F0F0F0F)
     return (words * np.uint64(0x0101010101010101) >> np.uint64(56)).astype(np.int64)
 

@@ -15,7 +15,9 @@ from transforms.examples.rejects import Reject
 
 @dataclasses.dataclass(frozen=True)
 class ParsedExample:
-    """One example: its id, its inputs as arrays of the model's shapes, its label [label_width] float64 or None, and the kept keys."""
+    """One example: its id, its inputs as arrays of the model's shapes, its label [label_width]
+    float64 or None, and the kept keys.
+    """
 
     example_id: str
     inputs: tuple[np.ndarray, ...]
@@ -37,7 +39,8 @@ class ExampleBatch:
         labels: [n, label_width] float64, or None where labels are not read.
         rejects: what was set aside since the batch before.
         first, last: whether the file begins, or ends, with this batch.
-        bytes_read: how far the stored file was read for this batch, in bytes since the batch before.
+        bytes_read: how far the stored file was read for this batch, in bytes since the batch
+            before.
     """
 
     file: InputFile
@@ -68,7 +71,9 @@ class ExampleBatch:
         )
 
 
-def take_kept(kept: Mapping[str, Sequence[bytes]], rows: np.ndarray) -> Mapping[str, Sequence[bytes]]:
+def take_kept(
+    kept: Mapping[str, Sequence[bytes]], rows: np.ndarray
+) -> Mapping[str, Sequence[bytes]]:
     """What is kept of these rows alone."""
     return {key: [features[row] for row in rows.tolist()] for key, features in kept.items()}
 
@@ -76,7 +81,8 @@ def take_kept(kept: Mapping[str, Sequence[bytes]], rows: np.ndarray) -> Mapping[
 def digest(serialized: bytes) -> bytes:
     """The content digest of a serialized example: XXH3, 128 bits.
 
-    It tells apart what differs by accident; it is not made to withstand somebody who looks for two examples with one digest.
+    It tells apart what differs by accident; it is not made to withstand somebody who looks for two
+    examples with one digest.
     """
     return xxhash.xxh3_128_digest(serialized)
 

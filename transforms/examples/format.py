@@ -16,7 +16,9 @@ from transforms.storage.feature_record import FIELDS
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """One input of the model: the key that holds it, its shape without the batch dimension, and its dtype's name."""
+    """One input of the model: the key that holds it, its shape without the batch dimension, and its
+    dtype's name.
+    """
 
     key: str
     shape: tuple[int, ...]
@@ -31,10 +33,12 @@ class ExampleFormat:
         inputs: the model's inputs, in its order.
         label_key: key of the label; unused where `labelled` is false.
         label_width: how many numbers a label has: 1, or C for one number per output.
-        labelled: whether labels are read; they are not where the model's prediction serves as label.
+        labelled: whether labels are read; they are not where the model's prediction serves as
+            label.
         id_key: key of the id, at most 512 bytes; or None for `<file>#<index>`.
         keep_keys: keys that are copied into the feature record.
-        parse_fn: `module:function` that turns a serialized record into a mapping of the keys above, or None for `tf.train.Example`.
+        parse_fn: `module:function` that turns a serialized record into a mapping of the keys above,
+            or None for `tf.train.Example`.
     """
 
     inputs: tuple[InputSpec, ...]
@@ -48,7 +52,15 @@ class ExampleFormat:
     def __post_init__(self) -> None:
         clash = sorted({*self.keep_keys} & {*FIELDS})
         if clash:
-            raise InputError(f"`keep_keys`: {', '.join(clash)} would overwrite a field of the feature record: keep another key")
+            raise InputError(
+                f"`keep_keys`: {', '.join(clash)} would overwrite a "
+                "field "
+                "of "
+                "the "
+                "feature "
+                "record: "
+                "keep another key"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +72,8 @@ class InputFile:
         path: where it is.
         name: the stem of ids.
         size: in bytes, as stored.
-        known: [n] indices of records that are passed over, because their features are there already; or None.
+        known: [n] indices of records that are passed over, because their features are there
+            already; or None.
     """
 
     index: int
@@ -78,7 +91,13 @@ def resolve_function(name: str, field: str) -> Callable[..., Any]:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            f"`{field}={name!r}` cannot be imported ({error}): expected module:function on the Python path of every worker"
+            f"`{field}={name!r}` cannot be imported "
+            f"({error}): "
+            "expected "
+            "module:function "
+            "on "
+            "the "
+            "Python path of every worker"
         ) from error
     if not callable(function):
         raise InputError(f"`{field}={name!r}` is not a function")

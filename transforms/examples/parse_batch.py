@@ -24,7 +24,9 @@ def _threads() -> ThreadPoolExecutor:
 
 
 class BatchParser:
-    """Parses many records of a file at once; keeps the layout that the first good record had as its guess for the next ones."""
+    """Parses many records of a file at once; keeps the layout that the first good record had as its
+    guess for the next ones.
+    """
 
     def __init__(self, form: ExampleFormat, file: InputFile) -> None:
         self._form = form
@@ -33,11 +35,15 @@ class BatchParser:
         self._fast = not form.parse_fn and not form.keep_keys
 
     def parse(self, serialized: Sequence[bytes], offsets: Sequence[int]) -> ExampleBatch:
-        """Parses the records at `offsets` of the file; the batch's rejects are what is wrong among them."""
+        """Parses the records at `offsets` of the file; the batch's rejects are what is wrong among
+        them.
+        """
         batch = self._parse_at_once(serialized, offsets) if self._fast and serialized else None
         return self._parse_singly(serialized, offsets) if batch is None else batch
 
-    def _parse_at_once(self, serialized: Sequence[bytes], offsets: Sequence[int]) -> ExampleBatch | None:
+    def _parse_at_once(
+        self, serialized: Sequence[bytes], offsets: Sequence[int]
+    ) -> ExampleBatch | None:
         self._guess = self._guess or self._layout(serialized[0])
         if self._guess is None:
             return None
@@ -49,8 +55,12 @@ class BatchParser:
             self._guess = None
             return None
         arrays = [parsed[spec.key] for spec in form.inputs]
-        inputs = [cast_exactly(array, spec) for array, spec in zip(arrays, form.inputs, strict=True)]
-        if any(array is None for array in inputs) or not all(np.isfinite(array).all() for array in arrays):
+        inputs = [
+            cast_exactly(array, spec) for array, spec in zip(arrays, form.inputs, strict=True)
+        ]
+        if any(array is None for array in inputs) or not all(
+            np.isfinite(array).all() for array in arrays
+        ):
             return None
         ids = self._ids(offsets) if form.id_key is None else _usable_ids(parsed[form.id_key])
         if ids is None or ids.itemsize > LONGEST_ID:
@@ -61,7 +71,11 @@ class BatchParser:
             np.array(offsets, np.int64),
             digests(serialized),
             {},
-            tuple(array.reshape(-1, *spec.shape) for array, spec in zip(inputs, form.inputs, strict=True) if array is not None),
+            tuple(
+                array.reshape(-1, *spec.shape)
+                for array, spec in zip(inputs, form.inputs, strict=True)
+                if array is not None
+            ),
             parsed[form.label_key].astype(np.float64) if form.labelled else None,
             [],
         )
@@ -78,19 +92,29 @@ class BatchParser:
             return None
         form = self._form
         layout: dict[str, tuple[tuple[int, ...], tf.DType]] = {}
-        sizes: dict[str, tuple[int, ...]] = {spec.key: (math.prod(spec.shape),) for spec in form.inputs}
+        sizes: dict[str, tuple[int, ...]] = {
+            spec.key: (math.prod(spec.shape),) for spec in form.inputs
+        }
         if form.labelled:
             sizes[form.label_key] = (form.label_width,)
         if form.id_key is not None:
             sizes[form.id_key] = ()
         for key, size in sizes.items():
             kind = str(features[key].WhichOneof("kind")) if key in features else "missing"
-            dtype = {"float_list": tf.float32, "int64_list": tf.int64, "bytes_list": tf.string}.get(kind)
-            if dtype is None or dtype not in ((tf.string, tf.int64) if key == form.id_key else (tf.float32, tf.int64)):
+            dtype = {"float_list": tf.float32, "int64_list": tf.int64, "bytes_list": tf.string}.get(
+                kind
+            )
+            if dtype is None or dtype not in (
+                (tf.string, tf.int64) if key == form.id_key else (tf.float32, tf.int64)
+            ):
                 return None
             layout[key] = size, dtype
         # A key in two roles, say id and label, is left to the parser of single records.
-        return _Layout(layout) if len(layout) == len(form.inputs) + form.labelled + (form.id_key is not None) else None
+        return (
+            _Layout(layout)
+            if len(layout) == len(form.inputs) + form.labelled + (form.id_key is not None)
+            else None
+        )
 
     def _parse_singly(self, serialized: Sequence[bytes], offsets: Sequence[int]) -> ExampleBatch:
         form, file = self._form, self._file
@@ -98,20 +122,38 @@ class BatchParser:
         def parse(record: bytes, offset: int) -> ParsedExample | Reject:
             return parse_example(record, file.name, offset, file.path, form)
 
-        # Decoding an image releases the interpreter lock; a user's function need not be ready for threads.
-        outcomes = list(map(parse, serialized, offsets) if form.parse_fn else _threads().map(parse, serialized, offsets))
-        good = [(i, outcome) for i, outcome in enumerate(outcomes) if isinstance(outcome, ParsedExample)]
+        # Decoding an image releases the interpreter lock; a user's function need not be ready for
+        # threads.
+        outcomes = list(
+            map(parse, serialized, offsets)
+            if form.parse_fn
+            else _threads().map(parse, serialized, offsets)
+        )
+        good = [
+            (i, outcome) for i, outcome in enumerate(outcomes) if isinstance(outcome, ParsedExample)
+        ]
         inputs = tuple(
-            np.stack([example.inputs[j] for _, example in good]) if good else np.empty((0, *spec.shape), spec.dtype)
+            np.stack([example.inputs[j] for _, example in good])
+            if good
+            else np.empty((0, *spec.shape), spec.dtype)
             for j, spec in enumerate(form.inputs)
         )
-        labels = np.array([example.label for _, example in good]).reshape(len(good), form.label_width) if form.labelled else None
+        labels = (
+            np.array([example.label for _, example in good]).reshape(len(good), form.label_width)
+            if form.labelled
+            else None
+        )
         return ExampleBatch(
             file,
             id_array([example.example_id.encode() for _, example in good]),
             np.array([offsets[i] for i, _ in good], np.int64),
             digests([serialized[i] for i, _ in good]),
-            {key: [example.kept[key].SerializeToString(deterministic=True) for _, example in good] for key in form.keep_keys},
+            {
+                key: [
+                    example.kept[key].SerializeToString(deterministic=True) for _, example in good
+                ]
+                for key in form.keep_keys
+            },
             inputs,
             labels,
             [outcome for outcome in outcomes if isinstance(outcome, Reject)],
@@ -125,7 +167,8 @@ class _Layout:
         self._keys = sorted(features)
         with tf.device("/CPU:0"):
             nothing = tf.constant([], tf.string)
-            # The operation itself: to make its arguments anew, as `tf.io.parse_example` does, takes as long as parsing a batch.
+            # The operation itself: to make its arguments anew, as `tf.io.parse_example` does, takes
+            # as long as parsing a batch.
             self._parse = functools.partial(
                 tf.raw_ops.ParseExampleV2,
                 names=nothing,

@@ -1,4 +1,6 @@
-"""One serialized example into arrays of the model's shapes, or into a reject that says what is wrong with it."""
+"""One serialized example into arrays of the model's shapes, or into a reject that says what is
+wrong with it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class _Unusable(Exception):
         self.example_id = example_id
 
 
-def parse_example(serialized: bytes, name: str, offset: int, source: str, form: ExampleFormat) -> ParsedExample | Reject:
+def parse_example(
+    serialized: bytes, name: str, offset: int, source: str, form: ExampleFormat
+) -> ParsedExample | Reject:
     """Parses one serialized record, or says why it cannot be used.
 
     `name` and `offset` make the id where there is no id key; `source` is the file for the reject.
@@ -41,7 +45,9 @@ def parse_example(serialized: bytes, name: str, offset: int, source: str, form: 
         label = _label(values, form) if form.labelled else None
         missing = [key for key in form.keep_keys if key not in values]
         if missing:
-            raise _Unusable(rejects.MISSING_KEY, f"no key {missing[0]!r} to keep; keys: {_keys(values)}")
+            raise _Unusable(
+                rejects.MISSING_KEY, f"no key {missing[0]!r} to keep; keys: {_keys(values)}"
+            )
         kept = {key: _kept(values[key]) for key in form.keep_keys}
     except _Unusable as error:
         return Reject(source, offset, error.example_id or example_id, error.reason, error.detail)
@@ -54,10 +60,19 @@ def _mapping(serialized: bytes, form: ExampleFormat) -> Mapping[str, Any]:
         try:
             values = function(serialized)
         except Exception as error:
-            raise _Unusable(rejects.PARSE_FN_FAILED, f"{form.parse_fn} raised {type(error).__name__}: {error}") from error
+            raise _Unusable(
+                rejects.PARSE_FN_FAILED, f"{form.parse_fn} raised {type(error).__name__}: {error}"
+            ) from error
         if not isinstance(values, Mapping):
             raise _Unusable(
-                rejects.PARSE_FN_FAILED, f"{form.parse_fn} returned {type(values).__name__}, expected a mapping of keys to values"
+                rejects.PARSE_FN_FAILED,
+                f"{form.parse_fn} returned {type(values).__name__}, expected "
+                "a "
+                "mapping "
+                "of "
+                "keys "
+                "to "
+                "values",
             )
         return values
     try:
@@ -72,7 +87,9 @@ def _keys(values: Mapping[str, Any]) -> str:
 
 
 def _value(values: Mapping[str, Any], key: str) -> Any:
-    """The value under `key`: an array for number lists, bytes for a bytes list of one; what a parsing function returned as it is."""
+    """The value under `key`: an array for number lists, bytes for a bytes list of one; what a
+    parsing function returned as it is.
+    """
     if key not in values:
         raise _Unusable(rejects.MISSING_KEY, f"no key {key!r}; keys: {_keys(values)}")
     feature = values[key]
@@ -85,13 +102,18 @@ def _value(values: Mapping[str, Any], key: str) -> Any:
         return np.array(feature.int64_list.value, np.int64)
     if kind == "bytes_list" and len(feature.bytes_list.value) == 1:
         return feature.bytes_list.value[0]
-    raise _Unusable(rejects.WRONG_TYPE, f"key {key!r} is {'a list of several byte strings' if kind else 'empty'}")
+    raise _Unusable(
+        rejects.WRONG_TYPE,
+        f"key {key!r} is {'a list of several byte strings' if kind else 'empty'}",
+    )
 
 
 def _id(values: Mapping[str, Any], name: str, offset: int, form: ExampleFormat) -> str:
     found = f"{name}#{offset}" if form.id_key is None else _given_id(values, form.id_key)
     if len(found.encode()) > LONGEST_ID:
-        raise _Unusable(rejects.BAD_ID, f"the id has {len(found.encode())} bytes, expected at most {LONGEST_ID}")
+        raise _Unusable(
+            rejects.BAD_ID, f"the id has {len(found.encode())} bytes, expected at most {LONGEST_ID}"
+        )
     return found
 
 
@@ -125,18 +147,36 @@ def _input(values: Mapping[str, Any], spec: InputSpec) -> np.ndarray:
         raise _Unusable(rejects.WRONG_TYPE, f"key {spec.key!r} is not numbers: {error}") from error
     if array.size != math.prod(spec.shape) or not _is_shaped(array, spec):
         raise _Unusable(
-            rejects.WRONG_SIZE, f"key {spec.key!r} has {array.size} numbers of shape {array.shape}, the model's input has {spec.shape}"
+            rejects.WRONG_SIZE,
+            f"key {spec.key!r} has {array.size} numbers of "
+            "shape "
+            f"{array.shape}, "
+            "the "
+            "model's "
+            "input "
+            f"has {spec.shape}",
         )
     if not np.isfinite(array).all():
         raise _Unusable(rejects.NON_FINITE_INPUT, f"key {spec.key!r} holds a NaN or an infinity")
     cast = cast_exactly(array, spec)
     if cast is None:
-        raise _Unusable(rejects.WRONG_TYPE, f"key {spec.key!r} holds numbers that the model's input of type {spec.dtype} cannot hold")
+        raise _Unusable(
+            rejects.WRONG_TYPE,
+            f"key {spec.key!r} holds numbers that the model's "
+            "input "
+            "of "
+            "type "
+            f"{spec.dtype} "
+            "cannot "
+            "hold",
+        )
     return cast.reshape(spec.shape)
 
 
 def _is_shaped(array: np.ndarray, spec: InputSpec) -> bool:
-    """Whether an array that has a shape of its own has the input's; as many numbers in another shape are another image."""
+    """Whether an array that has a shape of its own has the input's; as many numbers in another
+    shape are another image.
+    """
     if array.ndim < 2 or len(spec.shape) < 2:
         return True
     return [n for n in array.shape if n != 1] == [n for n in spec.shape if n != 1]
@@ -152,14 +192,24 @@ def cast_exactly(array: np.ndarray, spec: InputSpec) -> np.ndarray | None:
 def _image(data: bytes, spec: InputSpec) -> np.ndarray:
     if not data.startswith((_JPEG, _PNG)):
         raise _Unusable(
-            rejects.BAD_IMAGE, f"key {spec.key!r} is {len(data)} bytes that are neither PNG nor JPEG: decode them with `parse_fn`"
+            rejects.BAD_IMAGE,
+            f"key {spec.key!r} is {len(data)} bytes that are neither "
+            "PNG "
+            "nor "
+            "JPEG: "
+            "decode "
+            "them "
+            "with `parse_fn`",
         )
     channels = spec.shape[-1] if len(spec.shape) == 3 and spec.shape[-1] in (1, 3, 4) else 0
     try:
         with tf.device("/CPU:0"):
             return tf.io.decode_image(data, channels=channels, expand_animations=False).numpy()
     except tf.errors.OpError as error:
-        raise _Unusable(rejects.BAD_IMAGE, f"key {spec.key!r} cannot be decoded: {str(error.message).splitlines()[0]}") from error
+        raise _Unusable(
+            rejects.BAD_IMAGE,
+            f"key {spec.key!r} cannot be decoded: {str(error.message).splitlines()[0]}",
+        ) from error
 
 
 def _label(values: Mapping[str, Any], form: ExampleFormat) -> np.ndarray:
@@ -167,10 +217,19 @@ def _label(values: Mapping[str, Any], form: ExampleFormat) -> np.ndarray:
     try:
         label = np.asarray(value, np.float64).reshape(-1)
     except (TypeError, ValueError) as error:
-        raise _Unusable(rejects.WRONG_TYPE, f"the label under {form.label_key!r} is not numbers") from error
+        raise _Unusable(
+            rejects.WRONG_TYPE, f"the label under {form.label_key!r} is not numbers"
+        ) from error
     if label.size != form.label_width:
         raise _Unusable(
-            rejects.WRONG_SIZE, f"the label under {form.label_key!r} has {label.size} numbers, the loss takes {form.label_width}"
+            rejects.WRONG_SIZE,
+            f"the label under {form.label_key!r} has "
+            f"{label.size} "
+            "numbers, "
+            "the "
+            "loss "
+            "takes "
+            f"{form.label_width}",
         )
     return label
 

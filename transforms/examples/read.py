@@ -24,14 +24,20 @@ from transforms.storage.tfrecords import UnreadableTail, read_frames
 
 
 def _records(stream: IO[bytes]) -> Iterator[list[bytes | None]]:
-    """The records of a file, whose kind its first bytes tell; None for one whose checksum is wrong."""
+    """The records of a file, whose kind its first bytes tell; None for one whose checksum is
+    wrong.
+    """
     head = stream.read(4)
     stream.seek(0)
     return {PARQUET_MAGIC: read_parquet, ARCHIVE_MAGIC: read_archive}.get(head, read_frames)(stream)
 
 
-def _runs(payloads: list[bytes | None], start: int, known: Collection[int]) -> Iterator[tuple[list[Any], Sequence[int]]]:
-    """Runs of records that are read, with their places, of which the first is `start`; a damaged one is by itself."""
+def _runs(
+    payloads: list[bytes | None], start: int, known: Collection[int]
+) -> Iterator[tuple[list[Any], Sequence[int]]]:
+    """Runs of records that are read, with their places, of which the first is `start`; a damaged
+    one is by itself.
+    """
     if not known and None not in payloads:
         yield payloads, range(start, start + len(payloads))
         return
@@ -40,8 +46,11 @@ def _runs(payloads: list[bytes | None], start: int, known: Collection[int]) -> I
             yield [payload], [place]
 
 
-def read_examples(file: InputFile, form: ExampleFormat, batch_size: int, allow_truncated: bool) -> Iterator[ExampleBatch]:
-    """Reads a file of examples as batches of `batch_size` records (fewer where some are set aside, and at the end).
+def read_examples(
+    file: InputFile, form: ExampleFormat, batch_size: int, allow_truncated: bool
+) -> Iterator[ExampleBatch]:
+    """Reads a file of examples as batches of `batch_size` records (fewer where some are set aside,
+    and at the end).
 
     Raises:
         InputError: the file's tail cannot be read and `allow_truncated` is false.
@@ -59,7 +68,9 @@ def read_examples(file: InputFile, form: ExampleFormat, batch_size: int, allow_t
             reached = file.size if last else stream.tell()
             parsed = parser.parse(serialized, offsets)
             found = sorted(aside + parsed.rejects, key=lambda reject: reject.offset)
-            parsed = dataclasses.replace(parsed, rejects=found, first=first, last=last, bytes_read=reached - position)
+            parsed = dataclasses.replace(
+                parsed, rejects=found, first=first, last=last, bytes_read=reached - position
+            )
             serialized, offsets, aside, position, first = [], [], [], reached, False
             return parsed
 
@@ -69,7 +80,9 @@ def read_examples(file: InputFile, form: ExampleFormat, batch_size: int, allow_t
                 for run, places in _runs(payloads, reached, known):
                     if run[0] is None:
                         detail = "the record's checksum does not match its content"
-                        aside.append(Reject(file.path, places[0], None, rejects.BAD_CHECKSUM, detail))
+                        aside.append(
+                            Reject(file.path, places[0], None, rejects.BAD_CHECKSUM, detail)
+                        )
                         continue
                     while run:
                         if len(serialized) == batch_size:
@@ -87,10 +100,24 @@ def read_examples(file: InputFile, form: ExampleFormat, batch_size: int, allow_t
                     else "write the file again, or accept the loss with `allow_truncated_files`"
                 )
                 raise InputError(
-                    f"{file.path}: the file cannot be read from record {error.index} at byte {error.offset} on ({error.reason}), "
+                    f"{file.path}: the file cannot be read "
+                    "from "
+                    "record "
+                    f"{error.index} "
+                    "at "
+                    "byte "
+                    f"{error.offset} on ({error.reason}), "
                     f"and nobody knows how many records that is: {hint}"
                 ) from error
-            aside.append(Reject(file.path, error.index, None, rejects.UNREADABLE_TAIL, f"from byte {error.offset} on: {error.reason}"))
+            aside.append(
+                Reject(
+                    file.path,
+                    error.index,
+                    None,
+                    rejects.UNREADABLE_TAIL,
+                    f"from byte {error.offset} on: {error.reason}",
+                )
+            )
         yield batch(last=True)
 
 
@@ -127,7 +154,9 @@ class ReadExamples(beam.PTransform):
     allow_truncated: bool = False
 
     def _read(self, file: InputFile) -> Iterator[ExampleBatch]:
-        for batch in prefetch(read_examples(file, self.form, self.batch_size, self.allow_truncated)):
+        for batch in prefetch(
+            read_examples(file, self.form, self.batch_size, self.allow_truncated)
+        ):
             counters.add("examples-read", len(batch) + len(batch.rejects))
             counters.add("example-bytes-read", batch.bytes_read)
             yield batch

@@ -26,7 +26,9 @@ UNREADABLE_TAIL = "unreadable-tail"
 
 @dataclasses.dataclass(frozen=True)
 class Reject:
-    """An example that was set aside: its file, its index there, its id where one could be read, the reason and the details."""
+    """An example that was set aside: its file, its index there, its id where one could be read, the
+    reason and the details.
+    """
 
     source: str
     offset: int

@@ -1,7 +1,8 @@
 """Stage 1, whole: from files of examples to a committed feature set.
 
-Reading, extracting and writing are one fused chain of steps that hand on batches, so no example and no feature is ever shuffled. Only
-small things are grouped: what each written file holds, and a hash of each id.
+Reading, extracting and writing are one fused chain of steps that hand on batches, so no example and
+no feature is ever shuffled. Only small things are grouped: what each written file holds, and a hash
+of each id.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from transforms.extraction.reuse import Base, FindUnchanged
 
 @dataclasses.dataclass
 class ComputeFeatureSet(beam.PTransform):
-    """Stage 1, whole: files of examples in, a committed feature set out; yields its FeatureManifest.
+    """Stage 1, whole: files of examples in, a committed feature set out; yields its
+    FeatureManifest.
 
-    Reading, extracting and writing carry `write.accelerator`, the resource hint, so that all of them stay one stage.
+    Reading, extracting and writing carry `write.accelerator`, the resource hint, so that all of
+    them stay one stage.
 
     Attributes:
         input_files: the files, in the set's order.
@@ -57,7 +60,9 @@ class ComputeFeatureSet(beam.PTransform):
         )
         written = []
         if self.base:
-            unchanged = changed | "FindUnchanged" >> FindUnchanged(self.base, self.form, self.allow_truncated, self.write.directory)
+            unchanged = changed | "FindUnchanged" >> FindUnchanged(
+                self.base, self.form, self.allow_truncated, self.write.directory
+            )
             changed = unchanged["left"]  # InputFile
             written.append(unchanged)
         found = changed | "FindFinished" >> FindFinished(self.write.directory, self.write.attempt)
@@ -68,5 +73,12 @@ class ComputeFeatureSet(beam.PTransform):
             | "ExtractFeatures" >> accelerated(extract, self.write.accelerator)  # FeatureBatch
         )
         # WrittenPart, (bucket, (file name, rows, hashes))
-        parts, ids = (tuple(one[tag] for one in written) | f"Join{tag.title()}" >> beam.Flatten() for tag in (PARTS, IDS))
-        return {"batches": batches, PARTS: parts, IDS: ids} | "WriteFeatures" >> self.write  # FeatureManifest
+        parts, ids = (
+            tuple(one[tag] for one in written) | f"Join{tag.title()}" >> beam.Flatten()
+            for tag in (PARTS, IDS)
+        )
+        return {
+            "batches": batches,
+            PARTS: parts,
+            IDS: ids,
+        } | "WriteFeatures" >> self.write  # FeatureManifest

@@ -19,8 +19,9 @@ from transforms.runtime import counters
 from transforms.runtime.allocation import keep_freed_memory
 from transforms.runtime.threads import Threads
 
-# So many batches are extracted at once where one takes fewer seconds: what stands around a call of the model, in Python, then takes nearly
-# as long as the call. Of a larger model two would need twice the memory and gain nothing.
+# So many batches are extracted at once where one takes fewer seconds: what stands around a call of
+# the model, in Python, then takes nearly as long as the call. Of a larger model two would need
+# twice the memory and gain nothing.
 _AT_ONCE, _LONG = 2, 0.05
 
 
@@ -44,7 +45,8 @@ class _ExtractDoFn(beam.DoFn):
         if self._extract is None:
             self._extract = self._model.extractor()
         if self._threads is None:
-            # Another process is asked by one thread, which then finds out by itself that it is gone.
+            # Another process is asked by one thread, which then finds out by itself that it is
+            # gone.
             threads = 1 if self._model.per_machine else _AT_ONCE
             # As many wait, so that none is idle while this one hands results on.
             self._threads = Threads(threads, 2 * threads, "extract")
@@ -67,7 +69,9 @@ class _ExtractDoFn(beam.DoFn):
         started = time.monotonic()
         extracted = self._extract(batch, self._plan)
         self._seconds = time.monotonic() - started
-        counters.add("examples-extracted", len(batch) - (len(extracted.rejects) - len(batch.rejects)))
+        counters.add(
+            "examples-extracted", len(batch) - (len(extracted.rejects) - len(batch.rejects))
+        )
         counters.add("examples-rejected", len(extracted.rejects))
         return extracted
 
@@ -80,4 +84,6 @@ class ExtractFeatures(beam.PTransform):
     plan: ExtractionPlan
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        return batches | "RunCheckpoints" >> beam.ParDo(_ExtractDoFn(self.model, self.plan))  # FeatureBatch
+        return batches | "RunCheckpoints" >> beam.ParDo(
+            _ExtractDoFn(self.model, self.plan)
+        )  # FeatureBatch

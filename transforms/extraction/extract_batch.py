@@ -29,24 +29,41 @@ class Extraction:
             if plan not in self._extractors:
                 self._extractors[plan] = FeatureExtractor(self._model, plan)
             extractor = self._extractors[plan]
-        return extract_features(batch, extractor, self._model.loss.invalid_labels, self._model.positions is not None)
+        return extract_features(
+            batch, extractor, self._model.loss.invalid_labels, self._model.positions is not None
+        )
 
 
 def extract_features(
-    batch: ExampleBatch, extractor: FeatureExtractor, invalid_labels: Callable[[np.ndarray], list[str | None]], per_token: bool = False
+    batch: ExampleBatch,
+    extractor: FeatureExtractor,
+    invalid_labels: Callable[[np.ndarray], list[str | None]],
+    per_token: bool = False,
 ) -> FeatureBatch:
-    """The features of a batch; examples whose label is not one, or whose features are not finite, are set aside.
+    """The features of a batch; examples whose label is not one, or whose features are not finite,
+    are set aside.
 
-    With `per_token` an example has a record for each of its positions that counts, or is set aside whole.
+    With `per_token` an example has a record for each of its positions that counts, or is set aside
+    whole.
     """
     aside = list(batch.rejects)
 
     def set_aside(reason: str, details: Mapping[int, str]) -> None:
         for i, detail in details.items():
-            aside.append(Reject(batch.file.path, int(batch.offsets[i]), batch.example_ids[i].decode(), reason, detail))
+            aside.append(
+                Reject(
+                    batch.file.path,
+                    int(batch.offsets[i]),
+                    batch.example_ids[i].decode(),
+                    reason,
+                    detail,
+                )
+            )
 
     if batch.labels is not None and len(batch) and not per_token:
-        wrong = {i: detail for i, detail in enumerate(invalid_labels(batch.labels)) if detail is not None}
+        wrong = {
+            i: detail for i, detail in enumerate(invalid_labels(batch.labels)) if detail is not None
+        }
         if wrong:
             set_aside(rejects.BAD_LABEL, wrong)
             batch = batch.take(np.delete(np.arange(len(batch)), list(wrong)))
@@ -59,12 +76,31 @@ def extract_features(
     elif len(rows):
         features = extractor(batch.example_ids, batch.inputs, batch.labels)
     if len(rows):
-        finite = np.isfinite(features.loss_grad_norms).all(1) & np.isfinite(features.activation_norms).all(1)
+        finite = np.isfinite(features.loss_grad_norms).all(1) & np.isfinite(
+            features.activation_norms
+        ).all(1)
         if not finite.all():
             # Of an example all positions or none.
             finite = ~np.isin(rows, rows[~finite])
-            detail = f"the model gave a NaN, an infinity or a number beyond {extractor.feature_dtype} for this example"
+            detail = (
+                "the model gave a NaN, an "
+                "infinity "
+                "or "
+                "a "
+                "number "
+                "beyond "
+                f"{extractor.feature_dtype} for this example"
+            )
             set_aside(rejects.NON_FINITE_FEATURES, dict.fromkeys(rows[~finite].tolist(), detail))
             features, rows = features.take(finite), rows[finite]
     kept = take_kept(batch.kept, rows)
-    return FeatureBatch(batch.file, features, batch.offsets[rows], batch.digests[rows], kept, aside, batch.first, batch.last)
+    return FeatureBatch(
+        batch.file,
+        features,
+        batch.offsets[rows],
+        batch.digests[rows],
+        kept,
+        aside,
+        batch.first,
+        batch.last,
+    )

@@ -1,4 +1,6 @@
-"""Loss gradients and activations of batches of examples, by one TensorFlow function over all checkpoints."""
+"""Loss gradients and activations of batches of examples, by one TensorFlow function over all
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ class ExtractionPlan:
     Attributes:
         batch_size: examples per call of the model.
         predicted_labels: whether the last checkpoint's prediction serves as label.
-        feature_dtype: what loss gradients and activations are rounded to and stored as, one of `records.DTYPES`.
+        feature_dtype: what loss gradients and activations are rounded to and stored as, one of
+            `records.DTYPES`.
     """
 
     batch_size: int
@@ -41,17 +44,20 @@ class ExtractionPlan:
 class FeatureExtractor:
     """Features of batches of examples, by one TensorFlow function over all checkpoints.
 
-    Every batch is padded to the plan's batch size, so that the function is traced once. Where the model runs out of memory, batches are
-    halved from there on; features depend on their size at most by rounding, as in recurrent layers.
+    Every batch is padded to the plan's batch size, so that the function is traced once. Where the
+    model runs out of memory, batches are halved from there on; features depend on their size at
+    most by rounding, as in recurrent layers.
     """
 
     def __init__(self, model: Checkpoints, plan: ExtractionPlan) -> None:
         self._model = model
         self._plan = plan
         self._batch_size = max(plan.batch_size, _SMALLEST_BATCH)
-        # Nothing here needs Python's control flow translated, nor do layers, for which Keras switches it off.
+        # Nothing here needs Python's control flow translated, nor do layers, for which Keras
+        # switches it off.
         self._function = tf.function(self._compute, autograph=False)
-        # By dtypes and shapes of what a batch is made of. tf.function itself takes as long as ten examples to find the trace that fits.
+        # By dtypes and shapes of what a batch is made of. tf.function itself takes as long as ten
+        # examples to find the trace that fits.
         self._traced: dict[tuple[Any, ...], Callable[..., tuple[tf.Tensor, ...]]] = {}
 
     @property
@@ -59,14 +65,17 @@ class FeatureExtractor:
         """What features are rounded to."""
         return self._plan.feature_dtype
 
-    def _compute(self, inputs: tuple[tf.Tensor, ...], labels: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
+    def _compute(
+        self, inputs: tuple[tf.Tensor, ...], labels: tf.Tensor | None
+    ) -> tuple[tf.Tensor, ...]:
         model, loss = self._model, self._model.loss
         outputs = [model.logits_and_activations(t, inputs) for t in range(model.size)]
         logits = [z for z, _, _ in outputs]
         if self._plan.predicted_labels:
             labels = loss.predicted_labels(logits[-1])
         labels = tf.reshape(labels, [-1, loss.label_width])
-        # Of all checkpoints at once: small networks spend as much time on starting operations as on computing them.
+        # Of all checkpoints at once: small networks spend as much time on starting operations as on
+        # computing them.
         n, flat = tf.shape(labels)[0], tf.reshape(tf.stack(logits, axis=1), [-1, model.outputs])
         repeated = tf.repeat(labels, model.size, axis=0)
         loss_grads = tf.reshape(loss.loss_grads(flat, repeated), [n, model.size, model.outputs])
@@ -75,11 +84,25 @@ class FeatureExtractor:
         activations = tf.reshape(activations, [n, model.size, model.units + len(ones)])
         prediction, probability = loss.predict(logits[-1])
         label_probabilities = tf.reshape(loss.label_probability(flat, repeated), [n, model.size])
-        unmasked = tf.stack([tf.ones_like(z[:, 0], tf.bool) if mask is None else mask for z, _, mask in outputs], axis=1)
-        return loss_grads, activations, prediction, probability, label_probabilities, labels, unmasked
+        unmasked = tf.stack(
+            [tf.ones_like(z[:, 0], tf.bool) if mask is None else mask for z, _, mask in outputs],
+            axis=1,
+        )
+        return (
+            loss_grads,
+            activations,
+            prediction,
+            probability,
+            label_probabilities,
+            labels,
+            unmasked,
+        )
 
-    def __call__(self, example_ids: np.ndarray, inputs: Sequence[np.ndarray], labels: np.ndarray | None) -> Features:
-        """Extracts the features of examples: ids [n] (dtype S), `inputs` arrays [n, …], `labels` [n, label_width] or None where predicted.
+    def __call__(
+        self, example_ids: np.ndarray, inputs: Sequence[np.ndarray], labels: np.ndarray | None
+    ) -> Features:
+        """Extracts the features of examples: ids [n] (dtype S), `inputs` arrays [n, …], `labels`
+        [n, label_width] or None where predicted.
 
         Raises:
             InputError: the model runs out of memory even with the smallest batch.
@@ -90,7 +113,8 @@ class FeatureExtractor:
     def positions(
         self, example_ids: np.ndarray, inputs: Sequence[np.ndarray], labels: np.ndarray | None
     ) -> tuple[Features, np.ndarray, dict[int, tuple[str, str]]]:
-        """Extracts the features of all positions of n examples that are neither masked nor ignored, of a model that works on P of them.
+        """Extracts the features of all positions of n examples that are neither masked nor ignored,
+        of a model that works on P of them.
 
         Args:
             example_ids: [n] byte strings (dtype S).
@@ -98,8 +122,10 @@ class FeatureExtractor:
             labels: [n, P · label_width], or None where predicted.
 
         Returns:
-            Features of m positions, row by row; the rows [m] of their examples; and, by row, reason and details why an example has none.
-            A loss gradient is that of the example's loss, of which Keras's loss of the position is a part.
+            Features of m positions, row by row; the rows [m] of their examples; and, by row, reason
+                and details why an example has none.
+            A loss gradient is that of the example's loss, of which Keras's loss of the position is
+                a part.
 
         Raises:
             InputError: the model runs out of memory even with the smallest batch.
@@ -117,22 +143,31 @@ class FeatureExtractor:
             labels = np.where(usable[:, None], flat, 0).reshape(labels.shape)
         *arrays, unmasked = self._run(inputs, labels, n)
         counted = unmasked & ~ignored[:, None]
-        weights = position_weights(counted.reshape(n, size, -1), loss.means_positions).reshape(counted.shape)
+        weights = position_weights(counted.reshape(n, size, -1), loss.means_positions).reshape(
+            counted.shape
+        )
         present = counted.any(axis=1)
         without: dict[int, tuple[str, str]] = {}
         for i in np.flatnonzero(~present.reshape(n, size).any(axis=1)).tolist():
             without[i] = rejects.NO_POSITIONS, "all its positions are masked or ignored by the loss"
         for row in np.flatnonzero(present).tolist():
             if details[row] is not None and not ignored[row]:
-                without.setdefault(row // size, (rejects.BAD_LABEL, f"{details[row]} (position {row % size})"))
-        rows = np.array([row for row in np.flatnonzero(present).tolist() if row // size not in without], np.int64)
+                without.setdefault(
+                    row // size, (rejects.BAD_LABEL, f"{details[row]} (position {row % size})")
+                )
+        rows = np.array(
+            [row for row in np.flatnonzero(present).tolist() if row // size not in without],
+            np.int64,
+        )
         loss_grads, *others = (array[rows] for array in arrays)
         loss_grads = (loss_grads * weights[rows][..., None]).astype(np.float32)
         texts = example_ids.tolist()
         ids = [record_id(texts[row // size], row % size) for row in rows.tolist()]
         return self._features(ids, [loss_grads, *others]), rows // size, without
 
-    def _features(self, ids: Sequence[bytes] | np.ndarray, arrays: Sequence[np.ndarray]) -> Features:
+    def _features(
+        self, ids: Sequence[bytes] | np.ndarray, arrays: Sequence[np.ndarray]
+    ) -> Features:
         loss = self._model.loss
         loss_grads, activations, prediction, probability, label_probabilities, labels = arrays[:6]
         return Features.of(
@@ -146,10 +181,16 @@ class FeatureExtractor:
             self._plan.feature_dtype,
         )
 
-    def _run(self, inputs: Sequence[np.ndarray], labels: np.ndarray | None, n: int) -> list[np.ndarray]:
+    def _run(
+        self, inputs: Sequence[np.ndarray], labels: np.ndarray | None, n: int
+    ) -> list[np.ndarray]:
         """What `_compute` gives for n examples, in batches that fit into memory."""
         integer = self._model.loss.label_is_integer
-        given = None if self._plan.predicted_labels or labels is None else labels.astype(np.int64 if integer else np.float32)
+        given = (
+            None
+            if self._plan.predicted_labels or labels is None
+            else labels.astype(np.int64 if integer else np.float32)
+        )
         while True:
             tried = self._batch_size
             try:
@@ -157,7 +198,9 @@ class FeatureExtractor:
             except tf.errors.ResourceExhaustedError as error:
                 self._halve(error, tried)
 
-    def _extract(self, inputs: Sequence[np.ndarray], labels: np.ndarray | None, n: int, batch_size: int) -> list[np.ndarray]:
+    def _extract(
+        self, inputs: Sequence[np.ndarray], labels: np.ndarray | None, n: int, batch_size: int
+    ) -> list[np.ndarray]:
         """What `_compute` gives for n examples, batch after batch."""
         parts = []
         for start in range(0, n, batch_size):
@@ -165,15 +208,25 @@ class FeatureExtractor:
             padded = tuple(tf.constant(_pad(array[rows], batch_size)) for array in inputs)
             given = None if labels is None else tf.constant(_pad(labels[rows], batch_size))
             real = (n - start) * (self._model.positions or 1)
-            shapes = tuple((array.dtype, *array.shape) for array in (*padded, *([] if given is None else [given])))
+            shapes = tuple(
+                (array.dtype, *array.shape)
+                for array in (*padded, *([] if given is None else [given]))
+            )
             if shapes not in self._traced:
                 self._traced[shapes] = self._function.get_concrete_function(padded, given)
             # Views of TensorFlow's memory: `numpy()` would copy it.
-            parts.append([np.asarray(tensor)[:real] for tensor in self._traced[shapes](padded, given)])
-        return parts[0] if len(parts) == 1 else [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+            parts.append(
+                [np.asarray(tensor)[:real] for tensor in self._traced[shapes](padded, given)]
+            )
+        return (
+            parts[0]
+            if len(parts) == 1
+            else [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+        )
 
     def _halve(self, error: tf.errors.ResourceExhaustedError, tried: int) -> None:
-        """Makes batches smaller from here on, after the model has run out of memory with `tried` examples.
+        """Makes batches smaller from here on, after the model has run out of memory with `tried`
+        examples.
 
         Raises:
             InputError: they are as small as they can be.
@@ -185,13 +238,25 @@ class FeatureExtractor:
         reason = next((line.strip() for line in lines if "allocat" in line), lines[0])
         if tried == _SMALLEST_BATCH:
             raise InputError(
-                f"the model runs out of memory with {_SMALLEST_BATCH} examples at once ({reason}): use workers with more memory, or a "
+                "the model runs out of memory with "
+                f"{_SMALLEST_BATCH} "
+                "examples "
+                "at "
+                "once "
+                f"({reason}): "
+                "use workers with more memory, or a "
                 "smaller model"
             ) from error
         self._batch_size = max(_SMALLEST_BATCH, tried // 2)
         counters.add("batches-halved")
         logging.getLogger(__name__).warning(
-            "the model ran out of memory with %d examples at once (%s): going on with %d; `batch_size=%d` saves the attempt",
+            "the model ran out of memory with %d examples at once "
+            "(%s): "
+            "going "
+            "on "
+            "with "
+            "%d; "
+            "`batch_size=%d` saves the attempt",
             tried,
             reason,
             self._batch_size,

@@ -1,4 +1,6 @@
-"""What travels in stage 1: batches of extracted features, and the parts of a set that were written."""
+"""What travels in stage 1: batches of extracted features, and the parts of a set that were
+written.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,11 @@ PARTS, IDS = "parts", "ids"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureBatch:
-    """Features of up to a batch of examples of one file, in order, and what was set aside among them; fields as in `ExampleBatch`.
+    """Features of up to a batch of examples of one file, in order, and what was set aside among
+    them; fields as in `ExampleBatch`.
 
-    Of a model that works on positions `offsets`, `digests` and `kept` are those of their examples, once for each of their positions.
+    Of a model that works on positions `offsets`, `digests` and `kept` are those of their examples,
+    once for each of their positions.
     """
 
     file: InputFile
@@ -35,16 +39,24 @@ class FeatureBatch:
 
 
 NO_FEATURES = Features.of(
-    id_array([]), np.empty((0, 1)), np.empty((0, 1)), np.empty(0), np.empty((0, 0)), np.empty((0, 0, 0)), np.empty((0, 0, 0))
+    id_array([]),
+    np.empty((0, 1)),
+    np.empty((0, 1)),
+    np.empty(0),
+    np.empty((0, 0)),
+    np.empty((0, 0, 0)),
+    np.empty((0, 0, 0)),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class WrittenPart:
-    """A feature file that was written, what was set aside beside it, and what a person should know of that.
+    """A feature file that was written, what was set aside beside it, and what a person should know
+    of that.
 
     Attributes:
-        order: place of the part in the set: index of its input file, index of its first record there.
+        order: place of the part in the set: index of its input file, index of its first record
+            there.
         features: the file of features, or None where all was set aside.
         rejected: the file of rejects, or None where nothing was.
         examples: how many examples have records in it.

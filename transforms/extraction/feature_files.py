@@ -1,4 +1,5 @@
-"""Feature files: written part by part, taken over from an attempt that died, and committed as a set.
+"""Feature files: written part by part, taken over from an attempt that died, and committed as a
+set.
 
 Only small things are grouped: what each written file holds, and a hash of each id.
 """
@@ -59,8 +60,16 @@ class Part:
         """How many bytes it has."""
         return self._features.size if self._features else 0
 
-    def add(self, payloads: Sequence[bytes], source: str, offsets: np.ndarray, example_ids: Sequence[bytes]) -> None:
-        """Adds records [n] of the examples at these places, in order and after all others of the same."""
+    def add(
+        self,
+        payloads: Sequence[bytes],
+        source: str,
+        offsets: np.ndarray,
+        example_ids: Sequence[bytes],
+    ) -> None:
+        """Adds records [n] of the examples at these places, in order and after all others of the
+        same.
+        """
         if not payloads:
             return
         first, last = int(offsets[0]), int(offsets[-1])
@@ -74,12 +83,17 @@ class Part:
         self.count += len(payloads)
 
     def room(self, payloads: Sequence[bytes], source: str, offsets: np.ndarray) -> int:
-        """How many of these records belong into it: until it is full, and whatever else there is of an example that it has records of."""
+        """How many of these records belong into it: until it is full, and whatever else there is of
+        an example that it has records of.
+        """
         if self.is_full:
             fit = 0
         else:
             sizes = np.cumsum([len(payload) + 16 for payload in payloads])
-            fit = min(RECORDS_PER_FILE - self.count, 1 + int(np.searchsorted(sizes, BYTES_PER_FILE - self.size)))
+            fit = min(
+                RECORDS_PER_FILE - self.count,
+                1 + int(np.searchsorted(sizes, BYTES_PER_FILE - self.size)),
+            )
         last = (source, offsets[fit - 1]) if 0 < fit <= len(offsets) else self._last
         while fit < len(offsets) and last == (source, offsets[fit]):
             fit += 1
@@ -88,7 +102,11 @@ class Part:
     @property
     def is_full(self) -> bool:
         """Whether it is as large as files become."""
-        return self.count >= RECORDS_PER_FILE or len(self.rejects) >= RECORDS_PER_FILE or self.size >= BYTES_PER_FILE
+        return (
+            self.count >= RECORDS_PER_FILE
+            or len(self.rejects) >= RECORDS_PER_FILE
+            or self.size >= BYTES_PER_FILE
+        )
 
     def finish(self) -> WrittenPart | None:
         """Writes the rest of it, and gives it its name, unless there is nothing in it."""
@@ -101,9 +119,21 @@ class Part:
             written = self._features.finish(self.count)
             counters.add("feature-bytes-written", written.size)
         if ordered:
-            set_aside = filesystems.write(self._directory, f"rejected-{self._stem(start)}.jsonl", rejects.to_jsonl(ordered), len(ordered))
+            set_aside = filesystems.write(
+                self._directory,
+                f"rejected-{self._stem(start)}.jsonl",
+                rejects.to_jsonl(ordered),
+                len(ordered),
+            )
         reasons = rejects.count_reasons(self.rejects)
-        return WrittenPart((self.file.index, start), written, set_aside, self.examples, reasons, ordered[0] if ordered else None)
+        return WrittenPart(
+            (self.file.index, start),
+            written,
+            set_aside,
+            self.examples,
+            reasons,
+            ordered[0] if ordered else None,
+        )
 
     def discard(self) -> None:
         """Gives it up, unless it is finished."""
@@ -133,19 +163,28 @@ class PartWriter:
         self._attempt = attempt
         self._feature_dtype = feature_dtype
         self._open: dict[int, Part] = {}
-        # By input file, of those whose first batch came here; of the others it is not known what else there is.
+        # By input file, of those whose first batch came here; of the others it is not known what
+        # else there is.
         self._written: dict[int, list[WrittenPart]] = {}
 
     def add(self, batch: FeatureBatch) -> list[Any]:
-        """Adds a batch; gives what there is to tell of the parts that are written by then: WrittenPart, and what `id_buckets` tells."""
+        """Adds a batch; gives what there is to tell of the parts that are written by then:
+        WrittenPart, and what `id_buckets` tells.
+        """
         told: list[Any] = []
         if batch.first:
             self._written[batch.file.index] = []
         part = self._open.setdefault(batch.file.index, Part(batch.file, self._directory))
         part.rejects.extend(batch.rejects)
-        source, offsets, example_ids = batch.file.path, batch.offsets, batch.features.example_ids.tolist()
+        source, offsets, example_ids = (
+            batch.file.path,
+            batch.offsets,
+            batch.features.example_ids.tolist(),
+        )
         origins = Origins((source,), np.zeros(len(offsets), np.int32), offsets, batch.digests)
-        payloads = feature_record.encode_columns(batch.features, origins, batch.kept, self._feature_dtype)
+        payloads = feature_record.encode_columns(
+            batch.features, origins, batch.kept, self._feature_dtype
+        )
         while payloads:
             fit = part.room(payloads, source, offsets)
             part.add(payloads[:fit], source, offsets[:fit], example_ids[:fit])
@@ -161,7 +200,9 @@ class PartWriter:
         return told
 
     def end(self) -> list[Any]:
-        """Writes what is left, as where a runner splits the chain of steps; tells what `add` tells."""
+        """Writes what is left, as where a runner splits the chain of steps; tells what `add`
+        tells.
+        """
         told = [one for part in self._open.values() for one in self._finish(part)]
         self._open.clear()
         return told
@@ -182,7 +223,9 @@ class PartWriter:
 
 
 class _WriteDoFn(beam.DoFn):
-    """Writes in a thread, while the model computes: FeatureBatch → WrittenPart, and, tagged, what is told of ids."""
+    """Writes in a thread, while the model computes: FeatureBatch → WrittenPart, and, tagged, what
+    is told of ids.
+    """
 
     def __init__(self, directory: str, attempt: str, feature_dtype: str) -> None:
         self._writer = directory, attempt, feature_dtype
@@ -206,7 +249,8 @@ class _WriteDoFn(beam.DoFn):
         self.teardown()
 
     def teardown(self) -> None:
-        # What was handed over before a run died is written, so that the next one can go on from there.
+        # What was handed over before a run died is written, so that the next one can go on from
+        # there.
         if self._thread is not None:
             self._thread.close()
             self._thread = None
@@ -221,7 +265,10 @@ def windowed(output: Any) -> Any:
 
 
 def assemble_manifest(
-    draft: FeatureManifest, parts: Sequence[WrittenPart], max_rejected_fraction: float, directory: str
+    draft: FeatureManifest,
+    parts: Sequence[WrittenPart],
+    max_rejected_fraction: float,
+    directory: str,
 ) -> FeatureManifest:
     """The manifest of a feature set whose parts have been written.
 
@@ -250,7 +297,12 @@ def assemble_manifest(
     return assembled
 
 
-def check_rejected(assembled: FeatureManifest, directory: str, max_rejected_fraction: float, first: Reject | None = None) -> None:
+def check_rejected(
+    assembled: FeatureManifest,
+    directory: str,
+    max_rejected_fraction: float,
+    first: Reject | None = None,
+) -> None:
     """Makes sure that not too much was set aside; `first` is told as an example.
 
     Raises:
@@ -259,7 +311,9 @@ def check_rejected(assembled: FeatureManifest, directory: str, max_rejected_frac
     examples, rejected = assembled.counts["examples"], assembled.counts["rejected"]
     if rejected > max_rejected_fraction * (examples + rejected):
         told = ", ".join(f"{reason} {n:,}" for reason, n in assembled.rejected.items())
-        example = f"; the first: {first.source} record {first.offset}: {first.detail}" if first else ""
+        example = (
+            f"; the first: {first.source} record {first.offset}: {first.detail}" if first else ""
+        )
         raise InputError(
             f"{rejected:,} of {examples + rejected:,} examples were rejected ({told}), more than "
             f"`max_rejected_fraction={max_rejected_fraction:g}` allows{example}; "
@@ -269,16 +323,18 @@ def check_rejected(assembled: FeatureManifest, directory: str, max_rejected_frac
 
 @dataclasses.dataclass
 class WriteFeatures(beam.PTransform):
-    """Writes features as TFRecord files and commits them with a manifest, with those that were there already: FeatureBatch, and
-    what is told of their parts and ids, → FeatureManifest (one).
+    """Writes features as TFRecord files and commits them with a manifest, with those that were
+    there already: FeatureBatch, and what is told of their parts and ids, → FeatureManifest (one).
 
     Attributes:
         directory: where to.
         draft: the manifest, its files and counts still missing.
         max_rejected_fraction: the share of examples that may be set aside.
         overwrite: whether what is committed there is replaced; it stands until then.
-        attempt: identity of all that decides what is extracted; an attempt that died is gone on from where it is equal.
-        accelerator: Beam's resource hint for the step that is fused with the extraction, or None; grouping and committing need none.
+        attempt: identity of all that decides what is extracted; an attempt that died is gone on
+            from where it is equal.
+        accelerator: Beam's resource hint for the step that is fused with the extraction, or None;
+            grouping and committing need none.
     """
 
     directory: str
@@ -288,32 +344,49 @@ class WriteFeatures(beam.PTransform):
     attempt: str
     accelerator: str | None = None
 
-    def _commit(self, _: None, parts: list[WrittenPart], repeats: list[list[tuple[str, int]]]) -> FeatureManifest:
+    def _commit(
+        self, _: None, parts: list[WrittenPart], repeats: list[list[tuple[str, int]]]
+    ) -> FeatureManifest:
         committed = assemble_manifest(self.draft, parts, self.max_rejected_fraction, self.directory)
         check_repeats(self.directory, parts, repeats)
         committed = manifests.commit(self.directory, committed, self.overwrite)
         counts = committed.counts
-        logging.getLogger(__name__).info("%s: %d examples, %d rejected", self.directory, counts["examples"], counts["rejected"])
+        logging.getLogger(__name__).info(
+            "%s: %d examples, %d rejected", self.directory, counts["examples"], counts["rejected"]
+        )
         return committed
 
     def expand(self, collections: Mapping[str, beam.PCollection]) -> beam.PCollection:
         batches = collections["batches"]
-        write = accelerated(beam.ParDo(_WriteDoFn(self.directory, self.attempt, self.draft.feature_dtype)), self.accelerator)
-        written = batches | "WriteFiles" >> write.with_outputs(IDS, main=PARTS)  # WrittenPart, (bucket, (file name, rows, hashes))
+        write = accelerated(
+            beam.ParDo(_WriteDoFn(self.directory, self.attempt, self.draft.feature_dtype)),
+            self.accelerator,
+        )
+        written = batches | "WriteFiles" >> write.with_outputs(
+            IDS, main=PARTS
+        )  # WrittenPart, (bucket, (file name, rows, hashes))
         parts = (collections[PARTS], written[PARTS]) | "JoinParts" >> beam.Flatten()  # WrittenPart
         repeats = (
             (collections[IDS], written[IDS])
             | "JoinIdHashes" >> beam.Flatten()  # (bucket, (file name, rows, hashes))
             | "GroupIdHashes" >> beam.GroupByKey()  # (bucket, [(file name, rows, hashes)])
-            | "FindRepeatedIds" >> beam.FlatMapTuple(lambda _, bucket: repeated_hashes(bucket))  # [(file name, row)]
+            | "FindRepeatedIds"
+            >> beam.FlatMapTuple(lambda _, bucket: repeated_hashes(bucket))  # [(file name, row)]
         )
         return (
             batches.pipeline
             | "StartCommit" >> beam.Create([None])
-            | "CommitFeatures" >> beam.Map(self._commit, beam.pvalue.AsList(parts), beam.pvalue.AsList(repeats))  # FeatureManifest
+            | "CommitFeatures"
+            >> beam.Map(
+                self._commit, beam.pvalue.AsList(parts), beam.pvalue.AsList(repeats)
+            )  # FeatureManifest
         )
 
 
 def accelerated(step: _Step, accelerator: str | None) -> _Step:
-    """A step with a resource hint. All steps of a fused chain need it, or a runner splits the chain and stores what is between them."""
-    return cast(_Step, step.with_resource_hints(accelerator=accelerator)) if accelerator else step  # Beam returns the same step
+    """A step with a resource hint. All steps of a fused chain need it, or a runner splits the chain
+    and stores what is between them.
+    """
+    return (
+        cast(_Step, step.with_resource_hints(accelerator=accelerator)) if accelerator else step
+    )  # Beam returns the same step

@@ -25,12 +25,15 @@ from transforms.storage import staging
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The checkpoints as a pipeline carries them: what to load, and the handle under which a process loads it once.
+    """The checkpoints as a pipeline carries them: what to load, and the handle under which a
+    process loads it once.
 
     Attributes:
         spec: what to load; its paths may be remote.
-        digests: SHA-256 of each checkpoint's content; a worker that finds another content refuses it.
-        per_machine: whether the worker processes of a machine share what one of them has loaded, instead of each loading its own.
+        digests: SHA-256 of each checkpoint's content; a worker that finds another content refuses
+            it.
+        per_machine: whether the worker processes of a machine share what one of them has loaded,
+            instead of each loading its own.
         shared: the handle; equal in all copies of this object, on all threads of a process.
         extraction: likewise, of what `extractor` gives.
         tag: likewise for the processes of a machine.
@@ -48,7 +51,9 @@ class Model:
         return self.shared.acquire(self._load)
 
     def extractor(self) -> Callable[[ExampleBatch, ExtractionPlan], FeatureBatch]:
-        """What extracts batches: in this process, or in the one of its machine that has the checkpoints."""
+        """What extracts batches: in this process, or in the one of its machine that has the
+        checkpoints.
+        """
         if self.per_machine:
             return OnePerMachine(self._extraction, self.tag)
         return self._extraction()
@@ -58,13 +63,16 @@ class Model:
 
     def _load(self) -> Checkpoints:
         local = localize(self.spec)
-        for path, stored, digest in zip(local.checkpoints, self.spec.checkpoints, self.digests, strict=True):
+        for path, stored, digest in zip(
+            local.checkpoints, self.spec.checkpoints, self.digests, strict=True
+        ):
             if checkpoint_files.digest(path) != digest:
                 raise InputError(f"{stored} has changed since the run was started: start it again")
         for gpu in tf.config.list_physical_devices("GPU"):
             # It cannot be changed once the GPU is in use.
             with contextlib.suppress(RuntimeError):
-                # Else the first process takes all of its memory, and the next on the same machine dies.
+                # Else the first process takes all of its memory, and the next on the same machine
+                # dies.
                 tf.config.experimental.set_memory_growth(gpu, True)
         counters.add("checkpoint-loads")
         return checkpoints.load(local)
@@ -73,8 +81,8 @@ class Model:
 def choose_threads(checkpoints: int) -> None:
     """Sets TensorFlow's threads for so many checkpoints; without effect once TensorFlow computes.
 
-    Checkpoints do not wait for each other, so where there is one for each processor, each runs in one thread. To share out every single
-    operation costs a small network a fifth of its time.
+    Checkpoints do not wait for each other, so where there is one for each processor, each runs in
+    one thread. To share out every single operation costs a small network a fifth of its time.
     """
     if checkpoints >= len(os.sched_getaffinity(0)):
         with contextlib.suppress(RuntimeError):
@@ -86,4 +94,6 @@ def localize(spec: ModelSpec) -> ModelSpec:
     model = spec.model
     if model is not None and model.endswith((".keras", ".json")):
         model = staging.local_checkpoint(model)
-    return dataclasses.replace(spec, checkpoints=tuple(map(staging.local_checkpoint, spec.checkpoints)), model=model)
+    return dataclasses.replace(
+        spec, checkpoints=tuple(map(staging.local_checkpoint, spec.checkpoints)), model=model
+    )

@@ -1,7 +1,8 @@
-"""One object for all worker processes of a machine: the one that comes first makes it, the others call it there.
+"""One object for all worker processes of a machine: the one that comes first makes it, the others
+call it there.
 
-Beam's `MultiProcessShared` finds the process and carries the calls. What it leaves to its users is that the process can die: whoever
-notices makes the object anew, or finds that another has.
+Beam's `MultiProcessShared` finds the process and carries the calls. What it leaves to its users is
+that the process can die: whoever notices makes the object anew, or finds that another has.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from transforms.storage import staging
 
 # What a call raises whose process has died.
 _GONE = (EOFError, ConnectionError)
-# A call that kills every process that holds the object must not take the whole machine's, one after the other.
+# A call that kills every process that holds the object must not take the whole machine's, one after
+# the other.
 _ATTEMPTS = 4
 
 
 class OnePerMachine:
-    """A callable that is made once per machine; calls from other processes are pickled, and so are their results."""
+    """A callable that is made once per machine; calls from other processes are pickled, and so are
+    their results.
+    """
 
     def __init__(self, make: Callable[[], Callable[..., Any]], tag: str) -> None:
         """`make` must do the same in all processes that share the `tag`."""
@@ -45,7 +49,10 @@ class OnePerMachine:
                 self._found = None
                 if not left:
                     raise
-                logging.getLogger(__name__).warning("the process that held the checkpoints is gone (%r): acquiring them again", error)
+                logging.getLogger(__name__).warning(
+                    "the process that held the checkpoints is gone (%r): acquiring them again",
+                    error,
+                )
         raise AssertionError("unreachable")
 
     def _acquire(self) -> Any:

@@ -1,7 +1,8 @@
 """What an attempt that died has finished, so that the next one goes on from there.
 
-When all of a file of examples has been extracted and written, a small JSON file beside its features says what they are. A later attempt
-with the same fingerprint takes them over, if every byte is still what was written; the commit of a set deletes what it does not list.
+When all of a file of examples has been extracted and written, a small JSON file beside its features
+says what they are. A later attempt with the same fingerprint takes them over, if every byte is
+still what was written; the commit of a set deletes what it does not list.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class _FindFinishedDoFn(beam.DoFn):
 
 @dataclasses.dataclass
 class FindFinished(beam.PTransform):
-    """Takes over what an earlier attempt has finished: InputFile → left: InputFile, parts: WrittenPart, ids: what `id_buckets` tells."""
+    """Takes over what an earlier attempt has finished: InputFile → left: InputFile, parts:
+    WrittenPart, ids: what `id_buckets` tells.
+    """
 
     directory: str
     attempt: str
@@ -59,12 +62,20 @@ class FindFinished(beam.PTransform):
 
 def record(directory: str, fingerprint: str, file: InputFile, parts: Sequence[WrittenPart]) -> None:
     """Says that these parts are all there is of a file of examples."""
-    content = {"fingerprint": fingerprint, "source": file.path, "parts": [dataclasses.asdict(part) for part in parts]}
+    content = {
+        "fingerprint": fingerprint,
+        "source": file.path,
+        "parts": [dataclasses.asdict(part) for part in parts],
+    }
     filesystems.write(directory, _name(fingerprint, file), orjson.dumps(content), 0)
 
 
-def finished(directory: str, fingerprint: str, file: InputFile) -> list[tuple[WrittenPart, list[bytes]]] | None:
-    """The parts that an earlier attempt wrote of a file of examples, each with its records' ids; None where it has to be read again."""
+def finished(
+    directory: str, fingerprint: str, file: InputFile
+) -> list[tuple[WrittenPart, list[bytes]]] | None:
+    """The parts that an earlier attempt wrote of a file of examples, each with its records' ids;
+    None where it has to be read again.
+    """
     name = _name(fingerprint, file)
     path = filesystems.join(directory, name)
     if not filesystems.exists(path):
@@ -79,7 +90,9 @@ def finished(directory: str, fingerprint: str, file: InputFile) -> list[tuple[Wr
                 filesystems.read_verified(directory, part.rejected)
         return [(part, _ids(directory, part.features)) for part in parts]
     except (InputError, *filesystems.STORE_ERRORS, ValueError, KeyError, TypeError) as error:
-        logging.getLogger(__name__).warning("%s: what an earlier attempt left of it is not used: %s", file.path, error)
+        logging.getLogger(__name__).warning(
+            "%s: what an earlier attempt left of it is not used: %s", file.path, error
+        )
         return None
 
 
@@ -109,6 +122,8 @@ def _ids(directory: str, file: StoredFile | None) -> list[bytes]:
         return []
     payloads = tfrecords.split_frames(filesystems.read_verified(directory, file))
     with tf.device("/CPU:0"):
-        parsed = tf.io.parse_example(tf.constant(payloads), {"example_id": tf.io.FixedLenFeature([], tf.string)})
+        parsed = tf.io.parse_example(
+            tf.constant(payloads), {"example_id": tf.io.FixedLenFeature([], tf.string)}
+        )
     ids: list[bytes] = parsed["example_id"].numpy().tolist()
     return ids

@@ -1,4 +1,6 @@
-"""Repeated ids of a set: 64-bit hashes in buckets, and the records themselves where two are equal."""
+"""Repeated ids of a set: 64-bit hashes in buckets, and the records themselves where two are
+equal.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,22 @@ def id_buckets(file: StoredFile, hashes: np.ndarray) -> Iterator[beam.pvalue.Tag
         (rows,) = np.nonzero(buckets == bucket)
         if len(rows):
             # As bytes, which Beam encodes by itself; arrays it would have pickled.
-            yield beam.pvalue.TaggedOutput(IDS, (bucket, (file.name, rows.astype(np.int32).tobytes(), hashes[rows].tobytes())))
+            yield beam.pvalue.TaggedOutput(
+                IDS, (bucket, (file.name, rows.astype(np.int32).tobytes(), hashes[rows].tobytes()))
+            )
 
 
 def repeated_hashes(bucket: Iterable[tuple[str, bytes, bytes]]) -> list[list[tuple[str, int]]]:
     """Finds records whose ids have the same hash.
 
-    `bucket` holds, per feature file, its name, row numbers [n] int32 and hashes [n] uint64. Returns up to five groups of (file name, row).
-    Different ids with one 64-bit hash are rare; whoever uses this looks at the ids.
+    `bucket` holds, per feature file, its name, row numbers [n] int32 and hashes [n] uint64. Returns
+    up to five groups of (file name, row). Different ids with one 64-bit hash are rare; whoever uses
+    this looks at the ids.
     """
-    parts = [(name, np.frombuffer(rows, np.int32), np.frombuffer(hashes, np.uint64)) for name, rows, hashes in bucket]
+    parts = [
+        (name, np.frombuffer(rows, np.int32), np.frombuffer(hashes, np.uint64))
+        for name, rows, hashes in bucket
+    ]
     hashes = np.concatenate([h for _, _, h in parts])
     places = np.concatenate([np.full(len(h), i) for i, (_, _, h) in enumerate(parts)])
     rows = np.concatenate([r for _, r, _ in parts])
@@ -48,7 +56,9 @@ def repeated_hashes(bucket: Iterable[tuple[str, bytes, bytes]]) -> list[list[tup
     return groups
 
 
-def check_repeats(directory: str, parts: Sequence[WrittenPart], groups: Iterable[Sequence[tuple[str, int]]]) -> None:
+def check_repeats(
+    directory: str, parts: Sequence[WrittenPart], groups: Iterable[Sequence[tuple[str, int]]]
+) -> None:
     """Looks at the ids of records whose hashes repeat.
 
     Raises:
@@ -60,12 +70,23 @@ def check_repeats(directory: str, parts: Sequence[WrittenPart], groups: Iterable
         for name, row in group[:100]:
             if name not in by_name:
                 continue
-            (payload,) = tfrecords.split_frames(filesystems.read_verified(directory, by_name[name]), row, row + 1)
-            (encoded,), (origin,) = feature_record.example_ids([payload]), feature_record.origins([payload])
+            (payload,) = tfrecords.split_frames(
+                filesystems.read_verified(directory, by_name[name]), row, row + 1
+            )
+            (encoded,), (origin,) = (
+                feature_record.example_ids([payload]),
+                feature_record.origins([payload]),
+            )
             example_id, place = encoded.decode(), f"{origin.source} record {origin.offset}"
             if example_id in seen:
                 raise InputError(
-                    f"the id {example_id!r} is used twice, by {seen[example_id]} and {place}: ids must be unique in a data set; "
+                    f"the id {example_id!r} is used twice, "
+                    "by "
+                    f"{seen[example_id]} "
+                    "and "
+                    f"{place}: "
+                    "ids "
+                    "must be unique in a data set; "
                     "mend the data, or name another key with `id_key`"
                 )
             seen[example_id] = place

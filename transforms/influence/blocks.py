@@ -16,7 +16,8 @@ from transforms.scoring.influence import Scoring, self_influence
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScoredBlock:
-    """What is known of a block of test examples: what their rows tell of themselves, and their best candidates so far.
+    """What is known of a block of test examples: what their rows tell of themselves, and their best
+    candidates so far.
 
     Attributes:
         test_ids, labels, predictions, probabilities: [n, …] as in `records.Features`.
@@ -49,15 +50,26 @@ class ScoredBlock:
     @property
     def nbytes(self) -> int:
         """Size of the arrays, which is nearly all that travels."""
-        own = (self.test_ids, self.labels, self.predictions, self.probabilities, self.label_probabilities, self.self_influence)
+        own = (
+            self.test_ids,
+            self.labels,
+            self.predictions,
+            self.probabilities,
+            self.label_probabilities,
+            self.self_influence,
+        )
         rankings = (self.best.proponents, self.best.opponents)
         return sum(array.nbytes for array in own) + sum(
-            array.nbytes for one in rankings for array in (one.rows, one.scores, one.ids, one.labels)
+            array.nbytes
+            for one in rankings
+            for array in (one.rows, one.scores, one.ids, one.labels)
         )
 
 
 class MergeTopK(beam.CombineFn):
-    """Merges the scored blocks of the same test examples, by array operations: ScoredBlock → ScoredBlock, or another that has a `best`."""
+    """Merges the scored blocks of the same test examples, by array operations: ScoredBlock →
+    ScoredBlock, or another that has a `best`.
+    """
 
     def __init__(self, k: int) -> None:
         self._k = k
@@ -80,16 +92,25 @@ class MergeTopK(beam.CombineFn):
         return accumulator
 
     def _merge(self, blocks: Sequence[ScoredBlock]) -> ScoredBlock:
-        return blocks[0] if len(blocks) == 1 else dataclasses.replace(blocks[0], best=topk.merge([block.best for block in blocks], self._k))
+        return (
+            blocks[0]
+            if len(blocks) == 1
+            else dataclasses.replace(
+                blocks[0], best=topk.merge([block.best for block in blocks], self._k)
+            )
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SummedBlock:
-    """What is known of a block of test examples: what their rows tell of themselves, and their best candidates so far.
+    """What is known of a block of test examples: what their rows tell of themselves, and their best
+    candidates so far.
 
     Attributes:
-        test_ids, positions, wrong, label_probabilities, self_influence: [n] as in `gradients.Gradients`.
-        best: the k strongest proponents and opponents; what stands for their labels is their numbers of positions.
+        test_ids, positions, wrong, label_probabilities, self_influence: [n] as in
+            `gradients.Gradients`.
+        best: the k strongest proponents and opponents; what stands for their labels is their
+            numbers of positions.
     """
 
     test_ids: np.ndarray
@@ -102,8 +123,22 @@ class SummedBlock:
     @property
     def nbytes(self) -> int:
         """Size of the arrays, which is nearly all that travels."""
-        own = (self.test_ids, self.positions, self.wrong, self.label_probabilities, self.self_influence)
+        own = (
+            self.test_ids,
+            self.positions,
+            self.wrong,
+            self.label_probabilities,
+            self.self_influence,
+        )
         rankings = (self.best.proponents, self.best.opponents)
         return sum(
-            array.nbytes for array in (*own, *(getattr(one, name) for one in rankings for name in ("rows", "scores", "ids", "labels")))
+            array.nbytes
+            for array in (
+                *own,
+                *(
+                    getattr(one, name)
+                    for one in rankings
+                    for name in ("rows", "scores", "ids", "labels")
+                ),
+            )
         )

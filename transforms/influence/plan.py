@@ -25,7 +25,8 @@ class ScoringPlan:
         memory_gb: memory budget of a machine, in GB.
         processes: worker processes that share a machine, or None for one per processor.
         test_rows, train_rows: a grid given by hand, or None.
-        sum_positions: whether scores are sums over the positions of examples, which records are of; see `summed_scores`.
+        sum_positions: whether scores are sums over the positions of examples, which records are of;
+            see `summed_scores`.
     """
 
     learning_rates: tuple[float, ...] | None
@@ -57,9 +58,11 @@ class ScoringPlan:
         return self._grid(train.shape, tests, trains, largest_file(test.manifest, train.manifest))
 
     def check_memory(self, shape: Shape, largest: int = 0) -> None:
-        """Makes sure, before anything is computed, that the memory budget suffices; where workers share it, only they can tell.
+        """Makes sure, before anything is computed, that the memory budget suffices; where workers
+        share it, only they can tell.
 
-        `largest` is the size of the largest feature file, as far as it is known; it counts where positions are summed.
+        `largest` is the size of the largest feature file, as far as it is known; it counts where
+        positions are summed.
 
         Raises:
             InputError: it is too small.
@@ -72,8 +75,19 @@ class ScoringPlan:
         try:
             if self.sum_positions:
                 extra = summed_tiles.file_bytes(largest, BYTES_PER_FILE)
-                return summed_tiles.choose_grid(shape, tests, trains, self.k, memory_bytes, extra, self.test_rows, self.train_rows)
-            return choose_grid(shape, tests, trains, self.k, memory_bytes, self.test_rows, self.train_rows)
+                return summed_tiles.choose_grid(
+                    shape,
+                    tests,
+                    trains,
+                    self.k,
+                    memory_bytes,
+                    extra,
+                    self.test_rows,
+                    self.train_rows,
+                )
+            return choose_grid(
+                shape, tests, trains, self.k, memory_bytes, self.test_rows, self.train_rows
+            )
         except ValueError as error:
             raise InputError(f"`memory_gb={self.memory_gb:g}`: {error}") from error
 

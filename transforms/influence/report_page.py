@@ -1,4 +1,6 @@
-"""An influence result as a page to read: the worst-predicted test examples beside what pulled their predictions both ways."""
+"""An influence result as a page to read: the worst-predicted test examples beside what pulled their
+predictions both ways.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def render(
     cards = [
         {
             **trace.row,
-            "label_probability": None if np.isnan(trace.label_probability) else trace.label_probability,
+            "label_probability": None
+            if np.isnan(trace.label_probability)
+            else trace.label_probability,
             "wrong": trace.row.get("test_label") != trace.row.get("test_prediction"),
         }
         for trace in traces
@@ -50,9 +54,13 @@ def render(
     # Of an example with many positions, their number.
     summed = bool(settings.get("sum_positions"))
     told = "train_positions" if summed else "train_label"
-    opponents = Counter((one["train_id"], str(one[told])) for card in cards for one in card["opponents"])
+    opponents = Counter(
+        (one["train_id"], str(one[told])) for card in cards for one in card["opponents"]
+    )
     labels = {one["train_id"]: one[told] for card in cards for one in card["opponents"]}
-    repeated = sorted((pair for pair in opponents.items() if pair[1] > 1), key=lambda pair: (-pair[1], pair[0]))[:_REPEATED]
+    repeated = sorted(
+        (pair for pair in opponents.items() if pair[1] > 1), key=lambda pair: (-pair[1], pair[0])
+    )[:_REPEATED]
     shown = [preview((trains, one)) for trains, one in _examples(cards)]
     return pages.render(
         "influence_page.html.j2",
@@ -72,8 +80,17 @@ def render(
 
 def _examples(cards: Sequence[Mapping[str, Any]]) -> list[tuple[bool, str]]:
     """Which examples are shown, each once: whether it is a training example, and its id."""
-    trains = [one["train_id"] for card in cards for name in ("proponents", "opponents") for one in card[name]]
-    return list(dict.fromkeys([*((False, card["test_id"]) for card in cards), *((True, one) for one in trains)]))
+    trains = [
+        one["train_id"]
+        for card in cards
+        for name in ("proponents", "opponents")
+        for one in card[name]
+    ]
+    return list(
+        dict.fromkeys(
+            [*((False, card["test_id"]) for card in cards), *((True, one) for one in trains)]
+        )
+    )
 
 
 def _choices(labels: Any) -> list[Any]:

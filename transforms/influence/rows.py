@@ -1,4 +1,5 @@
-"""Influence as files: rows in the test set's order, as JSON lines and as Parquet, committed by a manifest.
+"""Influence as files: rows in the test set's order, as JSON lines and as Parquet, committed by a
+manifest.
 
 | field | content |
 |---|---|
@@ -6,8 +7,9 @@
 | `self_influence` | the influence of the test example on itself |
 | `proponents`, `opponents` | lists of `{train_id, train_label, score}`, strongest first |
 
-Where scores are summed over the positions of examples, an example has as many labels as positions. Its row tells numbers instead:
-`test_positions`, `test_wrong_positions` and `test_label_probability`, and `train_positions` of its candidates.
+Where scores are summed over the positions of examples, an example has as many labels as positions.
+Its row tells numbers instead: `test_positions`, `test_wrong_positions` and
+`test_label_probability`, and `train_positions` of its candidates.
 
 `report.html`: for a person, the worst-predicted test examples beside their candidates.
 """
@@ -37,9 +39,19 @@ from transforms.storage.tabular import label_array, label_type, string_array, to
 
 
 def schema(task: str, outputs: int, sum_positions: bool = False) -> pa.Schema:
-    """The Parquet schema of influence rows; where positions are summed, it is the same for all tasks."""
+    """The Parquet schema of influence rows; where positions are summed, it is the same for all
+    tasks.
+    """
     if sum_positions:
-        summed = pa.list_(pa.struct([("train_id", pa.string()), ("train_positions", pa.int64()), ("score", pa.float64())]))
+        summed = pa.list_(
+            pa.struct(
+                [
+                    ("train_id", pa.string()),
+                    ("train_positions", pa.int64()),
+                    ("score", pa.float64()),
+                ]
+            )
+        )
         return pa.schema(
             [
                 ("test_id", pa.string()),
@@ -52,7 +64,9 @@ def schema(task: str, outputs: int, sum_positions: bool = False) -> pa.Schema:
             ]
         )
     label = label_type(task, outputs)
-    candidates = pa.list_(pa.struct([("train_id", pa.string()), ("train_label", label), ("score", pa.float64())]))
+    candidates = pa.list_(
+        pa.struct([("train_id", pa.string()), ("train_label", label), ("score", pa.float64())])
+    )
     return pa.schema(
         [
             ("test_id", pa.string()),
@@ -93,13 +107,23 @@ def to_table(block: ScoredBlock | SummedBlock, rows: pa.Schema) -> pa.Table:
 def _candidates(ranking: Ranking, n: int, kind: pa.DataType) -> pa.Array:
     fields = [kind.value_type.field(i) for i in range(kind.value_type.num_fields)]
     # The second is the label, or what stands for it.
-    arrays = [string_array(ranking.ids), label_array(ranking.labels, fields[1].type), pa.array(ranking.scores)]
-    return pa.ListArray.from_arrays(ranking.offsets(n).astype(np.int32), pa.StructArray.from_arrays(arrays, fields=fields), type=kind)
+    arrays = [
+        string_array(ranking.ids),
+        label_array(ranking.labels, fields[1].type),
+        pa.array(ranking.scores),
+    ]
+    return pa.ListArray.from_arrays(
+        ranking.offsets(n).astype(np.int32),
+        pa.StructArray.from_arrays(arrays, fields=fields),
+        type=kind,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class WrittenRows:
-    """The two files of the same rows, their place among the others, and the worst-predicted of them."""
+    """The two files of the same rows, their place among the others, and the worst-predicted of
+    them.
+    """
 
     shard: int
     jsonl: StoredFile
@@ -107,8 +131,15 @@ class WrittenRows:
     worst: list[Trace]
 
 
-def write_rows(directory: str, shard: int, blocks: Iterable[tuple[int, ScoredBlock | SummedBlock]], rows: pa.Schema) -> WrittenRows:
-    """Writes the rows of one output file, given the blocks that it consists of, each with its first row's number."""
+def write_rows(
+    directory: str,
+    shard: int,
+    blocks: Iterable[tuple[int, ScoredBlock | SummedBlock]],
+    rows: pa.Schema,
+) -> WrittenRows:
+    """Writes the rows of one output file, given the blocks that it consists of, each with its first
+    row's number.
+    """
     ordered = [block for _, block in sorted(blocks, key=lambda pair: pair[0])]
     table = pa.concat_tables([to_table(block, rows) for block in ordered]).combine_chunks()
     buffer = io.BytesIO()
@@ -116,8 +147,12 @@ def write_rows(directory: str, shard: int, blocks: Iterable[tuple[int, ScoredBlo
     counters.add("rows-written", table.num_rows)
     return WrittenRows(
         shard,
-        filesystems.write(directory, f"influence-{shard:05d}.jsonl", to_jsonl(table), table.num_rows),
-        filesystems.write(directory, f"influence-{shard:05d}.parquet", buffer.getvalue(), table.num_rows),
+        filesystems.write(
+            directory, f"influence-{shard:05d}.jsonl", to_jsonl(table), table.num_rows
+        ),
+        filesystems.write(
+            directory, f"influence-{shard:05d}.parquet", buffer.getvalue(), table.num_rows
+        ),
         traces.of_rows(table, ordered),
     )
 

@@ -70,8 +70,12 @@ def plan_tiles(test: FeatureSet, train: FeatureSet, plan: ScoringPlan) -> Iterat
     yield from planned
 
 
-def plan_again(block: tuple[int, Again], test: FeatureSet, train: FeatureSet, plan: ScoringPlan) -> Iterator[tuple[Tile, Again]]:
-    """The tiles of a block, (test_start, Again), some of whose test examples have to be searched once more."""
+def plan_again(
+    block: tuple[int, Again], test: FeatureSet, train: FeatureSet, plan: ScoringPlan
+) -> Iterator[tuple[Tile, Again]]:
+    """The tiles of a block, (test_start, Again), some of whose test examples have to be searched
+    once more.
+    """
     start, again = block
     for tile in _tiles(test, train, plan):
         if tile.test_start == start:
@@ -83,7 +87,9 @@ def _tiles(test: FeatureSet, train: FeatureSet, plan: ScoringPlan) -> Iterator[T
 
 
 class TileScorer:
-    """Scores tiles, one at a time; keeps the test block of the tile before and what is known of its thresholds: neighbours share both."""
+    """Scores tiles, one at a time; keeps the test block of the tile before and what is known of its
+    thresholds: neighbours share both.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -100,12 +106,21 @@ class TileScorer:
         guesses: np.ndarray | None = None,
         again: Again | None = None,
     ) -> ScoredBlock:
-        """The best candidates of a tile; of those that other tiles' scores prove not to be among the k best, none.
+        """The best candidates of a tile; of those that other tiles' scores prove not to be among
+        the k best, none.
 
-        Nor of those below `guesses` [2, n], thresholds of the block's test examples. `again` are those of them that alone are searched.
+        Nor of those below `guesses` [2, n], thresholds of the block's test examples. `again` are
+        those of them that alone are searched.
         """
         with self._lock:
-            key = (test.directory, test.manifest.fingerprint, tile.tests, train.directory, train.manifest.fingerprint, scoring)
+            key = (
+                test.directory,
+                test.manifest.fingerprint,
+                tile.tests,
+                train.directory,
+                train.manifest.fingerprint,
+                scoring,
+            )
             if self._tests is None or self._proven is None or self._key != key:
                 self._tests = self._proven = None
                 self._tests, self._key = test.read(tile.tests), key
@@ -119,14 +134,20 @@ class TileScorer:
             searched = Search(tests.take(rows), scoring, floors=floors)
             self._scan(searched, tile, train, "pairs-" if again is None else "again-")
             best = searched.result()
-            self._proven[:, rows] = np.maximum(self._proven[:, rows], thresholds.proven(best, floors.shape[1], scoring.k))
-            block = ScoredBlock.of(tests, best if again is None else best.of_rows(again.rows), scoring)
+            self._proven[:, rows] = np.maximum(
+                self._proven[:, rows], thresholds.proven(best, floors.shape[1], scoring.k)
+            )
+            block = ScoredBlock.of(
+                tests, best if again is None else best.of_rows(again.rows), scoring
+            )
             counters.add("bytes-shuffled", block.nbytes)
             return block
 
     @staticmethod
     def _scan(searched: Search, tile: Tile, train: FeatureSet, prefix: str) -> None:
-        ahead = prefetch((train.read(spans) for spans in chunks(tile.trains, tile.chunk_rows)), depth=1)
+        ahead = prefetch(
+            (train.read(spans) for spans in chunks(tile.trains, tile.chunk_rows)), depth=1
+        )
         with contextlib.closing(ahead):
             for chunk in ahead:
                 for pairs in searched.scan(chunk):
@@ -135,7 +156,8 @@ class TileScorer:
             counters.add("pairs-scored-exactly" if name == "scored" else f"{prefix}{name}", count)
 
 
-# One for all threads of a process: a multiplication uses all cores, and the memory budget is of one tile and one test block.
+# One for all threads of a process: a multiplication uses all cores, and the memory budget is of one
+# tile and one test block.
 _scorer = TileScorer()
 
 
@@ -144,9 +166,16 @@ class _ScoreDoFn(beam.DoFn):
         self._plan = plan
 
     def process(
-        self, tile: Tile, test: FeatureSet, train: FeatureSet, guesses: Mapping[int, np.ndarray] | None = None
+        self,
+        tile: Tile,
+        test: FeatureSet,
+        train: FeatureSet,
+        guesses: Mapping[int, np.ndarray] | None = None,
     ) -> Iterator[tuple[int, ScoredBlock]]:
-        scoring, own = self._plan.scoring(train.manifest), guesses.get(tile.test_start) if guesses else None
+        scoring, own = (
+            self._plan.scoring(train.manifest),
+            guesses.get(tile.test_start) if guesses else None,
+        )
         yield tile.test_start, _scorer.score(tile, test, train, scoring, own)
 
 
@@ -154,15 +183,22 @@ class _ScoreAgainDoFn(beam.DoFn):
     def __init__(self, plan: ScoringPlan) -> None:
         self._plan = plan
 
-    def process(self, element: tuple[Tile, Again], test: FeatureSet, train: FeatureSet) -> Iterator[tuple[int, ScoredBlock]]:
+    def process(
+        self, element: tuple[Tile, Again], test: FeatureSet, train: FeatureSet
+    ) -> Iterator[tuple[int, ScoredBlock]]:
         tile, again = element
-        yield tile.test_start, _scorer.score(tile, test, train, self._plan.scoring(train.manifest), again=again)
+        yield (
+            tile.test_start,
+            _scorer.score(tile, test, train, self._plan.scoring(train.manifest), again=again),
+        )
 
 
 def guess_thresholds(
     first: tuple[int, ScoredBlock], test: FeatureSet, train: FeatureSet, plan: ScoringPlan
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """The thresholds that the first tile of a block, (test_start, ScoredBlock), lets guess, if there are others: (test_start, [2, n])."""
+    """The thresholds that the first tile of a block, (test_start, ScoredBlock), lets guess, if
+    there are others: (test_start, [2, n]).
+    """
     start, block = first
     trains, rows = sum(train.counts), plan.grid(test, train).train_rows
     if rows < trains:
@@ -170,9 +206,11 @@ def guess_thresholds(
 
 
 class _CheckDoFn(beam.DoFn):
-    """Sorts out the test examples of a merged block that were searched by too high a guess: (test_start, ScoredBlock) → the same.
+    """Sorts out the test examples of a merged block that were searched by too high a guess:
+    (test_start, ScoredBlock) → the same.
 
-    A block without them is passed on; else what is proven of it goes to `_IN_PART`, and the others, (test_start, Again), to `_AGAIN`.
+    A block without them is passed on; else what is proven of it goes to `_IN_PART`, and the others,
+    (test_start, Again), to `_AGAIN`.
     """
 
     def __init__(self, k: int) -> None:
@@ -183,20 +221,27 @@ class _CheckDoFn(beam.DoFn):
     ) -> Iterator[tuple[int, ScoredBlock] | beam.pvalue.TaggedOutput]:
         start, block = merged
         n = len(block.test_ids)
-        rows = thresholds.unproven(block.best, n, self._k, guesses[start]) if start in guesses else np.empty(0, np.int64)
+        rows = (
+            thresholds.unproven(block.best, n, self._k, guesses[start])
+            if start in guesses
+            else np.empty(0, np.int64)
+        )
         if not len(rows):
             yield start, block
             return
         counters.add("pairs-planned", len(rows) * sum(train.counts))
         counters.add("tests-again", len(rows))
         again = Again(rows, thresholds.proven(block.best, n, self._k)[:, rows])
-        yield beam.pvalue.TaggedOutput(_IN_PART, (start, dataclasses.replace(block, best=block.best.without(rows))))
+        yield beam.pvalue.TaggedOutput(
+            _IN_PART, (start, dataclasses.replace(block, best=block.best.without(rows)))
+        )
         yield beam.pvalue.TaggedOutput(_AGAIN, (start, again))
 
 
 @dataclasses.dataclass
 class ScoreInfluence(beam.PTransform):
-    """Stage 2 up to the global top k: (test, train) feature sets → (row of the block's first test example, ScoredBlock).
+    """Stage 2 up to the global top k: (test, train) feature sets → (row of the block's first test
+    example, ScoredBlock).
 
     Attributes:
         plan: what is asked for.
@@ -212,32 +257,44 @@ class ScoreInfluence(beam.PTransform):
             planned
             | "TakeFirstTiles" >> beam.Filter(lambda tile: tile.train_start == 0)  # Tile
             | "SpreadFirstTiles" >> beam.Reshuffle()  # Tile
-            | "ScoreFirstTiles" >> beam.ParDo(_ScoreDoFn(self.plan), *both)  # (test_start, ScoredBlock)
+            | "ScoreFirstTiles"
+            >> beam.ParDo(_ScoreDoFn(self.plan), *both)  # (test_start, ScoredBlock)
         )
         guesses = beam.pvalue.AsDict(
-            first_blocks | "GuessThresholds" >> beam.FlatMap(guess_thresholds, *both, self.plan)  # (test_start, [2, n])
+            first_blocks
+            | "GuessThresholds"
+            >> beam.FlatMap(guess_thresholds, *both, self.plan)  # (test_start, [2, n])
         )
         other_blocks = (
             planned
             | "TakeOtherTiles" >> beam.Filter(lambda tile: tile.train_start > 0)  # Tile
             | "SpreadTiles" >> beam.Reshuffle()  # Tile
-            | "ScoreTiles" >> beam.ParDo(_ScoreDoFn(self.plan), *both, guesses)  # (test_start, ScoredBlock)
+            | "ScoreTiles"
+            >> beam.ParDo(_ScoreDoFn(self.plan), *both, guesses)  # (test_start, ScoredBlock)
         )
         checked = (
             (first_blocks, other_blocks)
             | "JoinTiles" >> beam.Flatten()  # (test_start, ScoredBlock)
             | "MergeTopK" >> beam.CombinePerKey(MergeTopK(self.plan.k))  # (test_start, ScoredBlock)
-            | "CheckThresholds" >> beam.ParDo(_CheckDoFn(self.plan.k), guesses, both[1]).with_outputs(_IN_PART, _AGAIN, main=_WHOLE)
+            | "CheckThresholds"
+            >> beam.ParDo(_CheckDoFn(self.plan.k), guesses, both[1]).with_outputs(
+                _IN_PART, _AGAIN, main=_WHOLE
+            )
         )
         blocks_again = (
             checked[_AGAIN]  # (test_start, Again)
             | "PlanAgain" >> beam.FlatMap(plan_again, *both, self.plan)  # (Tile, Again)
             | "SpreadAgain" >> beam.Reshuffle()  # (Tile, Again)
-            | "ScoreAgain" >> beam.ParDo(_ScoreAgainDoFn(self.plan), *both)  # (test_start, ScoredBlock)
+            | "ScoreAgain"
+            >> beam.ParDo(_ScoreAgainDoFn(self.plan), *both)  # (test_start, ScoredBlock)
         )
         mended = (
             (checked[_IN_PART], blocks_again)
             | "JoinAgain" >> beam.Flatten()  # (test_start, ScoredBlock)
-            | "MergeAgain" >> beam.CombinePerKey(MergeTopK(self.plan.k))  # (test_start, ScoredBlock)
+            | "MergeAgain"
+            >> beam.CombinePerKey(MergeTopK(self.plan.k))  # (test_start, ScoredBlock)
         )
-        return (checked[_WHOLE], mended) | "JoinBlocks" >> beam.Flatten()  # (test_start, ScoredBlock)
+        return (
+            checked[_WHOLE],
+            mended,
+        ) | "JoinBlocks" >> beam.Flatten()  # (test_start, ScoredBlock)

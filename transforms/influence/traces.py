@@ -1,7 +1,9 @@
-"""What a person is shown of influence: the worst-predicted test examples, the strongest candidates of each, and their pictures.
+"""What a person is shown of influence: the worst-predicted test examples, the strongest candidates
+of each, and their pictures.
 
-Rows of influence name examples by their ids. Where those of the few that are shown came from is looked up in the feature sets, once the
-rows are known: carrying it with every candidate would make all that travels several times larger.
+Rows of influence name examples by their ids. Where those of the few that are shown came from is
+looked up in the feature sets, once the rows are known: carrying it with every candidate would make
+all that travels several times larger.
 """
 
 from __future__ import annotations
@@ -42,9 +44,15 @@ class Trace:
 
     @property
     def order(self) -> tuple[float, float, bytes]:
-        """The worst predicted first: the least probability of the label, where there is none the largest self-influence; then by id."""
+        """The worst predicted first: the least probability of the label, where there is none the
+        largest self-influence; then by id.
+        """
         known = not np.isnan(self.label_probability)
-        return (self.label_probability if known else 0.0, -self.row["self_influence"], self.row["test_id"].encode())
+        return (
+            self.label_probability if known else 0.0,
+            -self.row["self_influence"],
+            self.row["test_id"].encode(),
+        )
 
 
 def worst(traces: Iterable[Trace]) -> list[Trace]:
@@ -59,7 +67,9 @@ def of_rows(table: pa.Table, blocks: Sequence[ScoredBlock | SummedBlock]) -> lis
     ordered = np.lexsort((-influence, np.where(np.isnan(probabilities), 0, probabilities)))
     # All that are as bad as the last that is shown, of which the ids decide.
     last = ordered[min(_SHOWN, len(ordered)) - 1]
-    tied = (probabilities == probabilities[last]) | (np.isnan(probabilities) & np.isnan(probabilities[last]))
+    tied = (probabilities == probabilities[last]) | (
+        np.isnan(probabilities) & np.isnan(probabilities[last])
+    )
     chosen = np.union1d(ordered[:_SHOWN], np.flatnonzero(tied & (influence == influence[last])))
     found = []
     for i, row in zip(chosen.tolist(), table.take(pa.array(chosen)).to_pylist(), strict=True):
@@ -70,17 +80,27 @@ def of_rows(table: pa.Table, blocks: Sequence[ScoredBlock | SummedBlock]) -> lis
 
 def wanted_ids(traces: Sequence[Trace]) -> tuple[set[str], set[str]]:
     """The ids of the test examples and of the training examples that are shown."""
-    candidates = {one["train_id"] for trace in traces for name in ("proponents", "opponents") for one in trace.row[name]}
+    candidates = {
+        one["train_id"]
+        for trace in traces
+        for name in ("proponents", "opponents")
+        for one in trace.row[name]
+    }
     return {trace.row["test_id"] for trace in traces}, candidates
 
 
-def find_origins(file: int, found: FeatureSet, wanted: set[str], positions: bool = False) -> Iterator[tuple[str, tuple[str, Origin]]]:
+def find_origins(
+    file: int, found: FeatureSet, wanted: set[str], positions: bool = False
+) -> Iterator[tuple[str, tuple[str, Origin]]]:
     """Where those of a feature file's examples that are wanted came from: (source, (id, Origin)).
 
     Where records are `positions` of the examples, the first of each tells it.
     """
     payloads = found.payloads(Span(file, 0, found.manifest.files[file].count))
-    ids = [(example_of(one) if positions else one).decode() for one in feature_record.example_ids(payloads)]
+    ids = [
+        (example_of(one) if positions else one).decode()
+        for one in feature_record.example_ids(payloads)
+    ]
     first = {one: i for i, one in reversed(list(enumerate(ids)))}
     rows = sorted(first[one] for one in wanted & first.keys())
     for i, origin in zip(rows, feature_record.origins([payloads[i] for i in rows]), strict=True):
@@ -89,7 +109,8 @@ def find_origins(file: int, found: FeatureSet, wanted: set[str], positions: bool
 
 @dataclasses.dataclass
 class SeeExamples(beam.PTransform):
-    """Reads what there is to see of the shown examples of a set: (FeatureSet (one), Trace) → (id, Preview).
+    """Reads what there is to see of the shown examples of a set: (FeatureSet (one), Trace) → (id,
+    Preview).
 
     Attributes:
         trains: whether the set is the training set.
@@ -105,10 +126,14 @@ class SeeExamples(beam.PTransform):
         if self.form and traces:
             yield from range(len(found.manifest.files))
 
-    def _find(self, file: int, found: FeatureSet, traces: Sequence[Trace]) -> Iterator[tuple[str, tuple[str, Origin]]]:
+    def _find(
+        self, file: int, found: FeatureSet, traces: Sequence[Trace]
+    ) -> Iterator[tuple[str, tuple[str, Origin]]]:
         yield from find_origins(file, found, wanted_ids(traces)[self.trains], self.positions)
 
-    def _read(self, grouped: tuple[str, Iterable[tuple[str, Origin]]]) -> Iterator[tuple[str, Preview]]:
+    def _read(
+        self, grouped: tuple[str, Iterable[tuple[str, Origin]]]
+    ) -> Iterator[tuple[str, Preview]]:
         source, named = grouped
         known = sorted(named, key=lambda pair: pair[0])
         assert self.form  # nothing was listed else
@@ -120,7 +145,8 @@ class SeeExamples(beam.PTransform):
         sets, traces = collections
         found, shown = beam.pvalue.AsSingleton(sets), beam.pvalue.AsList(traces)
         return (
-            # Not from the set itself: a runner that fused this with what reads the set would wait for the rows before it makes them.
+            # Not from the set itself: a runner that fused this with what reads the set would wait
+            # for the rows before it makes them.
             sets.pipeline
             | "StartSearch" >> beam.Create([None])
             | "ListSearched" >> beam.FlatMap(self._list, found, shown)  # file

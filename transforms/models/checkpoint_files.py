@@ -1,4 +1,5 @@
-"""What a checkpoint's files say without building its model: which files belong together, step, learning rate, order.
+"""What a checkpoint's files say without building its model: which files belong together, step,
+learning rate, order.
 
 Everything but `group_paths` and `order` reads local files.
 """
@@ -22,7 +23,9 @@ import tensorflow as tf
 
 from transforms.core.errors import InputError, first_line
 
-KINDS = "a .keras file, a .weights.h5 file, or the .index and .data-* files of a TensorFlow checkpoint"
+KINDS = (
+    "a .keras file, a .weights.h5 file, or the .index and .data-* files of a TensorFlow checkpoint"
+)
 _DATA_FILE = re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
@@ -49,11 +52,13 @@ def group_paths(paths: Sequence[str]) -> list[str]:
         paths: file names, local or remote; none is opened.
 
     Returns:
-        .keras and .weights.h5 files as they are, a TensorFlow checkpoint's files as their prefix; in order of first
+        .keras and .weights.h5 files as they are, a TensorFlow checkpoint's files as their prefix;
+            in order of first
         appearance. The `checkpoint` file that TensorFlow keeps beside its checkpoints is left out.
 
     Raises:
-        InputError: a file of another kind, or a TensorFlow checkpoint whose .index or .data-* file is missing.
+        InputError: a file of another kind, or a TensorFlow checkpoint whose .index or .data-* file
+            is missing.
     """
     found: dict[str, set[str]] = {}
     for path in paths:
@@ -69,7 +74,15 @@ def group_paths(paths: Sequence[str]) -> list[str]:
     for prefix, parts in found.items():
         if len(parts) == 1:
             missing = f"{prefix}.data-*" if "index" in parts else f"{prefix}.index"
-            raise InputError(f"TensorFlow checkpoint {prefix} lacks {missing}; `checkpoints` must match both of its kinds of file.")
+            raise InputError(
+                f"TensorFlow checkpoint {prefix} lacks {missing}; "
+                "`checkpoints` "
+                "must "
+                "match "
+                "both "
+                "of "
+                "its kinds of file."
+            )
     return list(found)
 
 
@@ -116,7 +129,8 @@ def order(infos: Sequence[CheckpointInfo], keep: bool) -> list[CheckpointInfo]:
         keep: leave them as given, because the user listed them.
 
     Returns:
-        As given; else by step where all steps are known and distinct; else in the natural order of the paths.
+        As given; else by step where all steps are known and distinct; else in the natural order of
+            the paths.
     """
     if keep:
         return list(infos)
@@ -163,7 +177,15 @@ def digest(path: str) -> str:
 
 def unreadable(path: str, error: Exception) -> InputError:
     """Says that a checkpoint cannot be read, and why."""
-    return InputError(f"Checkpoint {path} cannot be read ({first_line(error)}); it is cut off or damaged: copy or save it again.")
+    return InputError(
+        f"Checkpoint {path} cannot be read ({first_line(error)}); it is "
+        "cut "
+        "off "
+        "or "
+        "damaged: "
+        "copy "
+        "or save it again."
+    )
 
 
 def read_config(path: str) -> dict[str, Any]:
@@ -198,12 +220,20 @@ def _inspect_archive(path: str) -> tuple[int | None, float | None, str]:
         return step, None, "its optimizer holds no learning rate"
     name = rate.get("registered_name") or rate.get("class_name")
     if step is None:
-        return None, None, f"its learning-rate schedule {name} cannot be evaluated without the optimizer's step"
+        return (
+            None,
+            None,
+            f"its learning-rate schedule {name} cannot be evaluated without the optimizer's step",
+        )
     try:
         schedule = keras.optimizers.schedules.deserialize(dict(rate))
         return step, _rate(keras.ops.convert_to_numpy(schedule(step))), ""
     except Exception as error:
-        return step, None, f"its learning-rate schedule {name} cannot be evaluated ({first_line(error)})"
+        return (
+            step,
+            None,
+            f"its learning-rate schedule {name} cannot be evaluated ({first_line(error)})",
+        )
 
 
 def _optimizer_state(weights: h5py.File) -> tuple[int | None, float | None]:
@@ -221,14 +251,20 @@ def _optimizer_state(weights: h5py.File) -> tuple[int | None, float | None]:
 
 
 def _rate(value: Any) -> float:
-    """Gives the shortest decimal of a rate, which Keras keeps in float32: 0.1 instead of 0.10000000149."""
+    """Gives the shortest decimal of a rate, which Keras keeps in float32: 0.1 instead of
+    0.10000000149.
+    """
     return float(np.format_float_positional(np.float32(value), unique=True))
 
 
 def _inspect_tensorflow(prefix: str) -> tuple[int | None, float | None, str]:
     """Gives step, learning rate and note of a TensorFlow checkpoint."""
     reader = tf.train.load_checkpoint(prefix)
-    keys = [key.removesuffix(_VALUE) for key in reader.get_variable_to_shape_map() if key.endswith(_VALUE)]
+    keys = [
+        key.removesuffix(_VALUE)
+        for key in reader.get_variable_to_shape_map()
+        if key.endswith(_VALUE)
+    ]
 
     def scalar(*names: str) -> Any:
         found = [key for key in keys if key.rsplit("/", 1)[-1] in names]

@@ -1,6 +1,7 @@
 """Checkpoints of a Keras model, loaded: the logits and activations of their last dense layer.
 
-Everything here reads local files. `load` builds the models and makes sure that every variable got its value from the file.
+Everything here reads local files. `load` builds the models and makes sure that every variable got
+its value from the file.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ from transforms.models.checkpoint_files import KINDS, files_of, read_config
 from transforms.models.inputs import InputSpec, graph_of
 from transforms.models.last_layer_in_graph import Head
 from transforms.models.losses import Loss, of_output, resolve
-from transforms.models.weights import bind, bind_tensorflow, check_vocabularies, load_error, load_weights
+from transforms.models.weights import (
+    bind,
+    bind_tensorflow,
+    check_vocabularies,
+    load_error,
+    load_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,12 @@ def import_modules(modules: Sequence[str]) -> None:
             importlib.import_module(module)
         except Exception as error:
             raise InputError(
-                f"`imports={module}` cannot be imported: {type(error).__name__}: {first_line(error)}; install it where the program runs."
+                f"`imports={module}` "
+                "cannot "
+                "be "
+                "imported: "
+                f"{type(error).__name__}: "
+                f"{first_line(error)}; install it where the program runs."
             ) from error
 
 
@@ -67,15 +79,16 @@ def load(spec: ModelSpec) -> Checkpoints:
     """Loads all checkpoints.
 
     Raises:
-        InputError: a file cannot be read, custom code is missing, a variable is not in a file, the model is not
-            supported, or the checkpoints do not fit each other.
+        InputError: a file cannot be read, custom code is missing, a variable is not in a file, the
+            model is not supported, or the checkpoints do not fit each other.
     """
     if not spec.checkpoints:
         raise InputError(f"No checkpoint given; `checkpoints` must match {KINDS}.")
     import_modules(spec.imports)
     seen: list[Any] = []
     heads, losses = [], []
-    # From the last one, whose compiled loss stands in for those of checkpoints that were saved without compiling.
+    # From the last one, whose compiled loss stands in for those of checkpoints that were saved
+    # without compiling.
     compiled: tuple[Any, Any] | None = None
     for path in reversed(spec.checkpoints):
         model, own_compiled = _load_model(path, spec, seen)
@@ -83,7 +96,15 @@ def load(spec: ModelSpec) -> Checkpoints:
         head = _find_head(model, spec, path)
         try:
             own_loss, weight = of_output(*compiled, head.output_names, head.output)
-            loss = resolve(own_loss, spec.loss, head.activation, head.outputs, weight, head.detached, spec.per_token)
+            loss = resolve(
+                own_loss,
+                spec.loss,
+                head.activation,
+                head.outputs,
+                weight,
+                head.detached,
+                spec.per_token,
+            )
         except InputError as error:
             raise InputError(f"Checkpoint {path}: {error}") from error
         heads.append(head)
@@ -100,8 +121,10 @@ def load(spec: ModelSpec) -> Checkpoints:
         ):
             if found != wanted:
                 raise InputError(
-                    f"Checkpoints differ in their {what}: {found} in {path}, {wanted} in {last}; give checkpoints of "
-                    "one training run" + (", or pass `loss`." if what == "loss" and spec.loss is None else ".")
+                    f"Checkpoints differ in their {what}: {found} in {path}, {wanted} in {last}; "
+                    "give checkpoints of "
+                    "one training run"
+                    + (", or pass `loss`." if what == "loss" and spec.loss is None else ".")
                 )
     heads.reverse()
     return Checkpoints(heads, losses[0], spec.include_bias)
@@ -110,18 +133,29 @@ def load(spec: ModelSpec) -> Checkpoints:
 def _find_head(model: Any, spec: ModelSpec, path: str) -> Head:
     """Finds the last dense layer in the model's graph, or else in what its code does."""
     try:
-        return last_layer_in_graph.find_head(model, spec.layer, spec.output_name, spec.include_bias, spec.per_token, path)
+        return last_layer_in_graph.find_head(
+            model, spec.layer, spec.output_name, spec.include_bias, spec.per_token, path
+        )
     except last_layer_in_graph.InCode:
         if spec.per_token:
             raise InputError(
-                f"{path}: the end of {type(model).__name__} is in its code; `per_token` needs a Sequential or functional model that ends "
+                f"{path}: the end of {type(model).__name__} is in "
+                "its "
+                "code; "
+                "`per_token` "
+                "needs "
+                "a "
+                "Sequential or functional model that ends "
                 "in layers."
             ) from None
-        return last_layer_in_code.find_head(model, spec.layer, spec.output_name, spec.include_bias, path)
+        return last_layer_in_code.find_head(
+            model, spec.layer, spec.output_name, spec.include_bias, path
+        )
 
 
 class Checkpoints:
-    """The loaded checkpoints, ready to give logits and activations; several threads may call it at once.
+    """The loaded checkpoints, ready to give logits and activations; several threads may call it at
+    once.
 
     Attributes:
         layer: name of the last dense layer.
@@ -132,8 +166,8 @@ class Checkpoints:
         size: T, the number of checkpoints.
         inputs: what the model takes, in its order.
         output: name of the output that is explained; None where the model has no other.
-        positions: P, how many positions of an example the layer works on, each with logits and activations of its own; None where it
-            works on one vector per example.
+        positions: P, how many positions of an example the layer works on, each with logits and
+            activations of its own; None where it works on one vector per example.
     """
 
     def __init__(self, heads: Sequence[Head], loss: Loss, include_bias: bool) -> None:
@@ -145,20 +179,27 @@ class Checkpoints:
         self.include_bias = include_bias
         self.size = len(heads)
         self.inputs = heads[-1].inputs
-        self.output = heads[-1].output_names[heads[-1].output] if len(heads[-1].output_names) > 1 else None
+        self.output = (
+            heads[-1].output_names[heads[-1].output] if len(heads[-1].output_names) > 1 else None
+        )
         self.positions = math.prod(heads[-1].positions) if heads[-1].positions else None
 
-    def logits_and_activations(self, t: int, inputs: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-        """Runs checkpoint t in inference mode up to its last dense layer, and that layer in float32.
+    def logits_and_activations(
+        self, t: int, inputs: Any
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """Runs checkpoint t in inference mode up to its last dense layer, and that layer in
+        float32.
 
         Args:
             t: 0..T−1.
-            inputs: a tensor `[n, …]`; with several inputs a sequence in the order of `inputs`, or a mapping by their
-                names.
+            inputs: a tensor `[n, …]`; with several inputs a sequence in the order of `inputs`, or a
+                mapping by their names.
 
         Returns:
-            logits `[n, C]` and activations `[n, D]` (the layer's input), both float32; of a layer that works on P positions `[n·P, C]` and
-            `[n·P, D]`, and with them Keras's mask `[n·P]`, true where a position counts; None where there is no mask. Usable inside a
+            logits `[n, C]` and activations `[n, D]` (the layer's input), both float32; of a layer
+                that works on P positions `[n·P, C]` and
+            `[n·P, D]`, and with them Keras's mask `[n·P]`, true where a position counts; None where
+                there is no mask. Usable inside a
             tf.function.
         """
         head = self._heads[t]
@@ -173,14 +214,26 @@ class Checkpoints:
         activations = tf.reshape(tf.cast(hidden, tf.float32), [-1, self.units])
         if mask is not None:
             if mask.shape.rank != 1 + len(head.positions):
-                raise InputError(f"the mask of the last dense layer has the shape {mask.shape}, expected (None, {head.positions})")
+                raise InputError(
+                    "the mask of the last dense layer has "
+                    "the "
+                    "shape "
+                    f"{mask.shape}, "
+                    "expected "
+                    "(None, "
+                    f"{head.positions})"
+                )
             mask = tf.reshape(mask, [-1])
         return head.logits(activations), activations, mask
 
 
 def _comparable(inputs: Sequence[InputSpec]) -> list[Any]:
-    """Gives what must agree between checkpoints; Keras numbers the names of unnamed inputs anew in every process."""
-    return [(base_name(spec.name) if len(inputs) > 1 else "", spec.shape, spec.dtype) for spec in inputs]
+    """Gives what must agree between checkpoints; Keras numbers the names of unnamed inputs anew in
+    every process.
+    """
+    return [
+        (base_name(spec.name) if len(inputs) > 1 else "", spec.shape, spec.dtype) for spec in inputs
+    ]
 
 
 def base_name(name: str) -> str:
@@ -189,7 +242,9 @@ def base_name(name: str) -> str:
 
 
 def _load_model(path: str, spec: ModelSpec, seen: list[Any]) -> tuple[Any, tuple[Any, Any]]:
-    """Loads one checkpoint into a model of its own; gives it with its compiled loss and loss weights."""
+    """Loads one checkpoint into a model of its own; gives it with its compiled loss and loss
+    weights.
+    """
     files_of(path)
     if path.endswith(".keras"):
         compiled = _compiled(read_config(path))
@@ -203,14 +258,36 @@ def _load_model(path: str, spec: ModelSpec, seen: list[Any]) -> tuple[Any, tuple
         return model, compiled
     if not spec.model:
         raise InputError(
-            f"Checkpoint {path} holds weights alone; pass `model` with the architecture: a .keras file, a .json file, or module:function."
+            f"Checkpoint {path} holds weights alone; pass `model` "
+            "with "
+            "the "
+            "architecture: "
+            "a "
+            ".keras "
+            "file, a .json file, or module:function."
         )
     model, compiled = _architecture(spec.model)
     if any(model is other for other in seen):
-        raise InputError(f"`model={spec.model}` returned the same model twice, expected a new one from each call.")
+        raise InputError(
+            f"`model={spec.model}` returned the same model twice, expected "
+            "a "
+            "new "
+            "one "
+            "from "
+            "each "
+            "call."
+        )
     seen.append(model)
     if not model.built or not model.weights:
-        raise InputError(f"`model={spec.model}` gives a model without variables; give it an input shape (keras.Input), or call it once.")
+        raise InputError(
+            f"`model={spec.model}` gives a model without variables; "
+            "give "
+            "it "
+            "an "
+            "input "
+            "shape "
+            "(keras.Input), or call it once."
+        )
     if path.endswith(".weights.h5"):
         bind(model, path, lambda: load_weights(model, path))
     else:
@@ -226,7 +303,9 @@ def _compiled(config: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _architecture(source: str) -> tuple[Any, tuple[Any, Any]]:
-    """Makes a new model with arbitrary weights; gives it with its compiled loss and loss weights."""
+    """Makes a new model with arbitrary weights; gives it with its compiled loss and loss
+    weights.
+    """
     if source.endswith((".keras", ".json")):
         if not os.path.isfile(source):
             raise InputError(f"`model={source}` does not exist.")
@@ -237,17 +316,29 @@ def _architecture(source: str) -> tuple[Any, tuple[Any, Any]]:
                 with open(source, encoding="utf-8") as stream:
                     config = json.load(stream)
             except (OSError, ValueError) as error:
-                raise InputError(f"`model={source}` is not the JSON of a Keras model: {first_line(error)}.") from error
+                raise InputError(
+                    f"`model={source}` is not the JSON of a Keras model: {first_line(error)}."
+                ) from error
         compiled = _compiled(config)
         try:
             # Without the compile_config, so that an unknown metric does not matter.
-            model = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=True)
+            model = keras.saving.deserialize_keras_object(
+                {**config, "compile_config": None}, safe_mode=True
+            )
         except Exception as error:
             raise load_error(source, error) from error
     else:
         module, colon, function = source.partition(":")
         if not colon:
-            raise InputError(f"`model={source}` is not an architecture; expected a .keras file, a .json file, or module:function.")
+            raise InputError(
+                f"`model={source}` is not an architecture; expected a "
+                ".keras "
+                "file, "
+                "a "
+                ".json "
+                "file, "
+                "or module:function."
+            )
         import_modules([module])
         build = getattr(importlib.import_module(module), function, None)
         if not callable(build):
@@ -255,10 +346,14 @@ def _architecture(source: str) -> tuple[Any, tuple[Any, Any]]:
         try:
             model = build()
         except Exception as error:
-            raise InputError(f"`model={source}` failed: {type(error).__name__}: {first_line(error)}.") from error
+            raise InputError(
+                f"`model={source}` failed: {type(error).__name__}: {first_line(error)}."
+            ) from error
         compiled = (None, None)
         if isinstance(model, keras.Model) and model.compiled:
             compiled = _compiled({"compile_config": model.get_compile_config()})
     if not isinstance(model, keras.Model):
-        raise InputError(f"`model={source}` gives a {type(model).__name__}, expected a Keras model.")
+        raise InputError(
+            f"`model={source}` gives a {type(model).__name__}, expected a Keras model."
+        )
     return model, compiled

@@ -1,9 +1,11 @@
-"""The last dense layer of a model whose end is code: found by what goes into its dense layers and what follows them.
+"""The last dense layer of a model whose end is code: found by what goes into its dense layers and
+what follows them.
 
-A subclassed model, or one that ends in a layer of the user's own, has no graph to walk. It is run on random numbers instead. Nothing but
-a softmax or sigmoid may follow the layer: other values put in the place of its output must come out of the model so. And it must be
-the only way from its kernel to the output: the kernel's gradient must be the outer product that the factors give. Both are checked
-for each checkpoint, when it is loaded.
+A subclassed model, or one that ends in a layer of the user's own, has no graph to walk. It is run
+on random numbers instead. Nothing but a softmax or sigmoid may follow the layer: other values put
+in the place of its output must come out of the model so. And it must be the only way from its
+kernel to the output: the kernel's gradient must be the outer product that the factors give. Both
+are checked for each checkpoint, when it is loaded.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ _TOLERANCES = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e
 
 
 class _Tap:
-    """Stands in for the `call` of a dense layer: notes what goes in, and hands on what it is told to.
+    """Stands in for the `call` of a dense layer: notes what goes in, and hands on what it is told
+    to.
 
     Each thread notes and tells for itself, and only inside `open`.
     """
@@ -45,7 +48,8 @@ class _Tap:
         noted = getattr(self._local, "noted", None)
         if noted is None:
             return output
-        # What a condition, a loop or a function inside the model computes cannot be handed out of it.
+        # What a condition, a loop or a function inside the model computes cannot be handed out of
+        # it.
         noted.append(inputs if _graph() is self._local.graph else None)
         return output if self._local.instead is None else tf.cast(self._local.instead, output.dtype)
 
@@ -78,11 +82,15 @@ class _Trunk:
         with self._tap.open() as noted:
             self._model(self._inputs.pack(tensors), training=training)
         if len(noted) != 1 or noted[0] is None:
-            raise InputError(f"its dense layer {self._tap.dense.name} is called {len(noted)} times, or {_INSIDE}")
+            raise InputError(
+                f"its dense layer {self._tap.dense.name} is called {len(noted)} times, or {_INSIDE}"
+            )
         return noted[0]
 
 
-def find_head(model: Any, layer: str | None, output_name: str | None, include_bias: bool, path: str) -> Head:
+def find_head(
+    model: Any, layer: str | None, output_name: str | None, include_bias: bool, path: str
+) -> Head:
     """Finds the last dense layer of a model by running it.
 
     Args:
@@ -97,12 +105,22 @@ def find_head(model: Any, layer: str | None, output_name: str | None, include_bi
     """
     inputs = inputs_of(model, path)
     sample = _sample(inputs, path)
-    dense_layers = [one for one in model._flatten_layers(include_self=False) if type(one) is keras.layers.Dense]
+    dense_layers = [
+        one for one in model._flatten_layers(include_self=False) if type(one) is keras.layers.Dense
+    ]
     if not dense_layers:
-        raise InputError(f"{path}: {type(model).__name__} holds no Dense layer; expected one at the end.")
+        raise InputError(
+            f"{path}: {type(model).__name__} holds no Dense layer; expected one at the end."
+        )
     if layer is not None and layer not in [dense.name for dense in dense_layers]:
         raise InputError(
-            f"`layer={layer}` is not a dense layer of {path}; its dense layers are {', '.join(dense.name for dense in dense_layers)}."
+            f"`layer={layer}` is not a dense layer of "
+            f"{path}; "
+            "its "
+            "dense "
+            "layers "
+            "are "
+            f"{', '.join(dense.name for dense in dense_layers)}."
         )
     taps = [_Tap(dense) for dense in dense_layers]
     before = len(model.weights)
@@ -111,7 +129,15 @@ def find_head(model: Any, layer: str | None, output_name: str | None, include_bi
         found = _call(model, inputs, sample, path)
     if len(model.weights) != before:
         new = ", ".join(variable.path for variable in model.weights[before:][:3])
-        raise InputError(f"{path}: {new or 'variables'} come into being only when the model is called; make them in build() or __init__.")
+        raise InputError(
+            f"{path}: {new or 'variables'} come into being only when "
+            "the "
+            "model "
+            "is "
+            "called; "
+            "make "
+            "them in build() or __init__."
+        )
     names = output_names(None, found)
     chosen = choose_output(names, output_name, path)
 
@@ -131,7 +157,13 @@ def find_head(model: Any, layer: str | None, output_name: str | None, include_bi
             fitting.append((tap, activation))
     if not fitting:
         raise InputError(
-            f"{path}: no Dense layer of {type(model).__name__} is the last one, followed by at most a softmax or sigmoid: "
+            f"{path}: no Dense layer of {type(model).__name__} is the "
+            "last "
+            "one, "
+            "followed "
+            "by "
+            "at "
+            "most a softmax or sigmoid: "
             f"{'; '.join(reasons)}."
         )
     # There is but one: what is put in the place of any other is lost at the last.
@@ -155,14 +187,26 @@ def find_head(model: Any, layer: str | None, output_name: str | None, include_bi
 
 
 def _sample(inputs: Inputs, path: str) -> list[tf.Tensor]:
-    """Makes random inputs between 0 and 2: such that an embedding finds its rows, even where whole numbers come as floats."""
+    """Makes random inputs between 0 and 2: such that an embedding finds its rows, even where whole
+    numbers come as floats.
+    """
     rng = np.random.default_rng(0)
     sample = []
     for spec in inputs.specs:
         if any(size is None for size in spec.shape):
-            raise InputError(f"{path}: the model's input {spec.name} has the free shape {spec.shape}; declare a fixed one in input_spec.")
+            raise InputError(
+                f"{path}: the model's input {spec.name} has the "
+                "free "
+                "shape "
+                f"{spec.shape}; "
+                "declare "
+                "a "
+                "fixed one in input_spec."
+            )
         values = rng.uniform(0, 2, (_ROWS, *(size or 0 for size in spec.shape)))
-        sample.append(tf.cast(tf.constant(values >= 1 if spec.dtype == "bool" else values), spec.dtype))
+        sample.append(
+            tf.cast(tf.constant(values >= 1 if spec.dtype == "bool" else values), spec.dtype)
+        )
     return sample
 
 
@@ -172,12 +216,20 @@ def _call(model: Any, inputs: Inputs, sample: Sequence[Any], path: str) -> Any:
     except Exception as error:
         shapes = ", ".join(f"{spec.name} {spec.shape} {spec.dtype}" for spec in inputs.specs)
         raise InputError(
-            f"{path}: {type(model).__name__} cannot be called with random numbers of {shapes} ({first_line(error)}); declare what it takes "
+            f"{path}: {type(model).__name__} cannot be called "
+            "with "
+            "random "
+            "numbers "
+            "of "
+            f"{shapes} "
+            f"({first_line(error)}); declare what it takes "
             "as self.input_spec = keras.InputSpec(shape=(None, ...), dtype=...)."
         ) from error
 
 
-def _examine(tap: _Tap, calls: Sequence[Any], output: Any, run: Callable[[_Tap, Any], np.ndarray]) -> tuple[str, str]:
+def _examine(
+    tap: _Tap, calls: Sequence[Any], output: Any, run: Callable[[_Tap, Any], np.ndarray]
+) -> tuple[str, str]:
     """Says why a dense layer is not the last one, or else what follows it."""
     dense = tap.dense
     if len(calls) != 1:
@@ -185,12 +237,24 @@ def _examine(tap: _Tap, calls: Sequence[Any], output: Any, run: Callable[[_Tap, 
     if calls[0] is None:
         return f"is called {_INSIDE}", ""
     if len(calls[0].shape) != 2:
-        return f"works on each position of a tensor of shape {tuple(calls[0].shape)}, expected one vector per example", ""
+        return (
+            "works on each position of a tensor "
+            "of "
+            "shape "
+            f"{tuple(calls[0].shape)}, "
+            "expected "
+            "one "
+            "vector per example",
+            "",
+        )
     shape = (_ROWS, int(dense.units))
     if tuple(output.shape) not in [shape, *([(_ROWS,)] if dense.units == 1 else [])]:
         return f"has {dense.units} units, the output has the shape {tuple(output.shape)}", ""
     scales = np.geomspace(0.1, 300, _ROWS)[:, None]
-    instead = tf.cast(tf.constant(np.random.default_rng(1).normal(size=shape) * scales, tf.float32), dense.compute_dtype)
+    instead = tf.cast(
+        tf.constant(np.random.default_rng(1).normal(size=shape) * scales, tf.float32),
+        dense.compute_dtype,
+    )
     came_out = run(tap, instead)
     own = activation_of(dense)
     # What follows an activation of the layer's own has to hand it on.
@@ -201,7 +265,15 @@ def _examine(tap: _Tap, calls: Sequence[Any], output: Any, run: Callable[[_Tap, 
     return "is followed by something else", ""
 
 
-def _verified(head: Head, dtype: str, model: Any, inputs: Inputs, sample: Sequence[Any], output: Any, path: str) -> Head:
+def _verified(
+    head: Head,
+    dtype: str,
+    model: Any,
+    inputs: Inputs,
+    sample: Sequence[Any],
+    output: Any,
+    path: str,
+) -> Head:
     """Compares logits, output and gradient, computed as a run computes them, with the model's own.
 
     Returns:
@@ -215,7 +287,9 @@ def _verified(head: Head, dtype: str, model: Any, inputs: Inputs, sample: Sequen
     detached = True
 
     def weighted(values: Any) -> Any:
-        return tf.reduce_sum(weights * tf.reshape(tf.cast(values, tf.float32), [_ROWS, head.outputs]))
+        return tf.reduce_sum(
+            weights * tf.reshape(tf.cast(values, tf.float32), [_ROWS, head.outputs])
+        )
 
     # Keras trains without AutoGraph too.
     @tf.function(autograph=False)
@@ -236,20 +310,56 @@ def _verified(head: Head, dtype: str, model: Any, inputs: Inputs, sample: Sequen
         # Keras's cross-entropies look for the logits there.
         seen = hasattr(own, "_keras_logits") or own.op.type in ("Softmax", "Sigmoid")
         detached = not seen or keras.backend.standardize_dtype(own.dtype) != "float32"
-        return followed, factors, tape.gradient(value, kernel, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return (
+            followed,
+            factors,
+            tape.gradient(value, kernel, unconnected_gradients=tf.UnconnectedGradients.ZERO),
+        )
 
     try:
         followed, factors, gradient = map(_numbers, compute())
     except Exception as error:
-        raise InputError(f"{path}: {type(model).__name__} cannot be made part of a TensorFlow function: {first_line(error)}.") from error
+        raise InputError(
+            f"{path}: {type(model).__name__} cannot be made "
+            "part "
+            "of "
+            "a "
+            "TensorFlow "
+            "function: "
+            f"{first_line(error)}."
+        ) from error
     if not _alike(followed.reshape(output.shape), _numbers(output), dtype):
-        raise InputError(f"{path}: what the dense layer {head.layer} computes is not the output of {type(model).__name__}.")
+        raise InputError(
+            f"{path}: what the dense layer {head.layer} computes "
+            "is "
+            "not "
+            "the "
+            "output "
+            "of "
+            f"{type(model).__name__}."
+        )
     alone = head.trunk([tensor[: _ROWS // 2] for tensor in sample], training=False)
-    if not _alike(_numbers(alone), _numbers(head.trunk(sample, training=False))[: _ROWS // 2], dtype):
-        raise InputError(f"{path}: what {type(model).__name__} computes for an example depends on the rest of its batch.")
+    if not _alike(
+        _numbers(alone), _numbers(head.trunk(sample, training=False))[: _ROWS // 2], dtype
+    ):
+        raise InputError(
+            f"{path}: what {type(model).__name__} computes for an example "
+            "depends "
+            "on "
+            "the "
+            "rest "
+            "of "
+            "its batch."
+        )
     if not _alike(factors, gradient, dtype):
         raise InputError(
-            f"{path}: the gradient of the dense layer {head.layer} is not the outer product of its input and its logits' gradient: its "
+            f"{path}: the gradient of the dense layer {head.layer} is not "
+            "the "
+            "outer "
+            "product "
+            "of "
+            "its "
+            "input and its logits' gradient: its "
             f"kernel is used elsewhere in {type(model).__name__} too, or the gradient is stopped."
         )
     return dataclasses.replace(head, detached=detached and head.activation != "linear")
@@ -263,4 +373,7 @@ def _alike(found: np.ndarray, expected: np.ndarray, dtype: str) -> bool:
     """Says whether two arrays differ by rounding at most."""
     if found.shape != expected.shape:
         return False
-    return bool(np.abs(found - expected).max(initial=0) <= _TOLERANCES[dtype] * max(np.abs(expected).max(initial=0), 1e-3))
+    return bool(
+        np.abs(found - expected).max(initial=0)
+        <= _TOLERANCES[dtype] * max(np.abs(expected).max(initial=0), 1e-3)
+    )

@@ -10,7 +10,14 @@ import keras
 import tensorflow as tf
 
 from transforms.core.errors import InputError
-from transforms.models.inputs import InputSpec, choose_output, graph_of, input_names, inputs_of, output_names
+from transforms.models.inputs import (
+    InputSpec,
+    choose_output,
+    graph_of,
+    input_names,
+    inputs_of,
+    output_names,
+)
 
 
 @dataclass(frozen=True)
@@ -36,12 +43,19 @@ class Head:
     """Shape of the positions of an example, at each of which the layer is applied; () where it is applied once."""
 
     def logits(self, activations: Any) -> Any:
-        """Computes the logits `[n, C]` of activations `[n, D]`, float32 whatever the layer's precision."""
+        """Computes the logits `[n, C]` of activations `[n, D]`, float32 whatever the layer's
+        precision.
+        """
         logits = tf.matmul(activations, tf.cast(tf.convert_to_tensor(self.kernel), tf.float32))
-        return logits if self.bias is None else logits + tf.cast(tf.convert_to_tensor(self.bias), tf.float32)
+        return (
+            logits
+            if self.bias is None
+            else logits + tf.cast(tf.convert_to_tensor(self.bias), tf.float32)
+        )
 
 
-# They hand their input on at inference, and the tensor itself (with the logits that Keras keeps on it) in training too.
+# They hand their input on at inference, and the tensor itself (with the logits that Keras keeps on
+# it) in training too.
 _SAME_TENSOR = ("Identity", "ActivityRegularization")
 # They hand their input's values on at inference.
 _SAME_VALUES = (
@@ -61,10 +75,19 @@ _SAME_VALUES = (
 
 
 class InCode(Exception):
-    """The end of the model is not in a graph of layers, but in the code of a subclassed model or layer."""
+    """The end of the model is not in a graph of layers, but in the code of a subclassed model or
+    layer.
+    """
 
 
-def find_head(model: Any, layer: str | None, output_name: str | None, include_bias: bool, per_token: bool, path: str) -> Head:
+def find_head(
+    model: Any,
+    layer: str | None,
+    output_name: str | None,
+    include_bias: bool,
+    per_token: bool,
+    path: str,
+) -> Head:
     """Walks back from a model's output to its last dense layer.
 
     Args:
@@ -111,21 +134,43 @@ def find_head(model: Any, layer: str | None, output_name: str | None, include_bi
         if dense is not None:
             break
         if own is None and not _is_any(operation, (*_SAME_TENSOR, *_SAME_VALUES)):
-            if isinstance(operation, keras.Layer) and any(map(_is_dense, operation._flatten_layers(include_self=False))):
+            if isinstance(operation, keras.Layer) and any(
+                map(_is_dense, operation._flatten_layers(include_self=False))
+            ):
                 raise InCode
             raise _in_the_way(operation, path, model)
         if per_token and not getattr(operation, "supports_masking", False):
             raise InputError(
-                f"{path}: {named(operation)} stands after the last dense layer and takes the mask away, if there is one; with `per_token` "
+                f"{path}: {named(operation)} stands after the last dense "
+                "layer "
+                "and "
+                "takes "
+                "the "
+                "mask "
+                "away, if there is one; with `per_token` "
                 "expected layers that hand it on, such as Activation, Softmax or Dropout."
             )
         if own in ("softmax", "sigmoid"):
             if activation != "linear":
                 raise InputError(
-                    f"{path}: {named(operation)} is a second activation after the last dense layer; one softmax or sigmoid is supported."
+                    f"{path}: {named(operation)} is a second "
+                    "activation "
+                    "after "
+                    "the "
+                    "last "
+                    "dense "
+                    "layer; one softmax or sigmoid is supported."
                 )
             if own == "softmax" and not _over_last_axis(operation, tensor):
-                raise InputError(f"{path}: {named(operation)} has axis={operation.axis}, expected a softmax over the last axis.")
+                raise InputError(
+                    f"{path}: {named(operation)} "
+                    "has "
+                    f"axis={operation.axis}, "
+                    "expected "
+                    "a "
+                    "softmax "
+                    "over the last axis."
+                )
             activation, activation_shape, detached = own, tensor.shape, anything_after
             detached = detached or keras.backend.standardize_dtype(tensor.dtype) != "float32"
         elif own is None and not _is_any(operation, _SAME_TENSOR):
@@ -136,35 +181,102 @@ def find_head(model: Any, layer: str | None, output_name: str | None, include_bi
     check_dense(dense, include_bias, path)
     if own is not None and own != "linear":
         if activation != "linear":
-            raise InputError(f"{path}: {found} has the activation {own}, and a {activation} follows; one of them is supported.")
+            raise InputError(
+                f"{path}: {found} has the activation {own}, and "
+                "a "
+                f"{activation} "
+                "follows; "
+                "one "
+                "of "
+                "them is supported."
+            )
         activation, activation_shape = own, tensor.shape
         detached = anything_after or keras.backend.standardize_dtype(tensor.dtype) != "float32"
     if layer is not None and layer != dense.name:
         names = [one.name for one in _layers(model) if isinstance(one, keras.layers.Dense)]
         raise InputError(
-            f"`layer={layer}` is not the last dense layer of {path}, which is {found}; its dense layers are {', '.join(names)}."
+            f"`layer={layer}` is not the last dense layer of {path}, "
+            "which "
+            "is "
+            f"{found}; "
+            "its "
+            "dense "
+            f"layers are {', '.join(names)}."
         )
     hidden = node.input_tensors[0]
     positions = tuple(hidden.shape[1:-1])
     if positions and not per_token:
         raise InputError(
-            f"{path}: {found} works on each position of a tensor of shape {_shape(hidden)}: its gradient is a sum of outer products over "
-            "the positions; expected one vector per example, or `per_token`, which makes a record of each position."
+            f"{path}: {found} works on each position of a "
+            "tensor "
+            "of "
+            "shape "
+            f"{_shape(hidden)}: "
+            "its "
+            "gradient is a sum of outer products over "
+            "the positions; expected one vector per example, or "
+            "`per_token`, "
+            "which "
+            "makes "
+            "a "
+            "record "
+            "of each position."
         )
     if per_token and not positions:
-        raise InputError(f"{path}: {found} works on one vector per example, shape {_shape(hidden)}; leave `per_token` out.")
+        raise InputError(
+            f"{path}: {found} works on one vector "
+            "per "
+            "example, "
+            "shape "
+            f"{_shape(hidden)}; "
+            "leave "
+            "`per_token` out."
+        )
     if None in positions:
-        raise InputError(f"{path}: {found} works on a free number of positions, shape {_shape(hidden)}; expected a fixed input shape.")
+        raise InputError(
+            f"{path}: {found} works on a free "
+            "number "
+            "of "
+            "positions, "
+            "shape "
+            f"{_shape(hidden)}; "
+            "expected a fixed input shape."
+        )
     calls = _calls(graph).get(id(operation), 0)
     if calls > 1:
-        raise InputError(f"{path}: {found} is called {calls} times, so that its gradient is a sum over the calls; expected one call.")
+        raise InputError(
+            f"{path}: {found} is called {calls} times, so that its gradient "
+            "is "
+            "a "
+            "sum "
+            "over "
+            "the "
+            "calls; expected one call."
+        )
     outputs = int(dense.units)
     if activation == "softmax" and tuple(activation_shape or ())[1:] != (*positions, outputs):
-        raise InputError(f"{path}: the softmax is over groups of outputs, shape {_shape_text(activation_shape)}; expected all {outputs}.")
-    expected = (None, *positions, outputs)
-    if tuple(output.shape) not in [expected, *([(None,)] if outputs == 1 and not positions else [])]:
         raise InputError(
-            f"{path}: the output of {found} is reshaped to {_shape(output)} per batch, expected {_shape_text(expected)}: a loss would take "
+            f"{path}: the softmax is "
+            "over "
+            "groups "
+            "of "
+            "outputs, "
+            "shape "
+            f"{_shape_text(activation_shape)}; expected all {outputs}."
+        )
+    expected = (None, *positions, outputs)
+    if tuple(output.shape) not in [
+        expected,
+        *([(None,)] if outputs == 1 and not positions else []),
+    ]:
+        raise InputError(
+            f"{path}: the output of {found} is reshaped "
+            "to "
+            f"{_shape(output)} "
+            "per "
+            "batch, "
+            "expected "
+            f"{_shape_text(expected)}: a loss would take "
             "it for something else."
         )
     return Head(
@@ -184,7 +296,8 @@ def find_head(model: Any, layer: str | None, output_name: str | None, include_bi
 
 
 def check_dense(dense: Any, include_bias: bool, path: str) -> None:
-    """Makes sure that a dense layer's gradient is an outer product, and its activation one that a loss can be folded into.
+    """Makes sure that a dense layer's gradient is an outer product, and its activation one that a
+    loss can be folded into.
 
     Raises:
         InputError: it is not.
@@ -192,14 +305,24 @@ def check_dense(dense: Any, include_bias: bool, path: str) -> None:
     found = named(dense)
     if activation_of(dense) is None:
         raise InputError(
-            f"{path}: the last dense {found} has the activation {_activation_name(dense)}, expected linear, softmax or sigmoid: any "
+            f"{path}: the last dense "
+            f"{found} "
+            "has "
+            "the "
+            "activation "
+            f"{_activation_name(dense)}, "
+            "expected linear, softmax or sigmoid: any "
             "other makes the loss gradient at the logits another one."
         )
     if dense.lora_enabled or dense.quantization_mode is not None:
         kind = "LoRA" if dense.lora_enabled else f"{dense.quantization_mode} quantisation"
-        raise InputError(f"{path}: {found} has {kind}, expected a plain kernel; save the model without it.")
+        raise InputError(
+            f"{path}: {found} has {kind}, expected a plain kernel; save the model without it."
+        )
     if include_bias and not dense.use_bias:
-        raise InputError(f"{path}: {found} has no bias (use_bias=False); pass `include_bias=false`.")
+        raise InputError(
+            f"{path}: {found} has no bias (use_bias=False); pass `include_bias=false`."
+        )
 
 
 def _is_dense(operation: Any) -> bool:
@@ -207,7 +330,9 @@ def _is_dense(operation: Any) -> bool:
 
 
 def _dense_of(operation: Any) -> Any | None:
-    """Gives the dense layer that an operation is, or applies to each position; None for anything else."""
+    """Gives the dense layer that an operation is, or applies to each position; None for anything
+    else.
+    """
     layer = operation.layer if _is_any(operation, ("TimeDistributed",)) else operation
     return layer if _is_dense(layer) else None
 
@@ -218,7 +343,8 @@ def _given(call: Any, graph: Any) -> list[Any]:
     # Not `call.input_tensors`, in which masks are too.
     first = given.args[0] if given.args else given.kwargs["inputs"]
     if isinstance(first, Mapping):
-        # Keras flattens a dictionary by its keys, whatever the order of the inputs that it matches by name.
+        # Keras flattens a dictionary by its keys, whatever the order of the inputs that it matches
+        # by name.
         return [first[name] for name in input_names(graph)]
     return list(keras.tree.flatten(first))
 
@@ -229,7 +355,9 @@ def _position(tensor: Any, tensors: Sequence[Any]) -> int | None:
 
 
 def _calls(graph: Any, counts: dict[int, int] | None = None) -> dict[int, int]:
-    """Counts how often each operation is called in a graph and the models inside it, by the operation's id."""
+    """Counts how often each operation is called in a graph and the models inside it, by the
+    operation's id.
+    """
     counts = {} if counts is None else counts
     for node in (node for nodes in graph._nodes_by_depth.values() for node in nodes):
         counts[id(node.operation)] = counts.get(id(node.operation), 0) + 1
@@ -259,12 +387,17 @@ def _is_any(operation: Any, names: Sequence[str]) -> bool:
 
 
 def activation_of(operation: Any) -> str | None:
-    """Gives linear, softmax or sigmoid for an operation (or a dense layer) that applies it, else None."""
+    """Gives linear, softmax or sigmoid for an operation (or a dense layer) that applies it, else
+    None.
+    """
     if _is_any(operation, ("Softmax", "Sigmoid")):
         return type(operation).__name__.lower()
     if type(operation) in (keras.layers.Activation, keras.layers.Dense):
         for name in ("linear", "softmax", "sigmoid"):
-            if operation.activation is getattr(keras.activations, name) or operation.activation is None:
+            if (
+                operation.activation is getattr(keras.activations, name)
+                or operation.activation is None
+            ):
                 return name
     return None
 
@@ -284,15 +417,45 @@ def _in_the_way(operation: Any, path: str, model: Any) -> InputError:
     """Says what was found where the last dense layer was looked for."""
     found = named(operation)
     if isinstance(operation, keras.layers.Dense):
-        return InputError(f"{path}: {found} is a subclass of Dense, whose computation may differ; expected keras.layers.Dense itself.")
+        return InputError(
+            f"{path}: {found} is a subclass of Dense, "
+            "whose "
+            "computation "
+            "may "
+            "differ; "
+            "expected "
+            "keras.layers.Dense itself."
+        )
     if isinstance(operation, keras.layers.InputLayer):
-        return InputError(f"{path}: no Dense layer stands between the input {operation.name} and the output; expected one at the end.")
+        return InputError(
+            f"{path}: no Dense layer stands between the "
+            "input "
+            f"{operation.name} "
+            "and "
+            "the "
+            "output; "
+            "expected one at the end."
+        )
     kernel = getattr(operation, "weights", None) and hasattr(operation, "kernel")
     if kernel or "Conv" in type(operation).__name__:
-        return InputError(f"{path} ends in {found}, which is not a Dense layer; expected a Dense layer at the end.")
+        return InputError(
+            f"{path} ends in {found}, which is not a Dense layer; expected "
+            "a "
+            "Dense "
+            "layer "
+            "at "
+            "the "
+            "end."
+        )
     names = [layer.name for layer in _layers(model) if isinstance(layer, keras.layers.Dense)]
     return InputError(
-        f"{path}: {found} stands at the end, after any Dense layer ({', '.join(names) or 'there is none'}); expected a Dense layer "
+        f"{path}: {found} stands at the "
+        "end, "
+        "after "
+        "any "
+        "Dense "
+        "layer "
+        f"({', '.join(names) or 'there is none'}); expected a Dense layer "
         "followed by at most a softmax or sigmoid, dropout, reshapes and casts."
     )
 

@@ -1,8 +1,8 @@
 """The compiled loss as a function of the logits of the last dense layer.
 
-The *loss gradient* δ = ∂ℓ/∂logits is one of the two factors of an example's gradient (the other is the layer's input).
-Cross-entropies and the mean squared error have closed forms here, which keep their precision on confident examples;
-every other Keras loss is differentiated automatically.
+The *loss gradient* δ = ∂ℓ/∂logits is one of the two factors of an example's gradient (the other is
+the layer's input). Cross-entropies and the mean squared error have closed forms here, which keep
+their precision on confident examples; every other Keras loss is differentiated automatically.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from transforms.core.errors import InputError, first_line
 
 ACTIVATIONS = ("linear", "softmax", "sigmoid")
 
-# What a label may be. A rule belongs to the loss, not to the task: binary cross-entropy takes several ones on a
-# softmax head.
+# What a label may be. A rule belongs to the loss, not to the task: binary cross-entropy takes
+# several ones on a softmax head.
 _INDEX = "index"
 _DISTRIBUTION = "distribution"
 _UNIT = "unit"
@@ -41,8 +41,8 @@ _NOT_MATHEMATICAL = ("name", "reduction", "dtype")
 class Loss:
     """A per-example loss over C logits, with the softmax or sigmoid that follows them folded in.
 
-    Two losses with the same `description` and `outputs` are the same function. A loss pickles as the arguments of
-    `resolve`, so custom code has to be imported before it is unpickled.
+    Two losses with the same `description` and `outputs` are the same function. A loss pickles as
+    the arguments of `resolve`, so custom code has to be imported before it is unpickled.
     """
 
     task: str
@@ -103,7 +103,9 @@ class Loss:
             rows &= (labels == 1).sum(axis=1) == 1
         if rows.all():
             return [None] * len(labels)
-        return [None if usable else self._reason(row) for usable, row in zip(rows, labels, strict=True)]
+        return [
+            None if usable else self._reason(row) for usable, row in zip(rows, labels, strict=True)
+        ]
 
     def _reason(self, label: np.ndarray) -> str:
         """Says why one label `[label_width]`, already known to be unusable, is."""
@@ -116,11 +118,26 @@ class Loss:
             return f"label {_number(label[0])} is outside 0..{self.outputs - 1}"
         if self._rule == _DISTRIBUTION:
             if (label < 0).any():
-                return f"label holds {_number(label[label < 0][0])}, expected class probabilities, none negative"
+                return (
+                    "label "
+                    "holds "
+                    f"{_number(label[label < 0][0])}, "
+                    "expected "
+                    "class "
+                    "probabilities, "
+                    "none negative"
+                )
             total = float(label.sum(dtype=np.float64))
             return f"label sums to {total:.6g}, expected class probabilities that sum to 1"
         if self._rule == _UNIT:
-            return f"label holds {_number(label[(label < 0) | (label > 1)][0])}, expected numbers within 0..1"
+            return (
+                "label "
+                "holds "
+                f"{_number(label[(label < 0) | (label > 1)][0])}, "
+                "expected "
+                "numbers "
+                "within 0..1"
+            )
         other = label[~np.isin(label, (-1, 0, 1))]
         if other.size:
             return f"label holds {_number(other[0])}, expected -1, 0 or 1"
@@ -133,12 +150,16 @@ class Loss:
             labels: `[n, label_width]`, usable ones.
 
         Returns:
-            `[n, 1]` int64 for `class` (the index; the largest entry of a soft label) and `binary` (0 or 1); `[n, L]`
-            int64 for `multilabel` (indices of the labels ≥ 0.5, padded with −1); `[n, C]` float32 for `regression`.
+            `[n, 1]` int64 for `class` (the index; the largest entry of a soft label) and `binary`
+                (0 or 1); `[n, L]`
+            int64 for `multilabel` (indices of the labels ≥ 0.5, padded with −1); `[n, C]` float32
+                for `regression`.
         """
         labels = np.asarray(labels)
         if self.task == "class":
-            return (labels if self.label_is_integer else labels.argmax(axis=1)[:, None]).astype(np.int64)
+            return (labels if self.label_is_integer else labels.argmax(axis=1)[:, None]).astype(
+                np.int64
+            )
         if self.task == "binary":
             return (labels >= 0.5).astype(np.int64)
         if self.task == "multilabel":
@@ -155,7 +176,8 @@ class Loss:
             raise InputError(f"`labels` must be given or predicted, found {mode!r}.")
         if mode == "predicted" and self.task == "regression":
             raise InputError(
-                f"`labels=predicted` needs a model of classes, but the loss is {self.description}: the gradient at a regression's own "
+                f"`labels=predicted` needs a model of classes, but the loss is {self.description}: "
+                "the gradient at a regression's own "
                 "prediction is zero; pass `labels=given`."
             )
 
@@ -164,10 +186,10 @@ class Loss:
     def loss_grads(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Computes δ, the gradient of each example's loss with respect to its logits.
 
-        Softmax cross-entropy: δ = p·Σq − q, whose component at y = argmax q is −Σ_{j≠y} δ_j, because p_y − q_y cancels
-        to 0 on a confident example. Sigmoid cross-entropy: δ = ((1 − q)·σ(z) − q·σ(−z)) / C. Mean squared error: δ =
-        2(z − y) / C. These are computed in float64 and rounded once. Other losses: automatic differentiation of the
-        Keras loss in float32.
+        Softmax cross-entropy: δ = p·Σq − q, whose component at y = argmax q is −Σ_{j≠y} δ_j,
+        because p_y − q_y cancels to 0 on a confident example. Sigmoid cross-entropy: δ = ((1 −
+        q)·σ(z) − q·σ(−z)) / C. Mean squared error: δ = 2(z − y) / C. These are computed in float64
+        and rounded once. Other losses: automatic differentiation of the Keras loss in float32.
 
         Args:
             logits: `[n, C]` float32.
@@ -208,8 +230,8 @@ class Loss:
         """Differentiates the Keras loss through the activation, float32 `[n, C]`."""
         with tf.GradientTape() as tape:
             tape.watch(z)
-            # The examples of a batch do not depend on each other (`resolve` has checked), so the sum's gradient is
-            # each one's own.
+            # The examples of a batch do not depend on each other (`resolve` has checked), so the
+            # sum's gradient is each one's own.
             total = tf.reduce_sum(self.values(z, labels))
         return tape.gradient(total, z, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
@@ -227,12 +249,13 @@ class Loss:
         if self.label_is_integer:
             labels = labels[:, 0]
         if self._rule == _SIGN:
-            # Keras turns 0 into −1 only if the whole batch holds zeros and ones; an example's loss must not depend on
-            # its batch.
+            # Keras turns 0 into −1 only if the whole batch holds zeros and ones; an example's loss
+            # must not depend on its batch.
             labels = tf.where(labels == 0, -1.0, labels)
         output = tf.convert_to_tensor(logits)
         if self.activation != "linear":
-            # Keras's own activation leaves the logits on its result, where Keras's cross-entropies find and use them.
+            # Keras's own activation leaves the logits on its result, where Keras's cross-entropies
+            # find and use them.
             output = getattr(keras.activations, self.activation)(output)
             if self._detached:
                 output = tf.identity(output)
@@ -246,7 +269,9 @@ class Loss:
         """What turns logits into probabilities."""
         if self.task in ("binary", "multilabel"):
             return "sigmoid"
-        if self.task == "class" and not (self._rule == _SIGNED_ONE_HOT and self.activation == "linear"):
+        if self.task == "class" and not (
+            self._rule == _SIGNED_ONE_HOT and self.activation == "linear"
+        ):
             return "softmax"
         return "none"
 
@@ -257,9 +282,12 @@ class Loss:
             logits: `[n, C]` float32.
 
         Returns:
-            The prediction: `[n, 1]` int64 for `class` and `binary`, `[n, C]` int64 of zeros and ones for `multilabel`
-            (see `active`), `[n, C]` float32 for `regression`. Its probability `[n]` float32: of the class or the bit;
-            the geometric mean over the outputs for `multilabel`; NaN for `regression` and for a hinge on linear
+            The prediction: `[n, 1]` int64 for `class` and `binary`, `[n, C]` int64 of zeros and
+                ones for `multilabel`
+            (see `active`), `[n, C]` float32 for `regression`. Its probability `[n]` float32: of the
+                class or the bit;
+            the geometric mean over the outputs for `multilabel`; NaN for `regression` and for a
+                hinge on linear
             outputs, which models none.
         """
         logits = tf.convert_to_tensor(logits)
@@ -294,7 +322,8 @@ class Loss:
 
         Args:
             logits: `[n, C]` float32.
-            labels: `[n, label_width]`, usable ones; what counts is what `record_labels` makes of them.
+            labels: `[n, label_width]`, usable ones; what counts is what `record_labels` makes of
+                them.
 
         Returns:
             `[n]` float32, as in `predict`.
@@ -303,7 +332,11 @@ class Loss:
         if self.task == "regression":
             return _nans(logits)
         if self.task == "class":
-            index = tf.cast(labels[:, 0], tf.int64) if self.label_is_integer else tf.argmax(labels, axis=1)
+            index = (
+                tf.cast(labels[:, 0], tf.int64)
+                if self.label_is_integer
+                else tf.argmax(labels, axis=1)
+            )
             return self._class_probability(logits, index)
         return self._bits_probability(logits, tf.cast(tf.cast(labels, tf.float32) >= 0.5, tf.int64))
 
@@ -314,9 +347,13 @@ class Loss:
         return tf.gather(tf.nn.softmax(tf.cast(logits, tf.float32)), index, axis=1, batch_dims=1)
 
     def _bits_probability(self, logits: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
-        """Gives the geometric mean `[n]` over the outputs of the probabilities of the bits `[n, C]`."""
+        """Gives the geometric mean `[n]` over the outputs of the probabilities of the bits `[n,
+        C]`.
+        """
         sign = 2 * tf.cast(bits, tf.float32) - 1
-        return tf.exp(tf.reduce_mean(tf.math.log_sigmoid(sign * tf.cast(logits, tf.float32)), axis=1))
+        return tf.exp(
+            tf.reduce_mean(tf.math.log_sigmoid(sign * tf.cast(logits, tf.float32)), axis=1)
+        )
 
 
 def active(multi_hot: np.ndarray) -> np.ndarray:
@@ -347,19 +384,23 @@ def resolve(
     """Finds the loss that a model was compiled with, or that `loss` names.
 
     Args:
-        compiled: `compile_config["loss"]` of a .keras archive: a name, a serialized loss, or a list or dict with one
-            of them.
-        override: the value of `loss`: a Keras loss by name, with keyword literals if wanted, or `package>name` of a
-            registered one.
+        compiled: `compile_config["loss"]` of a .keras archive: a name, a serialized loss, or a list
+            or dict with one of them.
+        override: the value of `loss`: a Keras loss by name, with keyword literals if wanted, or
+            `package>name` of a registered one.
         activation: what follows the logits in the model: `linear`, `softmax` or `sigmoid`.
         outputs: C.
-        loss_weights: `compile_config["loss_weights"]`: None, a number, or a list or dict with one number.
-        detached: something stands between the activation and the loss (a reshape, a cast to float32), so that Keras
-            does not find the logits and takes `from_logits=True` at its word even after a softmax.
-        per_token: the model gives logits at several positions; the result is the loss of one position, without the reduction.
+        loss_weights: `compile_config["loss_weights"]`: None, a number, or a list or dict with one
+            number.
+        detached: something stands between the activation and the loss (a reshape, a cast to
+            float32), so that Keras does not find the logits and takes `from_logits=True` at its
+            word even after a softmax.
+        per_token: the model gives logits at several positions; the result is the loss of one
+            position, without the reduction.
 
     Raises:
-        InputError: no loss, an unknown one, one for several outputs, or one that does not fit the activation.
+        InputError: no loss, an unknown one, one for several outputs, or one that does not fit the
+            activation.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}, expected one of {ACTIVATIONS}")
@@ -369,7 +410,9 @@ def resolve(
     return _build(keras_loss, activation, outputs, scale, detached, per_token, arguments)
 
 
-def of_output(compiled: Any, loss_weights: Any, names: Sequence[str], output: int) -> tuple[Any, Any]:
+def of_output(
+    compiled: Any, loss_weights: Any, names: Sequence[str], output: int
+) -> tuple[Any, Any]:
     """Gives the compiled loss and loss weight of one output of a model.
 
     Args:
@@ -391,7 +434,15 @@ def of_output(compiled: Any, loss_weights: Any, names: Sequence[str], output: in
             return given.get(names[output])
         if isinstance(given, (list, tuple)):
             if len(given) != len(names):
-                raise InputError(f"The model was compiled with {len(given)} {what} for {len(names)} outputs ({', '.join(names)}).")
+                raise InputError(
+                    "The model was compiled with "
+                    f"{len(given)} "
+                    f"{what} "
+                    "for "
+                    f"{len(names)} "
+                    "outputs "
+                    f"({', '.join(names)})."
+                )
             return given[output]
         return given
 
@@ -399,7 +450,13 @@ def of_output(compiled: Any, loss_weights: Any, names: Sequence[str], output: in
 
 
 def _build(
-    keras_loss: Any, activation: str, outputs: int, scale: float, detached: bool, per_token: bool, arguments: tuple[Any, ...]
+    keras_loss: Any,
+    activation: str,
+    outputs: int,
+    scale: float,
+    detached: bool,
+    per_token: bool,
+    arguments: tuple[Any, ...],
 ) -> Loss:
     """Chooses task, label form and formula for a Keras loss; see `resolve`."""
     name, config = _name(keras_loss), _config(keras_loss)
@@ -408,11 +465,25 @@ def _build(
     ignored = config.get("ignore_class")
     if ignored is not None and not per_token:
         raise InputError(
-            f"The loss {name} has ignore_class={config['ignore_class']}, which gives examples of that class no gradient and is not "
+            f"The loss {name} has "
+            f"ignore_class={config['ignore_class']}, "
+            "which "
+            "gives "
+            "examples "
+            "of "
+            "that class no gradient and is not "
             "supported; leave those examples out and pass `loss` without ignore_class."
         )
     if "axis" in config and config["axis"] != -1:
-        raise InputError(f"The loss {name} has axis={config['axis']}, expected axis=-1, one loss per example; pass another `loss`.")
+        raise InputError(
+            f"The loss {name} has axis={config['axis']}, expected "
+            "axis=-1, "
+            "one "
+            "loss "
+            "per "
+            "example; "
+            "pass another `loss`."
+        )
     from_logits = bool(config.get("from_logits", False))
     is_probability_loss = "from_logits" in config or (exact and lower in _PROBABILITY_ONLY)
     if activation == "linear" and is_probability_loss and not from_logits:
@@ -422,16 +493,29 @@ def _build(
             else "add the softmax or sigmoid to the model, or pass `loss`"
         )
         raise InputError(
-            f"The loss {name} takes probabilities (from_logits=False), but nothing turns the logits of the last dense layer into "
+            f"The loss {name} takes probabilities "
+            "(from_logits=False), "
+            "but "
+            "nothing "
+            "turns "
+            "the "
+            "logits of the last dense layer into "
             f"probabilities; {advice}."
         )
-    # The label form is in no config: Keras's losses of class indices are known, custom ones go by their name.
+    # The label form is in no config: Keras's losses of class indices are known, custom ones go by
+    # their name.
     sparse = "sparse" in lower or (exact and lower == "categoricalgeneralizedcrossentropy")
     softmax_like = sparse or "categorical" in lower or (from_logits and "binary" not in lower)
     if outputs == 1 and (activation == "softmax" or (softmax_like and "hinge" not in lower)):
         what = "A softmax" if activation == "softmax" else f"The loss {name}"
         raise InputError(
-            f"{what} over one output is constant and has no gradient: the last dense layer has 1 unit, expected at least 2; use a sigmoid "
+            f"{what} over one output is constant and has no gradient: the "
+            "last "
+            "dense "
+            "layer "
+            "has "
+            "1 "
+            "unit, expected at least 2; use a sigmoid "
             "with binary_crossentropy for two classes."
         )
     if activation == "softmax" or (softmax_like and outputs > 1):
@@ -456,7 +540,8 @@ def _build(
     kind = _CLOSED_FORMS.get(type(keras_loss), "automatic")
     if activation not in _HEADS.get(kind, ()):
         kind = "automatic"
-    # Keras reads the probabilities as logits then; without from_logits the activation is folded in all the same.
+    # Keras reads the probabilities as logits then; without from_logits the activation is folded in
+    # all the same.
     detached = detached and activation != "linear"
     if detached and from_logits:
         kind = "automatic"
@@ -466,7 +551,9 @@ def _build(
         task=task,
         outputs=outputs,
         activation=activation,
-        description=_describe(name, config, kind, smoothing, activation, scale, detached and from_logits)
+        description=_describe(
+            name, config, kind, smoothing, activation, scale, detached and from_logits
+        )
         + (_describe_positions(ignored, means) if per_token else ""),
         label_width=1 if sparse else outputs,
         label_is_integer=sparse,
@@ -513,20 +600,34 @@ def _describe(
     scale: float,
     detached: bool,
 ) -> str:
-    """Gives the canonical text; closed forms without from_logits, which the activation has settled."""
+    """Gives the canonical text; closed forms without from_logits, which the activation has
+    settled.
+    """
     if kind == "automatic":
         values = {key: value for key, value in config.items() if key not in _NOT_MATHEMATICAL}
-        inner = ", ".join(f"{key}={json.dumps(values[key], sort_keys=True, default=str)}" for key in sorted(values))
+        inner = ", ".join(
+            f"{key}={json.dumps(values[key], sort_keys=True, default=str)}"
+            for key in sorted(values)
+        )
         text = f"{name}({inner})"
     else:
         inner = f"label_smoothing={smoothing!r}" if smoothing else ""
         text = f"{name}({inner})"
     after = "" if activation == "linear" else f" after {activation}"
-    return text + after + (" as logits" if detached else "") + (f" times {scale!r}" if scale != 1 else "")
+    return (
+        text
+        + after
+        + (" as logits" if detached else "")
+        + (f" times {scale!r}" if scale != 1 else "")
+    )
 
 
 def _describe_positions(ignored: int | None, means: bool) -> str:
-    return (f" ignoring {ignored}" if ignored is not None else "") + (", mean" if means else ", sum") + " over positions"
+    return (
+        (f" ignoring {ignored}" if ignored is not None else "")
+        + (", mean" if means else ", sum")
+        + " over positions"
+    )
 
 
 def _trial(loss: Loss, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -543,7 +644,9 @@ def _trial(loss: Loss, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_per_position(loss: Loss, name: str) -> None:
-    """Raises InputError unless the loss of a sequence is made of values of its positions that do not depend on the others."""
+    """Raises InputError unless the loss of a sequence is made of values of its positions that do
+    not depend on the others.
+    """
     logits, labels = _trial(loss, 4)
     whole = loss.values(tf.constant(logits), tf.constant(labels)).numpy().reshape(2, 2)
     raw = labels.reshape(2, 2) if loss.label_is_integer else labels.reshape(2, 2, -1)
@@ -554,37 +657,80 @@ def _check_per_position(loss: Loss, name: str) -> None:
     try:
         found = np.asarray(loss._keras_loss.call(tf.constant(raw, tf.float32), output))
     except Exception as error:
-        raise InputError(f"The loss {name} cannot be computed from positions: {first_line(error)}; pass another `loss`.") from error
-    if found.shape != whole.shape or not np.allclose(found, whole, rtol=1e-4, atol=1e-6, equal_nan=True):
         raise InputError(
-            f"The loss {name} does not give each position of a sequence a value of its own, so that no position has a gradient of its own; "
+            f"The loss {name} cannot be computed "
+            "from "
+            "positions: "
+            f"{first_line(error)}; "
+            "pass "
+            "another "
+            "`loss`."
+        ) from error
+    if found.shape != whole.shape or not np.allclose(
+        found, whole, rtol=1e-4, atol=1e-6, equal_nan=True
+    ):
+        raise InputError(
+            f"The loss {name} does not give each position of a sequence a "
+            "value "
+            "of "
+            "its "
+            "own, "
+            "so "
+            "that no position has a gradient of its own; "
             "pass another `loss`."
         )
 
 
 def _check_per_example(loss: Loss, name: str) -> None:
-    """Raises InputError unless the loss gives each example of a batch a value that does not depend on the others."""
+    """Raises InputError unless the loss gives each example of a batch a value that does not depend
+    on the others.
+    """
     n = 3
     logits, labels = _trial(loss, n)
     problem = "its value is not one number per example"
     try:
         raw = labels[:, 0] if loss.label_is_integer else labels
-        values = tf.convert_to_tensor(loss._keras_loss.call(tf.constant(raw, tf.float32), tf.constant(logits)))
+        values = tf.convert_to_tensor(
+            loss._keras_loss.call(tf.constant(raw, tf.float32), tf.constant(logits))
+        )
         shape = values.shape
         if shape.rank is None or shape.rank < 1 or shape[0] != n:
-            raise InputError(f"The loss {name} gives a result of shape {shape} for {n} examples; {problem}; pass another `loss`.")
+            raise InputError(
+                f"The loss {name} gives a result of shape "
+                f"{shape} "
+                "for "
+                f"{n} "
+                "examples; "
+                f"{problem}; "
+                "pass another `loss`."
+            )
         whole = loss.values(tf.constant(logits), tf.constant(labels)).numpy()
-        single = [loss.values(tf.constant(logits[i : i + 1]), tf.constant(labels[i : i + 1])).numpy()[0] for i in range(n)]
+        single = [
+            loss.values(tf.constant(logits[i : i + 1]), tf.constant(labels[i : i + 1])).numpy()[0]
+            for i in range(n)
+        ]
     except InputError:
         raise
     except Exception as error:
         raise InputError(
-            f"The loss {name} cannot be computed from {loss.outputs} outputs and labels of {loss.label_width} numbers: "
+            f"The loss {name} cannot be computed from "
+            f"{loss.outputs} "
+            "outputs "
+            "and "
+            "labels "
+            "of "
+            f"{loss.label_width} numbers: "
             f"{first_line(error)}; pass another `loss`."
         ) from error
     if not np.allclose(whole, single, rtol=1e-4, atol=1e-6, equal_nan=True):
         raise InputError(
-            f"The loss {name} of an example depends on the rest of its batch, so it has no gradient of its own; pass another `loss`."
+            f"The loss {name} of an example depends on the rest of its "
+            "batch, "
+            "so "
+            "it "
+            "has "
+            "no "
+            "gradient of its own; pass another `loss`."
         )
 
 
@@ -595,13 +741,25 @@ def _scale(loss_weights: Any) -> float:
     if isinstance(loss_weights, (list, tuple)):
         if len(loss_weights) > 1:
             raise InputError(
-                f"The model was compiled with {len(loss_weights)} loss weights, expected one: models with one output are supported."
+                "The model was compiled with "
+                f"{len(loss_weights)} "
+                "loss "
+                "weights, "
+                "expected "
+                "one: "
+                "models with one output are supported."
             )
         loss_weights = loss_weights[0] if loss_weights else None
     if loss_weights is None:
         return 1.0
-    if isinstance(loss_weights, bool) or not isinstance(loss_weights, (int, float)) or not np.isfinite(loss_weights):
-        raise InputError(f"The model was compiled with loss_weights={loss_weights!r}, expected one number.")
+    if (
+        isinstance(loss_weights, bool)
+        or not isinstance(loss_weights, (int, float))
+        or not np.isfinite(loss_weights)
+    ):
+        raise InputError(
+            f"The model was compiled with loss_weights={loss_weights!r}, expected one number."
+        )
     return float(loss_weights)
 
 
@@ -612,11 +770,25 @@ def _compiled(compiled: Any, outputs: int) -> Any:
     if isinstance(compiled, (list, tuple)):
         given = [loss for loss in compiled if loss is not None]
         if len(given) > 1:
-            raise InputError(f"The model was compiled with {len(given)} losses, expected one: models with one output are supported.")
+            raise InputError(
+                f"The model was compiled with {len(given)} losses, "
+                "expected "
+                "one: "
+                "models "
+                "with "
+                "one "
+                "output are supported."
+            )
         return _compiled(given[0] if given else None, outputs)
     if compiled is None:
         raise InputError(
-            "The checkpoints hold no compiled loss; pass `loss`, such as `loss='SparseCategoricalCrossentropy(from_logits=True)'`."
+            "The checkpoints hold no compiled "
+            "loss; "
+            "pass "
+            "`loss`, "
+            "such "
+            "as "
+            "`loss='SparseCategoricalCrossentropy(from_logits=True)'`."
         )
     if isinstance(compiled, str):
         return _from_name(compiled, {}, outputs)
@@ -627,15 +799,33 @@ def _compiled(compiled: Any, outputs: int) -> Any:
     except Exception as error:
         name = compiled.get("registered_name") or compiled.get("class_name")
         raise InputError(
-            f"The compiled loss {name} cannot be loaded ({first_line(error)}); name the module that registers it with `imports`, or pass "
+            f"The compiled loss {name} cannot be "
+            "loaded "
+            f"({first_line(error)}); "
+            "name "
+            "the "
+            "module "
+            "that registers it with `imports`, or pass "
             "`loss`."
         ) from error
-    # Keras's Huber leaves its delta out of its config, so that a loaded one silently has the default.
-    lost = sorted(set(getattr(keras_loss, "_fn_kwargs", ())) - set(compiled.get("config") or ()) - {"axis"})
+    # Keras's Huber leaves its delta out of its config, so that a loaded one silently has the
+    # default.
+    lost = sorted(
+        set(getattr(keras_loss, "_fn_kwargs", ())) - set(compiled.get("config") or ()) - {"axis"}
+    )
     if lost and _is_builtin(keras_loss):
-        name, values = type(keras_loss).__name__, ", ".join(f"{key}={keras_loss._fn_kwargs[key]!r}" for key in lost)
+        name, values = (
+            type(keras_loss).__name__,
+            ", ".join(f"{key}={keras_loss._fn_kwargs[key]!r}" for key in lost),
+        )
         raise InputError(
-            f"The archive of a model does not keep {', '.join(lost)} of the loss {name}; pass it, as in `loss='{name}({values})'`."
+            f"The archive of a model does not keep {', '.join(lost)} of "
+            "the "
+            "loss "
+            f"{name}; "
+            "pass "
+            "it, "
+            f"as in `loss='{name}({values})'`."
         )
     return keras_loss
 
@@ -657,7 +847,11 @@ def _parse(text: str, outputs: int) -> Any:
     if match[2]:
         try:
             call = ast.parse("f" + match[2], mode="eval").body
-            if not isinstance(call, ast.Call) or call.args or any(word.arg is None for word in call.keywords):
+            if (
+                not isinstance(call, ast.Call)
+                or call.args
+                or any(word.arg is None for word in call.keywords)
+            ):
                 raise InputError(wrong)
             keywords = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
         except (SyntaxError, ValueError) as error:
@@ -668,15 +862,23 @@ def _parse(text: str, outputs: int) -> Any:
 def _from_name(name: str, keywords: Mapping[str, Any], outputs: int) -> Any:
     """Makes the Keras loss of a name and keyword arguments."""
     if name.lower() in ("crossentropy", "ce"):
-        # Keras chooses by the labels' shape at the first batch, which is not in the archive; only one output leaves no
-        # choice.
+        # Keras chooses by the labels' shape at the first batch, which is not in the archive; only
+        # one output leaves no choice.
         if outputs != 1:
             raise InputError(
-                f"The loss {name!r} stands for several; pass `loss=sparse_categorical_crossentropy`, categorical_crossentropy or "
+                "The loss "
+                f"{name!r} "
+                "stands "
+                "for "
+                "several; "
+                "pass "
+                "`loss=sparse_categorical_crossentropy`, categorical_crossentropy or "
                 "binary_crossentropy."
             )
         name = "binary_crossentropy"
-    found = keras.saving.get_registered_object(name) or keras.saving.get_registered_object(f"Custom>{name}")
+    found = keras.saving.get_registered_object(name) or keras.saving.get_registered_object(
+        f"Custom>{name}"
+    )
     if found is None:
         try:
             found = keras.losses.get(name) if not _is_class(name) else getattr(keras.losses, name)
@@ -684,7 +886,13 @@ def _from_name(name: str, keywords: Mapping[str, Any], outputs: int) -> Any:
             found = None
     if found is None:
         raise InputError(
-            f"The loss {name!r} is neither a Keras loss nor a registered one; name the module that registers it with `imports`, or pass "
+            f"The loss {name!r} is neither a Keras loss nor a registered "
+            "one; "
+            "name "
+            "the "
+            "module "
+            "that "
+            "registers it with `imports`, or pass "
             "`loss`."
         )
     try:
@@ -692,7 +900,9 @@ def _from_name(name: str, keywords: Mapping[str, Any], outputs: int) -> Any:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"The loss {name} does not take {dict(keywords)}: {first_line(error)}; correct `loss`.") from error
+        raise InputError(
+            f"The loss {name} does not take {dict(keywords)}: {first_line(error)}; correct `loss`."
+        ) from error
 
 
 def _is_class(name: str) -> bool:
@@ -700,7 +910,9 @@ def _is_class(name: str) -> bool:
 
 
 def _as_loss(found: Any, keywords: Mapping[str, Any]) -> Any:
-    """Makes an instance of a loss class, or wraps a loss function as Keras does when it compiles."""
+    """Makes an instance of a loss class, or wraps a loss function as Keras does when it
+    compiles.
+    """
     if isinstance(found, keras.losses.Loss):
         return found
     if inspect.isclass(found):
@@ -726,7 +938,9 @@ class _Wrapped(keras.losses.Loss):
         self.keywords = keywords
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Calls the function; labels `[n]` (class indices) or `[n, C]`, outputs `[n, C]`, both float32."""
+        """Calls the function; labels `[n]` (class indices) or `[n, C]`, outputs `[n, C]`, both
+        float32.
+        """
         return self.function(y_true, y_pred, **self.keywords)
 
     def get_config(self) -> dict[str, Any]:
@@ -764,4 +978,8 @@ def _nans(logits: tf.Tensor) -> tf.Tensor:
 def _number(value: Any) -> str:
     """Writes a label's number without a needless fraction."""
     value = float(value)
-    return str(int(value)) if np.isfinite(value) and value == int(value) and abs(value) < 1e15 else f"{value:.6g}"
+    return (
+        str(int(value))
+        if np.isfinite(value) and value == int(value) and abs(value) < 1e15
+        else f"{value:.6g}"
+    )

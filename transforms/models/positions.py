@@ -6,10 +6,12 @@ import numpy as np
 
 
 def position_weights(counted: np.ndarray, mean: bool) -> np.ndarray:
-    """What an example's loss multiplies the losses of its positions with, as Keras reduces a batch of this one example.
+    """What an example's loss multiplies the losses of its positions with, as Keras reduces a batch
+    of this one example.
 
     Args:
-        counted: `[n, P, T]` whether a position is neither masked, at checkpoint t, nor ignored by the loss.
+        counted: `[n, P, T]` whether a position is neither masked, at checkpoint t, nor ignored by
+            the loss.
         mean: whether the loss is the mean of those that count, or their sum.
 
     Returns:

@@ -20,14 +20,34 @@ def load_error(path: str, error: Exception) -> InputError:
     text = str(error)
     missing = re.search(r"Could not locate (?:class|function) '([^']+)'", text)
     if missing:
-        return InputError(f"{path} needs the custom object {missing[1]}; name the module that registers it with `imports`.")
+        return InputError(
+            f"{path} needs the custom object {missing[1]}; name the "
+            "module "
+            "that "
+            "registers "
+            "it "
+            "with "
+            "`imports`."
+        )
     if "Lambda" in text or "lambda" in text:
         return InputError(
-            f"{path} holds a Lambda layer or function, which Keras's safe mode does not load; save the model with a registered layer in "
+            f"{path} holds a Lambda layer or function, which Keras's safe "
+            "mode "
+            "does "
+            "not "
+            "load; "
+            "save "
+            "the model with a registered layer in "
             "its place."
         )
     return InputError(
-        f"Checkpoint {path} cannot be loaded: {first_line(error)}; it is damaged, or its weights do not fit its architecture."
+        f"Checkpoint {path} cannot be loaded: {first_line(error)}; it "
+        "is "
+        "damaged, "
+        "or "
+        "its "
+        "weights "
+        "do not fit its architecture."
     )
 
 
@@ -44,7 +64,15 @@ def bind(model: Any, path: str, read: Callable[[], None]) -> None:
     """Loads weights and raises InputError unless every variable got its value from the file."""
     left = _unbound(model, read)
     if left:
-        raise InputError(f"Checkpoint {path} holds no value for {_listed(left)}; it is of another model than `model`.")
+        raise InputError(
+            f"Checkpoint {path} holds no value for {_listed(left)}; it "
+            "is "
+            "of "
+            "another "
+            "model "
+            "than "
+            "`model`."
+        )
 
 
 def check_vocabularies(model: Any, path: str) -> None:
@@ -56,7 +84,13 @@ def check_vocabularies(model: Any, path: str) -> None:
     for layer in model._flatten_layers():
         if hasattr(layer, "lookup_table") and not int(layer.lookup_table.size()):
             raise InputError(
-                f"Checkpoint {path} holds weights alone, and the vocabulary of {layer.name}, which was adapted to data, is not among them; "
+                f"Checkpoint {path} holds weights alone, and "
+                "the "
+                "vocabulary "
+                "of "
+                f"{layer.name}, "
+                "which "
+                "was adapted to data, is not among them; "
                 "save .keras files, or give the layer its vocabulary in `model=module:function`."
             )
 
@@ -64,9 +98,9 @@ def check_vocabularies(model: Any, path: str) -> None:
 def _unbound(model: Any, read: Callable[[], None]) -> list[str]:
     """Gives the paths of the variables that `read` leaves alone.
 
-    Variables are filled with a mark first. A file may hold that very value (a flag, the NaN of a diverged run), so
-    those that still show it are marked otherwise and read once more. Metrics and the state of random generators are
-    not among `model.weights`.
+    Variables are filled with a mark first. A file may hold that very value (a flag, the NaN of a
+    diverged run), so those that still show it are marked otherwise and read once more. Metrics and
+    the state of random generators are not among `model.weights`.
     """
     for variable in model.weights:
         _fill(variable, first=True)
@@ -110,9 +144,15 @@ def bind_tensorflow(model: Any, prefix: str) -> None:
     fewest: list[str] | None = None
     failure: Exception | None = None
     preferred = [name for name in ("model", "net") if name in names]
-    others = [name for name in names if name not in (*preferred, "optimizer", "save_counter", "step", "epoch")]
+    others = [
+        name
+        for name in names
+        if name not in (*preferred, "optimizer", "save_counter", "step", "epoch")
+    ]
     for name in (*preferred, None, *others):
-        checkpoint = tf.train.Checkpoint(model) if name is None else tf.train.Checkpoint(**{name: model})
+        checkpoint = (
+            tf.train.Checkpoint(model) if name is None else tf.train.Checkpoint(**{name: model})
+        )
         try:
             left = _unbound(model, functools.partial(_restore, checkpoint, prefix))
         except Exception as error:
@@ -128,13 +168,33 @@ def bind_tensorflow(model: Any, prefix: str) -> None:
             fewest = left
     if any(name.startswith("layer_with_weights-") for name in _deep_names(prefix)):
         raise InputError(
-            f"Checkpoint {prefix} was written by Keras 2, whose variables have other names; load it with Keras 2 (the tf_keras package) "
+            f"Checkpoint {prefix} was written by Keras 2, whose "
+            "variables "
+            "have "
+            "other "
+            "names; "
+            "load "
+            "it with Keras 2 (the tf_keras package) "
             "and save it as .weights.h5."
         )
     if fewest is None:
-        raise InputError(f"Checkpoint {prefix} does not fit `model`: {first_line(failure or ValueError('nothing was read'))}.")
+        raise InputError(
+            "Checkpoint "
+            f"{prefix} "
+            "does "
+            "not "
+            "fit "
+            "`model`: "
+            f"{first_line(failure or ValueError('nothing was read'))}."
+        )
     raise InputError(
-        f"Checkpoint {prefix} holds no value for {_listed(fewest)}; it is of another model than `model`, or holds it deeper than under "
+        f"Checkpoint {prefix} holds no value for {_listed(fewest)}; it "
+        "is "
+        "of "
+        "another "
+        "model "
+        "than "
+        "`model`, or holds it deeper than under "
         f"{', '.join(names) or 'its root'}."
     )
 
@@ -156,15 +216,17 @@ def _object_graph(prefix: str) -> Any:
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
-    graph.ParseFromString(tf.train.load_checkpoint(prefix).get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
+    graph.ParseFromString(
+        tf.train.load_checkpoint(prefix).get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
+    )
     return graph
 
 
 def _root_names(prefix: str) -> list[str]:
     """Gives the names under which a TensorFlow checkpoint's root holds objects.
 
-    The keys of the variables do not tell: a variable that the optimizer knows too may be stored under the optimizer's
-    name alone.
+    The keys of the variables do not tell: a variable that the optimizer knows too may be stored
+    under the optimizer's name alone.
     """
     return [child.local_name for child in _object_graph(prefix).nodes[0].children]
 

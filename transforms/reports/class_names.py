@@ -16,12 +16,30 @@ def read_class_names(path: str | None, found: FeatureManifest) -> list[str] | No
     if not path:
         return None
     if found.task == "regression":
-        raise InputError(f"`class_names={path!r}`: the labels are numbers of a regression and have no names; leave it out")
+        raise InputError(
+            f"`class_names={path!r}`: the labels are numbers of a "
+            "regression "
+            "and "
+            "have "
+            "no "
+            "names; "
+            "leave it out"
+        )
     try:
         names = filesystems.read(path).decode().splitlines()
     except (*filesystems.STORE_ERRORS, ValueError) as error:
-        raise InputError(f"`class_names={path!r}` cannot be read: {filesystems.told(error)}") from error
+        raise InputError(
+            f"`class_names={path!r}` cannot be read: {filesystems.told(error)}"
+        ) from error
     count = found.outputs if found.task == "multilabel" else max(2, found.outputs)
     if len(names) != count:
-        raise InputError(f"`class_names={path!r}` has {len(names)} lines, the features are of {count} classes: give one line for each")
+        raise InputError(
+            f"`class_names={path!r}` has {len(names)} lines, the "
+            "features "
+            "are "
+            "of "
+            f"{count} "
+            "classes: "
+            "give one line for each"
+        )
     return names

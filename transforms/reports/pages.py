@@ -1,6 +1,8 @@
-"""Pages to read: one HTML file each that needs nothing else, from a template, the pages' style and their script.
+"""Pages to read: one HTML file each that needs nothing else, from a template, the pages' style and
+their script.
 
-Everything that comes from data is escaped. A page's own policy allows one script, by its digest, and pictures inside the page.
+Everything that comes from data is escaped. A page's own policy allows one script, by its digest,
+and pictures inside the page.
 """
 
 from __future__ import annotations
@@ -19,7 +21,12 @@ from transforms.reports.previews import Preview
 _PNG = b"\x89PNG"
 
 
-def render(template: str, preview: Callable[[Any], Preview], class_names: Sequence[str] | None, **values: Any) -> bytes:
+def render(
+    template: str,
+    preview: Callable[[Any], Preview],
+    class_names: Sequence[str] | None,
+    **values: Any,
+) -> bytes:
     """A page in UTF-8.
 
     Args:
@@ -37,9 +44,13 @@ def render(template: str, preview: Callable[[Any], Preview], class_names: Sequen
         return class_names[label] if class_names else str(label)
 
     script = _read("page.js")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.loader = jinja2.FunctionLoader(_read)
-    environment.filters.update(name=name, preview=preview, data_uri=_data_uri, is_png=_is_png, short=_short)
+    environment.filters.update(
+        name=name, preview=preview, data_uri=_data_uri, is_png=_is_png, short=_short
+    )
     page = environment.get_template(template).render(
         style=Markup(_read("page.css")),
         script=Markup(script),
@@ -50,7 +61,9 @@ def render(template: str, preview: Callable[[Any], Preview], class_names: Sequen
 
 
 def _read(name: str) -> str:
-    return importlib.resources.files("transforms.reports").joinpath(name).read_text(encoding="utf-8")
+    return (
+        importlib.resources.files("transforms.reports").joinpath(name).read_text(encoding="utf-8")
+    )
 
 
 def _is_png(picture: bytes) -> bool:

@@ -12,14 +12,17 @@ _LOSSLESS_SIDE = 64
 
 
 def is_picture(shape: tuple[int, ...]) -> bool:
-    """Whether arrays of a shape can be shown: [H, W], or [H, W, channels] in grey, colour, or colour with opacity."""
+    """Whether arrays of a shape can be shown: [H, W], or [H, W, channels] in grey, colour, or
+    colour with opacity.
+    """
     return (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))) and min(shape[:2]) > 1
 
 
 def to_pixels(array: np.ndarray) -> np.ndarray:
     """A model's input [H, W] or [H, W, channels] as bytes [H, W, channels].
 
-    Floats from 0 to 1 are scaled by 255, numbers from 0 to 255 taken as they are, and others stretched from their lowest to their highest.
+    Floats from 0 to 1 are scaled by 255, numbers from 0 to 255 taken as they are, and others
+    stretched from their lowest to their highest.
     """
     values = array.astype(np.float64).reshape(*array.shape[:2], -1)
     low, high = values.min(), values.max()
@@ -31,7 +34,9 @@ def to_pixels(array: np.ndarray) -> np.ndarray:
 
 
 def encode_picture(array: np.ndarray) -> bytes:
-    """A model's input as a file: PNG where it is small or not opaque, else JPEG, no side longer than 160 pixels."""
+    """A model's input as a file: PNG where it is small or not opaque, else JPEG, no side longer
+    than 160 pixels.
+    """
     pixels = to_pixels(array)
     height, width, channels = pixels.shape
     scale = _LONGEST_SIDE / max(height, width)

@@ -1,4 +1,6 @@
-"""What a person sees of an example: its picture, and the texts that are kept of it, read again where the example came from."""
+"""What a person sees of an example: its picture, and the texts that are kept of it, read again
+where the example came from.
+"""
 
 from __future__ import annotations
 
@@ -37,26 +39,48 @@ class Preview:
 
 
 def preview_format(found: FeatureManifest) -> ExampleFormat | None:
-    """How to read what there is to see of a feature set's examples: their first picture and what was kept. None where that is nothing."""
-    pictures = [InputSpec(one["key"], tuple(one["shape"]), one["dtype"]) for one in found.inputs if is_picture(tuple(one["shape"]))]
+    """How to read what there is to see of a feature set's examples: their first picture and what
+    was kept. None where that is nothing.
+    """
+    pictures = [
+        InputSpec(one["key"], tuple(one["shape"]), one["dtype"])
+        for one in found.inputs
+        if is_picture(tuple(one["shape"]))
+    ]
     kept = tuple(found.settings.get("keep_keys", ()))
     if not pictures and not kept:
         return None
-    return ExampleFormat(tuple(pictures[:1]), labelled=False, keep_keys=kept, parse_fn=found.settings.get("parse_fn"))
+    return ExampleFormat(
+        tuple(pictures[:1]), labelled=False, keep_keys=kept, parse_fn=found.settings.get("parse_fn")
+    )
 
 
 def why_no_pictures(found: FeatureManifest) -> str | None:
     """Why nothing of a feature set's inputs can be shown, or None where something can."""
     if not found.inputs:
-        return "There are no pictures: the features were extracted by an earlier version, which does not tell what the inputs are."
+        return (
+            "There are no pictures: the features were extracted "
+            "by "
+            "an "
+            "earlier "
+            "version, "
+            "which "
+            "does not tell what the inputs are."
+        )
     shapes = [tuple(one["shape"]) for one in found.inputs]
     if any(map(is_picture, shapes)):
         return None
-    return f"There are no pictures: the model's inputs have the shapes {', '.join(map(str, shapes))}."
+    return (
+        f"There are no pictures: the model's inputs have the shapes {', '.join(map(str, shapes))}."
+    )
 
 
-def read_previews(grouped: tuple[str, Iterable[Origin]], form: ExampleFormat) -> Iterator[tuple[tuple[str, int], Preview]]:
-    """Reads the examples of one file again, by (file, record index). What is gone or has changed has a preview that says so."""
+def read_previews(
+    grouped: tuple[str, Iterable[Origin]], form: ExampleFormat
+) -> Iterator[tuple[tuple[str, int], Preview]]:
+    """Reads the examples of one file again, by (file, record index). What is gone or has changed
+    has a preview that says so.
+    """
     source, origins = grouped
     wanted = {origin.offset: origin.content_digest for origin in origins}
     try:

@@ -11,10 +11,12 @@ _KEPT, _LARGEST = 256 << 20, 32 << 20
 
 
 def keep_freed_memory() -> None:
-    """Makes this process keep what it frees for what it allocates next; without effect where the C library is not glibc.
+    """Makes this process keep what it frees for what it allocates next; without effect where the C
+    library is not glibc.
 
-    Batch after batch takes arrays of the same sizes. Given back to the system in between, they come back page by page, each of which is a
-    fault and has to be filled with zeros: hundreds for a batch of a small network.
+    Batch after batch takes arrays of the same sizes. Given back to the system in between, they come
+    back page by page, each of which is a fault and has to be filled with zeros: hundreds for a
+    batch of a small network.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,8 +1,9 @@
 """Counters that a person can watch: a Beam counter, and beside it the same number in this process.
 
-Beam's in-process runner tells nothing while it runs, so a terminal cannot ask it how far it is. What the steps count is therefore also
-kept here, behind a lock, for the thread that draws the progress. On other runners the numbers in this process stay at zero and
-the Beam counters are what is asked.
+Beam's in-process runner tells nothing while it runs, so a terminal cannot ask it how far it is.
+What the steps count is therefore also kept here, behind a lock, for the thread that draws the
+progress. On other runners the numbers in this process stay at zero and the Beam counters are what
+is asked.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def _counter(name: str) -> Any:
 
 
 def held(work: Callable[..., _R], *args: object) -> tuple[_R, Mapping[str, int]]:
-    """Calls what counts in a thread of its own; gives its result and its counts, since Beam knows only of those of a step's own thread."""
+    """Calls what counts in a thread of its own; gives its result and its counts, since Beam knows
+    only of those of a step's own thread.
+    """
     _thread.counts = counts = Counter[str]()
     try:
         return work(*args), counts

@@ -1,6 +1,7 @@
 """Two things at once: what produces elements works ahead, in a thread, of what uses them.
 
-It pays where both release the interpreter lock: reading, TensorFlow's operations, NumPy on large arrays.
+It pays where both release the interpreter lock: reading, TensorFlow's operations, NumPy on large
+arrays.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Work that a step hands to threads, and whose results it hands on in order.
 
-A step of a fused chain is called with one element after the other, in one thread. What it gives to threads goes on while the steps before
-and after it work. It pays where that releases the interpreter lock: TensorFlow's functions, hashing, reading and writing.
+A step of a fused chain is called with one element after the other, in one thread. What it gives to
+threads goes on while the steps before and after it work. It pays where that releases the
+interpreter lock: TensorFlow's functions, hashing, reading and writing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from transforms.runtime import counters
 
 
 class Threads:
-    """Calls under way, of which up to `waiting` are not asked for their results; what they count is counted when they are."""
+    """Calls under way, of which up to `waiting` are not asked for their results; what they count is
+    counted when they are.
+    """
 
     def __init__(self, threads: int, waiting: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, name)
@@ -23,7 +26,9 @@ class Threads:
         self._pending: deque[Future[Any]] = deque()
 
     def call(self, work: Callable[..., Any], *args: Any) -> Iterator[Any]:
-        """Begins a call; yields results of earlier ones that are there, in order, and waits for some where too many are under way."""
+        """Begins a call; yields results of earlier ones that are there, in order, and waits for
+        some where too many are under way.
+        """
         self._pending.append(self._pool.submit(counters.held, work, *args))
         while self._pending and (len(self._pending) > self._waiting or self._pending[0].done()):
             yield self._next()

@@ -1,4 +1,6 @@
-"""What scoring two feature sets costs: tiles, bytes read, arithmetic, memory, and what is shuffled and written."""
+"""What scoring two feature sets costs: tiles, bytes read, arithmetic, memory, and what is shuffled
+and written.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from collections.abc import Iterable
 from transforms.core.shapes import Shape
 from transforms.scoring.tiles import FIXED_BYTES, Grid, rows_per_file, test_bytes, train_bytes
 
-# What travels and is written, about: of a candidate and of what is told of a test example, for ids of a dozen characters.
+# What travels and is written, about: of a candidate and of what is told of a test example, for ids
+# of a dozen characters.
 SHUFFLED_CANDIDATE_BYTES, SHUFFLED_ROW_BYTES = 32, 40
 
 WRITTEN_CANDIDATE_BYTES, WRITTEN_ROW_BYTES = 83, 190  # JSON line and Parquet
@@ -16,7 +19,9 @@ WRITTEN_CANDIDATE_BYTES, WRITTEN_ROW_BYTES = 83, 190  # JSON line and Parquet
 
 @dataclasses.dataclass(frozen=True)
 class FeatureFiles:
-    """Files of a feature set that follow each other and are alike: their number, records of each (at least 1), bytes of each."""
+    """Files of a feature set that follow each other and are alike: their number, records of each
+    (at least 1), bytes of each.
+    """
 
     number: int
     records: int
@@ -25,7 +30,8 @@ class FeatureFiles:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What scoring two feature sets costs, but for test examples that have to be searched again by lower thresholds.
+    """What scoring two feature sets costs, but for test examples that have to be searched again by
+    lower thresholds.
 
     Attributes:
         pairs: test × training examples.
@@ -33,13 +39,16 @@ class Cost:
         tiles: how many there are: `test_blocks` × `train_ranges`.
         test_blocks: how many times the training set is read.
         train_ranges: parts of the training set that a tile goes through.
-        test_rows, train_rows, chunk_rows: most examples in a block, in a range, and in what is held of a range at once.
+        test_rows, train_rows, chunk_rows: most examples in a block, in a range, and in what is held
+            of a range at once.
         chunks: how many are read, over all tiles.
-        train_bytes_read: of whole files: one that is cut is read once for each chunk that holds some of its records.
-        test_bytes_read: likewise of blocks, if neighbouring tiles of a block are scored by one process, which keeps it: the first tiles of
-            all blocks come first, and then the others.
+        train_bytes_read: of whole files: one that is cut is read once for each chunk that holds
+            some of its records.
+        test_bytes_read: likewise of blocks, if neighbouring tiles of a block are scored by one
+            process, which keeps it: the first tiles of all blocks come first, and then the others.
         test_bytes_read_at_most: if each tile reads its block.
-        memory_bytes: peak of one worker process for scoring; TensorFlow and Beam themselves not counted.
+        memory_bytes: peak of one worker process for scoring; TensorFlow and Beam themselves not
+            counted.
         candidates: that leave the tiles, at most.
         shuffled_bytes: of these candidates, about.
         result_rows, result_files: rows, and files that hold them, JSON lines and Parquet.
@@ -66,7 +75,13 @@ class Cost:
     result_bytes: int
 
 
-def predict(grid: Grid, shape: Shape, k: int, test_files: Iterable[FeatureFiles], train_files: Iterable[FeatureFiles]) -> Cost:
+def predict(
+    grid: Grid,
+    shape: Shape,
+    k: int,
+    test_files: Iterable[FeatureFiles],
+    train_files: Iterable[FeatureFiles],
+) -> Cost:
     """What the tiles of a grid cost, of two feature sets in these files.
 
     Counted, not walked through, so that any number of tiles is answered at once.
@@ -93,7 +108,9 @@ def predict(grid: Grid, shape: Shape, k: int, test_files: Iterable[FeatureFiles]
         train_bytes_read=blocks * pass_bytes,
         test_bytes_read=block_bytes * (0 if not trains else 1 if blocks == 1 or ranges == 1 else 2),
         test_bytes_read_at_most=ranges * block_bytes,
-        memory_bytes=FIXED_BYTES + test_rows * test_bytes(shape, k) + chunk_rows * train_bytes(shape),
+        memory_bytes=FIXED_BYTES
+        + test_rows * test_bytes(shape, k)
+        + chunk_rows * train_bytes(shape),
         candidates=candidates,
         shuffled_bytes=candidates * SHUFFLED_CANDIDATE_BYTES + tests * ranges * SHUFFLED_ROW_BYTES,
         result_rows=tests,
@@ -107,20 +124,27 @@ def _ceil(n: int, divisor: int) -> int:
 
 
 def pieces(rows: int, outer: int, inner: int) -> int:
-    """How many pieces `rows` rows make that are cut at every multiple of `outer`, and within these parts every `inner` rows."""
+    """How many pieces `rows` rows make that are cut at every multiple of `outer`, and within these
+    parts every `inner` rows.
+    """
     parts, rest = divmod(rows, outer)
     return parts * _ceil(outer, inner) + _ceil(rest, inner)
 
 
 def _read_in_pieces(files: Iterable[FeatureFiles], outer: int, inner: int) -> tuple[int, int]:
-    """How many records files hold, and how many bytes are read of them in pieces as above, each of which reads whole files.
+    """How many records files hold, and how many bytes are read of them in pieces as above, each of
+    which reads whole files.
 
-    Where several files are given as alike, a cut that meets the border between two of them counts as if it went through one.
+    Where several files are given as alike, a cut that meets the border between two of them counts
+    as if it went through one.
     """
     first = read = 0
     for alike in files:
         stop = first + alike.number * alike.records
-        # A read for each file, and one more for each cut: pieces begun after the first record and before the last one's end.
-        read += alike.bytes * (alike.number + pieces(stop, outer, inner) - pieces(first + 1, outer, inner))
+        # A read for each file, and one more for each cut: pieces begun after the first record and
+        # before the last one's end.
+        read += alike.bytes * (
+            alike.number + pieces(stop, outer, inner) - pieces(first + 1, outer, inner)
+        )
         first = stop
     return first, read

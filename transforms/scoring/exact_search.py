@@ -1,20 +1,24 @@
-"""The search for the k strongest proponents and opponents: pairs that cannot be among them are skipped by proven bounds.
+"""The search for the k strongest proponents and opponents: pairs that cannot be among them are
+skipped by proven bounds.
 
-Training examples that are alike, strong in the same outputs and about as strong, lie together in blocks. Sieves, each over what the one
-before let through, then the canonical score (`scoring`):
+Training examples that are alike, strong in the same outputs and about as strong, lie together in
+blocks. Sieves, each over what the one before let through, then the canonical score (`scoring`):
 
-1. Whole blocks: by norms, `|score| ≤ Σ_t n_t n'_t` (Cauchy–Schwarz), and by the highest and the lowest that each entry of the loss
-   gradients has in a block.
-2. Loss gradients multiplied in float32. Only the large entries of the test example's are multiplied, the rest is bounded by its norm: with
-   many classes a loss gradient has its mass on few. Activations are bounded by their norms; or, where a few directions hold most of
-   them, by sketches: their parts in these directions, and the length of the rest.
-3. Where activations are long, loss gradients exactly, then activations of one checkpoint after the other, until what is left cannot reach
-   the threshold.
+1. Whole blocks: by norms, `|score| ≤ Σ_t n_t n'_t` (Cauchy–Schwarz), and by the highest and the
+   lowest that each entry of the loss gradients has in a block.
+2. Loss gradients multiplied in float32. Only the large entries of the test example's are
+   multiplied, the rest is bounded by its norm: with many classes a loss gradient has its mass on
+   few. Activations are bounded by their norms; or, where a few directions hold most of them, by
+   sketches: their parts in these directions, and the length of the rest.
+3. Where activations are long, loss gradients exactly, then activations of one checkpoint after the
+   other, until what is left cannot reach the threshold.
 
-A threshold is the k-th best score that is known so far. To begin with, a few test examples lead: their pilot is the training examples
-strongest in the outputs that they are strongest in, and what is best for them is the pilot of the test examples like them. Later chunks of
-training examples begin with the thresholds of the earlier ones. Where a sample shows that the sieves would let too many through, a test
-example's products are all made in float32, and those within a proven margin of its k-th are scored.
+A threshold is the k-th best score that is known so far. To begin with, a few test examples lead:
+their pilot is the training examples strongest in the outputs that they are strongest in, and what
+is best for them is the pilot of the test examples like them. Later chunks of training examples
+begin with the thresholds of the earlier ones. Where a sample shows that the sieves would let too
+many through, a test example's products are all made in float32, and those within a proven margin of
+its k-th are scored.
 """
 
 from __future__ import annotations
@@ -32,51 +36,66 @@ from transforms.core.topk import Ranking, TopK, concatenate, cut
 from transforms.scoring.error_bounds import bound_margin, product_margin, sketch_error
 from transforms.scoring.influence import Scoring, self_influence
 from transforms.scoring.kernels import heaps, layout, pairs, prepare, products, sieves
-from transforms.scoring.kernels.layout import NO_PLACE, PAGE, STRONGEST, Blocks, Factors, Pool, Terms
+from transforms.scoring.kernels.layout import (
+    NO_PLACE,
+    PAGE,
+    STRONGEST,
+    Blocks,
+    Factors,
+    Pool,
+    Terms,
+)
 from transforms.scoring.kernels.simd import BLOCK, SKETCH, SKETCH_COLUMNS
 from transforms.scoring.thresholds import nth
 
-# Test examples that go through the blocks together, at most and, so that threads end together, at least: enough that blocks are read from
-# memory seldom, few enough that a processor's cache holds their vectors.
+# Test examples that go through the blocks together, at most and, so that threads end together, at
+# least: enough that blocks are read from memory seldom, few enough that a processor's cache holds
+# their vectors.
 _GROUP_TESTS, _FEWEST_TESTS = 512, 64
 
-# What the heaps and lists of the groups in work may take; for a large k they have fewer test examples.
+# What the heaps and lists of the groups in work may take; for a large k they have fewer test
+# examples.
 _POOL_BYTES = 96 << 20
 
 # Test examples whose products are made together: eight parts of three groups of tiles.
 _BLOCK_TESTS = 1152
 
-# Norm of the entries of a test example's loss gradients that are left out of the second sieve, over N.
+# Norm of the entries of a test example's loss gradients that are left out of the second sieve, over
+# N.
 _TOLERANCE = 0.01
 
-# Costs of one term of the second sieve, and of one of an exact score, over that of one in a block of products.
+# Costs of one term of the second sieve, and of one of an exact score, over that of one in a block
+# of products.
 _TERM_COST, _EXACT_COST = 2.0, 8.0
 
-# Rows whose activations are sampled for the directions of sketches, iterations to find them, and the part of the squared length that may
-# be outside of them for sketches to be of use.
+# Rows whose activations are sampled for the directions of sketches, iterations to find them, and
+# the part of the squared length that may be outside of them for sketches to be of use.
 _SKETCH_SAMPLE, _SKETCH_ITERATIONS, _SKETCH_REST = 1024, 2, 0.4
 
-# Rows of the sample that are multiplied at once, if that is a small product. OpenBLAS shares out products of more terms than the second
-# among threads, which then wait for others, busily, and take tens of milliseconds from ours.
+# Rows of the sample that are multiplied at once, if that is a small product. OpenBLAS shares out
+# products of more terms than the second among threads, which then wait for others, busily, and take
+# tens of milliseconds from ours.
 _SMALL, _SHARED_PRODUCT = 64, 1 << 18
 
-# Training examples that are kept as strongest of each output and sign, at most: so many over all outputs, but not fewer than the second.
-# With fewer than k a pilot proves little; to keep them takes the longer, the more there are.
+# Training examples that are kept as strongest of each output and sign, at most: so many over all
+# outputs, but not fewer than the second. With fewer than k a pilot proves little; to keep them
+# takes the longer, the more there are.
 _STRONGEST, _FEWEST_STRONGEST = 4096, 64
 
 # Test examples that follow one that leads.
 _FOLLOWERS = 15
 
-# Costs over that of products: above the first, a test example is not even tried on the first page, which sharpens its threshold; above
-# the last, one that has a leader gets a pilot of its own.
+# Costs over that of products: above the first, a test example is not even tried on the first page,
+# which sharpens its threshold; above the last, one that has a leader gets a pilot of its own.
 _HOPELESS, _WEAK = 3.0, 0.5
 
-# Test examples that are looked at first: where all of them are hopeless, the others are not tried. And how many times as many there have
-# to be for that.
+# Test examples that are looked at first: where all of them are hopeless, the others are not tried.
+# And how many times as many there have to be for that.
 _TRIED, _TRIED_OF = 64, 16
 
-# What `Search.counts` tells of pairs: those with a zero gradient, skipped in whole blocks, sieved by loss gradients, and multiplied whole,
-# which are all; then how many of them were examined one by one, and scored.
+# What `Search.counts` tells of pairs: those with a zero gradient, skipped in whole blocks, sieved
+# by loss gradients, and multiplied whole, which are all; then how many of them were examined one by
+# one, and scored.
 COUNTS = ("zero", "blocks", "loss_gradients", "products", "examined", "scored")
 
 _Item = TypeVar("_Item")
@@ -105,45 +124,78 @@ def _threads() -> _Threads:
     return _Threads()
 
 
-def _factors(features: Features, scoring: Scoring, divides: bool, directions: np.ndarray) -> Factors:
+def _factors(
+    features: Features, scoring: Scoring, divides: bool, directions: np.ndarray
+) -> Factors:
     """`directions` are of `_directions`."""
     loss_grads = np.ascontiguousarray(features.loss_grads, np.float32)
     activations = np.ascontiguousarray(features.activations, np.float32)
     lengths = np.sqrt(np.asarray(scoring.learning_rates)) * features.activation_norms
     negatives = np.zeros(lengths.shape)
     _, units, sketched = directions.shape
-    sketches, rests = np.empty((*lengths.shape, SKETCH if sketched else 0), np.float32), np.zeros(lengths.shape)
+    sketches, rests = (
+        np.empty((*lengths.shape, SKETCH if sketched else 0), np.float32),
+        np.zeros(lengths.shape),
+    )
     norm = np.sqrt(self_influence(features, scoring.learning_rates))
     error = sketch_error(SKETCH, units)
     _threads().share(
         len(features),
         lambda first, last: prepare.look_at_activations(
-            activations, features.activation_norms, directions, error, first, last, negatives, sketches, rests
+            activations,
+            features.activation_norms,
+            directions,
+            error,
+            first,
+            last,
+            negatives,
+            sketches,
+            rests,
         ),
     )
     divisors = norm if divides else np.ones(len(norm))
-    return Factors(loss_grads, activations, lengths, negatives, sketches, rests, lengths * features.loss_grad_norms, norm, divisors)
+    return Factors(
+        loss_grads,
+        activations,
+        lengths,
+        negatives,
+        sketches,
+        rests,
+        lengths * features.loss_grad_norms,
+        norm,
+        divisors,
+    )
 
 
-def score_pairs(test: Features, train: Features, tests: np.ndarray, trains: np.ndarray, scoring: Scoring) -> np.ndarray:
-    """`scoring.canonical_scores` of P pairs, rows `tests` and `trains` [P], the same bits, compiled and on all cores: [P] float64."""
+def score_pairs(
+    test: Features, train: Features, tests: np.ndarray, trains: np.ndarray, scoring: Scoring
+) -> np.ndarray:
+    """`scoring.canonical_scores` of P pairs, rows `tests` and `trains` [P], the same bits, compiled
+    and on all cores: [P] float64.
+    """
     nothing = np.empty((*test.activations.shape[1:], 0), np.float32)
-    sides = (_factors(test, scoring, scoring.divides_test, nothing), _factors(train, scoring, scoring.divides_train, nothing))
+    sides = (
+        _factors(test, scoring, scoring.divides_test, nothing),
+        _factors(train, scoring, scoring.divides_train, nothing),
+    )
     rates = np.asarray(scoring.learning_rates, np.float64)
     scores = np.empty(len(tests))
 
     def work(first: int, last: int) -> None:
-        scores[first:last] = pairs.canonical_scores(*sides, rates, tests[first:last], trains[first:last])
+        scores[first:last] = pairs.canonical_scores(
+            *sides, rates, tests[first:last], trains[first:last]
+        )
 
     _threads().share(len(tests), work)
     return scores
 
 
 def _directions(train: Features, none: bool) -> np.ndarray:
-    """Orthonormal directions in which the activations of strong training examples lie: [T, D, SKETCH_COLUMNS] float32, filled up by zeros.
+    """Orthonormal directions in which the activations of strong training examples lie: [T, D,
+    SKETCH_COLUMNS] float32, filled up by zeros.
 
-    Found by subspace iteration on a sample; any are valid, better ones leave less outside. There are none, [T, D, 0], where they would
-    tell little, or `none` are wanted.
+    Found by subspace iteration on a sample; any are valid, better ones leave less outside. There
+    are none, [T, D, 0], where they would tell little, or `none` are wanted.
     """
     _, checkpoints, units = train.activations.shape
     nothing = np.empty((checkpoints, units, 0), np.float32)
@@ -179,9 +231,12 @@ class _Chunk:
         outputs = np.empty((len(norm), 2), np.int32)
         _threads().share(
             len(norm),
-            lambda first, last: prepare.strongest_outputs_of(self.factors.loss_grads, self.factors.lengths, first, last, outputs),
+            lambda first, last: prepare.strongest_outputs_of(
+                self.factors.loss_grads, self.factors.lengths, first, last, outputs
+            ),
         )
-        # Blocks of examples that are alike, the strongest first; normalised, all are equally strong.
+        # Blocks of examples that are alike, the strongest first; normalised, all are equally
+        # strong.
         strength = np.zeros(len(alive)) if self._normalized else np.frexp(norm[alive])[1] // 2
         order = np.lexsort((outputs[alive, 1], outputs[alive, 0], -strength))
         self.columns = alive[order].astype(np.int32)
@@ -189,7 +244,9 @@ class _Chunk:
         self.places[self.columns] = np.arange(len(self.columns), dtype=np.int32)
         self._scales = _inverse(norm) if self._normalized else np.ones(len(norm))
         self.ranks = np.empty(len(train), np.int32)
-        self.ranks[np.argsort(train.example_ids, kind="stable")] = np.arange(len(train), dtype=np.int32)
+        self.ranks[np.argsort(train.example_ids, kind="stable")] = np.arange(
+            len(train), dtype=np.int32
+        )
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -207,17 +264,29 @@ class _Chunk:
             self.columns,
             np.empty((count, checkpoints, outputs, BLOCK), np.float32),
             np.empty((count, checkpoints, BLOCK), np.float32),
-            np.ones(count) if self._normalized else np.maximum.reduceat(factors.norm[self.columns], starts),
+            np.ones(count)
+            if self._normalized
+            else np.maximum.reduceat(factors.norm[self.columns], starts),
             np.empty((count, checkpoints), np.float32),
             np.empty((count, checkpoints, sketched, BLOCK), np.float32),
             np.empty((count, checkpoints, BLOCK), np.float32),
             *np.zeros((2, pages, checkpoints, outputs, PAGE), np.float32),
             *np.zeros((2, pages, checkpoints, PAGE), np.float32),
         )
-        self._cut(blocks.loss_grads, factors.loss_grads, factors.lengths * self._scales[:, None], blocks.units)
+        self._cut(
+            blocks.loss_grads,
+            factors.loss_grads,
+            factors.lengths * self._scales[:, None],
+            blocks.units,
+        )
         if sketched:
-            self._cut(blocks.sketches, factors.sketches, np.ones_like(factors.lengths), np.ones(count))
-        _threads().share(count, lambda first, last: prepare.outline_blocks(blocks, first, last, factors, self._scales))
+            self._cut(
+                blocks.sketches, factors.sketches, np.ones_like(factors.lengths), np.ones(count)
+            )
+        _threads().share(
+            count,
+            lambda first, last: prepare.outline_blocks(blocks, first, last, factors, self._scales),
+        )
         return blocks
 
     @functools.cached_property
@@ -229,15 +298,24 @@ class _Chunk:
         self._cut(found, activations, _inverse(self.features.activation_norms), np.ones(len(found)))
         return found
 
-    def _cut(self, blocks: np.ndarray, vectors: np.ndarray, factors: np.ndarray, units: np.ndarray) -> None:
-        _threads().share(len(blocks), lambda first, last: prepare.cut_blocks(blocks, first, last, vectors, factors, units, self.columns))
+    def _cut(
+        self, blocks: np.ndarray, vectors: np.ndarray, factors: np.ndarray, units: np.ndarray
+    ) -> None:
+        _threads().share(
+            len(blocks),
+            lambda first, last: prepare.cut_blocks(
+                blocks, first, last, vectors, factors, units, self.columns
+            ),
+        )
 
     def strongest(self, most: int) -> np.ndarray:
         """See `kernels.strongest_places`."""
         blocks = self.blocks
         outputs = blocks.loss_grads.shape[2]
         found = np.empty((2, outputs, most), np.int32)
-        _threads().share(outputs, lambda first, last: prepare.strongest_places(blocks, first, last, found))
+        _threads().share(
+            outputs, lambda first, last: prepare.strongest_places(blocks, first, last, found)
+        )
         return found
 
 
@@ -246,25 +324,37 @@ def _inverse(lengths: np.ndarray) -> np.ndarray:
 
 
 def scaled_rows(test: Factors, features: Features, rows: np.ndarray) -> list[np.ndarray]:
-    """Loss gradients over N and activations of length 1, as `kernels.search_products` wants them, of these rows."""
+    """Loss gradients over N and activations of length 1, as `kernels.search_products` wants them,
+    of these rows.
+    """
     found = []
     for vectors, factors in (
         (test.loss_grads, test.lengths * _inverse(test.norm)[:, None]),
         (test.activations, _inverse(features.activation_norms)),
     ):
         scaled = np.empty((len(rows), *vectors.shape[1:]), np.float32)
-        scale = functools.partial(prepare.scale_vectors, scaled, vectors=vectors, factors=factors, rows=rows)
+        scale = functools.partial(
+            prepare.scale_vectors, scaled, vectors=vectors, factors=factors, rows=rows
+        )
         _threads().share(len(rows), scale)
         found.append(scaled)
     return found
 
 
 def find_terms(factors: Factors, tolerance: float) -> Terms:
-    """The terms of test examples; the entries left out have a norm of at most `tolerance` N together."""
+    """The terms of test examples; the entries left out have a norm of at most `tolerance` N
+    together.
+    """
     norms = factors.norms * _inverse(factors.norm)[:, None]
-    up = [(array * (1 + 1e-6)).astype(np.float32) for array in (norms, factors.negatives, factors.rests)]
+    up = [
+        (array * (1 + 1e-6)).astype(np.float32)
+        for array in (norms, factors.negatives, factors.rests)
+    ]
     parts = _threads().share(
-        len(norms), lambda first, last: prepare.find_terms(factors.loss_grads, factors.lengths, factors.norm, tolerance, first, last)
+        len(norms),
+        lambda first, last: prepare.find_terms(
+            factors.loss_grads, factors.lengths, factors.norm, tolerance, first, last
+        ),
     )
     starts, outputs, values, rest = zip(*parts, strict=True)
     before = np.cumsum([0, *(len(part) for part in outputs[:-1])])
@@ -290,12 +380,17 @@ class _Tests:
         found = np.empty((len(self.factors.norm), layout.STRONGEST), np.int64)
         # Looked up here: threads that made them would wait for each other.
         terms, outputs = self.terms, self.factors.loss_grads.shape[2]
-        _threads().share(len(found), lambda first, last: prepare.strongest_outputs(terms, outputs, first, last, found))
+        _threads().share(
+            len(found),
+            lambda first, last: prepare.strongest_outputs(terms, outputs, first, last, found),
+        )
         return found
 
     @functools.cached_property
     def order(self) -> np.ndarray:
-        """All rows, those next to each other that are strong in the same outputs: they look at the same training examples, in the cache."""
+        """All rows, those next to each other that are strong in the same outputs: they look at the
+        same training examples, in the cache.
+        """
         return np.lexsort(self.outputs.T)
 
 
@@ -340,7 +435,9 @@ class _Part(NamedTuple):
 
 
 def _by_row(rows: np.ndarray, n: int) -> np.ndarray:
-    """What sorts `rows` of 0 to n, those that are equal being next to each other already; their order is kept."""
+    """What sorts `rows` of 0 to n, those that are equal being next to each other already; their
+    order is kept.
+    """
     counts = np.bincount(rows, minlength=n)
     first = np.flatnonzero(np.diff(rows, prepend=-1))
     # Where each run goes, less where it is.
@@ -365,20 +462,29 @@ def _found(pool: Pool, rows: np.ndarray, ranks: np.ndarray) -> list[_Found]:
 
 
 class Search:
-    """The k strongest proponents and opponents of some test examples, among training examples that come in chunks.
+    """The k strongest proponents and opponents of some test examples, among training examples that
+    come in chunks.
 
-    Exact: `result` is what sorting the canonical scores of all pairs would give, for any chunks in any order.
+    Exact: `result` is what sorting the canonical scores of all pairs would give, for any chunks in
+    any order.
 
     Attributes:
         counts: what became of the pairs; see `COUNTS`.
         floors: [2, n] the k-th best score known so far, opponents' negated, or 0.
     """
 
-    def __init__(self, test: Features, scoring: Scoring, dense: bool = False, floors: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        test: Features,
+        scoring: Scoring,
+        dense: bool = False,
+        floors: np.ndarray | None = None,
+    ) -> None:
         """`dense` makes every product, whatever a sample says.
 
-        `floors` [2, n] are scores, opponents' negated, below which nothing is looked for: that k training examples are known to reach, as
-        another search has found them among training examples of the same set, or are thought to (`thresholds`).
+        `floors` [2, n] are scores, opponents' negated, below which nothing is looked for: that k
+        training examples are known to reach, as another search has found them among training
+        examples of the same set, or are thought to (`thresholds`).
         """
         _, checkpoints, outputs = test.loss_grads.shape
         self._test = test
@@ -395,9 +501,12 @@ class Search:
         self.counts = dict.fromkeys(COUNTS, 0)
 
     def scan(self, train: Features) -> Iterator[int]:
-        """Searches a chunk of training examples; yields the number of pairs done, from time to time, which adds up to all of them."""
+        """Searches a chunk of training examples; yields the number of pairs done, from time to
+        time, which adds up to all of them.
+        """
         if self._tests is None:
-            # Only now, because the training examples say in what directions activations are worth a sketch.
+            # Only now, because the training examples say in what directions activations are worth a
+            # sketch.
             self._tests = _Tests(self._test, self._scoring, _directions(train, self._dense))
         chunk = _Chunk(train, self._scoring, self._tests.directions)
         if not len(chunk) or not self._alive.any():
@@ -407,12 +516,19 @@ class Search:
         self.counts["zero"] += len(self._test) * len(train) - int(self._alive.sum()) * len(chunk)
         found: list[list[_Found]] = []
         dense = self._alive.copy()
-        sieve = None if self._dense else _Sieve(chunk, self._scoring.k, pilots=not (self.floors[:, self._alive] > 0).all())
+        sieve = (
+            None
+            if self._dense
+            else _Sieve(chunk, self._scoring.k, pilots=not (self.floors[:, self._alive] > 0).all())
+        )
         if sieve and self._pays(chunk, sieve):
             rows = self._tests.order
             for most in (1.0, np.inf):
                 groups = self._groups(rows, chunk, _GROUP_TESTS, _threads().count)
-                for part in _threads().map(functools.partial(self._search_blocks, chunk=chunk, sieve=sieve, most=most), groups):
+                for part in _threads().map(
+                    functools.partial(self._search_blocks, chunk=chunk, sieve=sieve, most=most),
+                    groups,
+                ):
                     found.append(self._account(part))
                     dense[part.rows] = part.left
                     yield (len(part.rows) - int(part.left.sum())) * len(train)
@@ -434,11 +550,25 @@ class Search:
             self.counts[name] += count
 
     def _groups(self, rows: np.ndarray, chunk: _Chunk, most: int, at_once: int) -> list[np.ndarray]:
-        """Cuts test rows into groups, `at_once` of which are in work; where it is more than one, the last are smaller, to end together."""
-        most = int(np.clip(_POOL_BYTES // at_once // (8 * (5 * self._scoring.k + 3 * (self._room(chunk) + BLOCK))), 16, most))
+        """Cuts test rows into groups, `at_once` of which are in work; where it is more than one,
+        the last are smaller, to end together.
+        """
+        most = int(
+            np.clip(
+                _POOL_BYTES
+                // at_once
+                // (8 * (5 * self._scoring.k + 3 * (self._room(chunk) + BLOCK))),
+                16,
+                most,
+            )
+        )
         groups = []
         while len(rows):
-            size = most if at_once == 1 else int(np.clip(len(rows) // (2 * at_once), min(_FEWEST_TESTS, most), most))
+            size = (
+                most
+                if at_once == 1
+                else int(np.clip(len(rows) // (2 * at_once), min(_FEWEST_TESTS, most), most))
+            )
             groups.append(rows[:size])
             rows = rows[size:]
         return groups
@@ -448,7 +578,9 @@ class Search:
         return min(4 * self._scoring.k + 128, len(chunk) + 1)
 
     def _pool(self, rows: np.ndarray, chunk: _Chunk, pilot: int = 0) -> Pool:
-        """An empty pool for some test rows, `pilot` training rows of which may be searched before others."""
+        """An empty pool for some test rows, `pilot` training rows of which may be searched before
+        others.
+        """
         n, k, most = len(rows), self._scoring.k, self._room(chunk) + BLOCK
         return Pool(
             np.zeros((2, n, k)),
@@ -464,43 +596,92 @@ class Search:
         )
 
     def _pays(self, chunk: _Chunk, sieve: _Sieve) -> bool:
-        """Whether the sieves are worth trying: of some test examples from everywhere, one at least is not hopeless."""
+        """Whether the sieves are worth trying: of some test examples from everywhere, one at least
+        is not hopeless.
+        """
         assert self._tests is not None
         alive = np.flatnonzero(self._alive)
         if len(alive) < _TRIED * _TRIED_OF:
             return True
         rows = alive[:: len(alive) // _TRIED]
-        few, everyone = _Tests(self._test.take(rows), self._scoring, self._tests.directions), np.arange(len(rows))
+        few, everyone = (
+            _Tests(self._test.take(rows), self._scoring, self._tests.directions),
+            np.arange(len(rows)),
+        )
         pool = self._pool(rows, chunk, sieve.strongest.shape[2] * STRONGEST)
         unknown = np.any(self.floors[:, rows] <= 0, axis=0)
         prepare.choose_by_outputs(pool, everyone, unknown, few.outputs, sieve.strongest)
-        sieves.search_pilots(pool, few.factors, everyone, chunk.factors, chunk.columns, unknown, self._rates, chunk.ranks)
+        sieves.search_pilots(
+            pool,
+            few.factors,
+            everyone,
+            chunk.factors,
+            chunk.columns,
+            unknown,
+            self._rates,
+            chunk.ranks,
+        )
         self._count(_tallied(pool))
-        return bool((self._costs(pool, few, everyone, chunk, np.ones(len(rows), bool), 0) <= _HOPELESS).any())
+        return bool(
+            (
+                self._costs(pool, few, everyone, chunk, np.ones(len(rows), bool), 0) <= _HOPELESS
+            ).any()
+        )
 
-    def _costs(self, pool: Pool, tests: _Tests, rows: np.ndarray, chunk: _Chunk, chosen: np.ndarray, first: int) -> np.ndarray:
-        """The estimated cost of the pool's rows, from page `first` on, over that of their products: [n] float64.
+    def _costs(
+        self,
+        pool: Pool,
+        tests: _Tests,
+        rows: np.ndarray,
+        chunk: _Chunk,
+        chosen: np.ndarray,
+        first: int,
+    ) -> np.ndarray:
+        """The estimated cost of the pool's rows, from page `first` on, over that of their products:
+        [n] float64.
 
         `rows` [n] are their rows of `tests`; the cost is infinite for those not `chosen` [n].
         """
         test, last = tests.factors, len(chunk.blocks.highest)
         bounded, passing = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
-        sieves.count_passing(pool, test, rows, tests.terms, chunk.blocks, chosen, first, last, self._bound_margin, bounded, passing)
+        sieves.count_passing(
+            pool,
+            test,
+            rows,
+            tests.terms,
+            chunk.blocks,
+            chosen,
+            first,
+            last,
+            self._bound_margin,
+            bounded,
+            passing,
+        )
         size = len(chunk) - first * PAGE * BLOCK
         _, checkpoints, outputs = test.loss_grads.shape
         whole = checkpoints * (outputs + test.activations.shape[2])
-        terms = tests.terms.starts[rows, -1] - tests.terms.starts[rows, 0] + checkpoints * (3 + test.sketches.shape[2])
-        return np.where(chosen, (bounded * terms * _TERM_COST / whole + passing * _EXACT_COST) / size, np.inf)
+        terms = (
+            tests.terms.starts[rows, -1]
+            - tests.terms.starts[rows, 0]
+            + checkpoints * (3 + test.sketches.shape[2])
+        )
+        return np.where(
+            chosen, (bounded * terms * _TERM_COST / whole + passing * _EXACT_COST) / size, np.inf
+        )
 
     def _search_blocks(self, rows: np.ndarray, chunk: _Chunk, sieve: _Sieve, most: float) -> _Part:
-        """Searches test rows next to each other in order, but leaves those that would cost more than `most` times their products.
+        """Searches test rows next to each other in order, but leaves those that would cost more
+        than `most` times their products.
 
-        Where no threshold is known from before, some of them lead: what is best for them gives the others their thresholds.
+        Where no threshold is known from before, some of them lead: what is best for them gives the
+        others their thresholds.
         """
         tests, train, blocks = self._tests, chunk.factors, sieve.blocks
         assert tests is not None
         test, rates, ranks = tests.factors, self._rates, chunk.ranks
-        pool = self._pool(rows, chunk, max(sieve.strongest.shape[2] * STRONGEST, 2 * self._scoring.k))
+        pool = self._pool(
+            rows, chunk, max(sieve.strongest.shape[2] * STRONGEST, 2 * self._scoring.k)
+        )
         first, last = 1, len(blocks.highest)
         alive = self._alive[rows]
         known = alive & (self.floors[:, rows] > 0).all(axis=0)
@@ -511,7 +692,20 @@ class Search:
             return self._costs(pool, tests, rows, chunk, chosen, first)
 
         def search(chosen: np.ndarray, first: int, last: int) -> None:
-            sieves.search_blocks(pool, test, rows, tests.terms, train, blocks, chosen, rates, ranks, first, last, self._bound_margin)
+            sieves.search_blocks(
+                pool,
+                test,
+                rows,
+                tests.terms,
+                train,
+                blocks,
+                chosen,
+                rates,
+                ranks,
+                first,
+                last,
+                self._bound_margin,
+            )
 
         prepare.choose_by_outputs(pool, rows, leads, tests.outputs, sieve.strongest)
         sieves.search_pilots(pool, test, rows, train, chunk.columns, leads, rates, ranks)
@@ -522,7 +716,9 @@ class Search:
             search(chosen, first, last)
         followers = alive & ~leads
         if 2 * chosen.sum() >= leads.sum():
-            led = prepare.choose_by_leaders(pool, rows, followers & ~known, np.flatnonzero(chosen), tests.outputs, chunk.places)
+            led = prepare.choose_by_leaders(
+                pool, rows, followers & ~known, np.flatnonzero(chosen), tests.outputs, chunk.places
+            )
             sieves.search_pilots(pool, test, rows, train, chunk.columns, led, rates, ranks)
             # Where leaders tell too little, outputs may tell more.
             costs = cost(followers & (known | led), 0)
@@ -536,12 +732,23 @@ class Search:
         sieves.give_up(pool, chosen)
         self.floors[:, rows] = pool.floors
         skipped = int(pool.tally[chosen, 0].sum())
-        counts = {"blocks": skipped, "loss_gradients": int(chosen.sum()) * len(chunk) - skipped, **_tallied(pool)}
+        counts = {
+            "blocks": skipped,
+            "loss_gradients": int(chosen.sum()) * len(chunk) - skipped,
+            **_tallied(pool),
+        }
         return _Part(rows, _found(pool, rows, ranks), alive & ~chosen, counts)
 
-    def _search_products(self, rows: np.ndarray, chunk: _Chunk, found: list[list[_Found]]) -> Iterator[int]:
+    def _search_products(
+        self, rows: np.ndarray, chunk: _Chunk, found: list[list[_Found]]
+    ) -> Iterator[int]:
         assert self._tests is not None
-        pool, test, blocks, train_activations = self._pool(rows, chunk), self._tests.factors, chunk.blocks, chunk.activations
+        pool, test, blocks, train_activations = (
+            self._pool(rows, chunk),
+            self._tests.factors,
+            chunk.blocks,
+            chunk.activations,
+        )
         loss_grads, activations = scaled_rows(test, self._test, rows)
         width = 2 * self._margin * float(blocks.units.max())
         for start in range(0, len(blocks.units), PAGE):
@@ -573,27 +780,47 @@ class Search:
             yield pairs
         _threads().share(
             len(rows),
-            lambda first, last: products.settle_rows(pool, first, last, test, rows, chunk.factors, width, self._rates, chunk.ranks),
+            lambda first, last: products.settle_rows(
+                pool, first, last, test, rows, chunk.factors, width, self._rates, chunk.ranks
+            ),
         )
-        found.append(self._account(_Part(rows, _found(pool, rows, chunk.ranks), np.zeros(len(rows), bool), _tallied(pool))))
+        found.append(
+            self._account(
+                _Part(
+                    rows, _found(pool, rows, chunk.ranks), np.zeros(len(rows), bool), _tallied(pool)
+                )
+            )
+        )
 
     def _take(self, found: Sequence[list[_Found]], chunk: _Chunk) -> None:
         """Merges what was found in a chunk with what was known before, and raises the floors."""
 
         def merge(sign: int) -> Ranking:
-            rows, scores, trains = (np.concatenate(arrays) for arrays in zip(*(part[sign] for part in found), strict=True))
+            rows, scores, trains = (
+                np.concatenate(arrays)
+                for arrays in zip(*(part[sign] for part in found), strict=True)
+            )
             order = _by_row(rows, len(self._test))
             trains = trains[order]
-            best = Ranking(rows[order], scores[order], chunk.features.example_ids[trains], chunk.features.labels[trains])
+            best = Ranking(
+                rows[order],
+                scores[order],
+                chunk.features.example_ids[trains],
+                chunk.features.labels[trains],
+            )
             before = self._best[sign]
             if before is not None:
                 best = cut(concatenate([before, best]), self._scoring.k)
-            self.floors[sign] = np.maximum(self.floors[sign], nth(best, len(self._test), self._scoring.k))
+            self.floors[sign] = np.maximum(
+                self.floors[sign], nth(best, len(self._test), self._scoring.k)
+            )
             return best
 
         self._best = list(_threads().map(merge, range(2)))
 
     def result(self) -> TopK:
         """The top k of what was scanned; rows are those of the test examples."""
-        empty = Ranking(np.empty(0, np.int32), np.empty(0), np.empty(0, "S1"), self._test.labels[:0])
+        empty = Ranking(
+            np.empty(0, np.int32), np.empty(0), np.empty(0, "S1"), self._test.labels[:0]
+        )
         return TopK(*(best if best is not None else empty for best in self._best))

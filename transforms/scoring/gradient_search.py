@@ -1,12 +1,16 @@
-"""The search for the k strongest by whole gradients: products in float32, then canonical scores of what they leave.
+"""The search for the k strongest by whole gradients: products in float32, then canonical scores of
+what they leave.
 
-Gradients are divided by their lengths. A score is then a cosine times the strengths of both sides: their lengths, or 1 where normalisation
-divides by them. Cosines of a group of test examples with a chunk of training examples are made by the linear algebra library, in parts of
-their sums that are added up one after the other. They are off by at most a proven margin (`gradients.cosine_margin`), so each gives a lower
-and an upper bound of a score. The k-th of the lower ones is a score that k training examples reach; whose upper bound is below it is not
-among the k best. The others are scored canonically, and those scores alone decide.
+Gradients are divided by their lengths. A score is then a cosine times the strengths of both sides:
+their lengths, or 1 where normalisation divides by them. Cosines of a group of test examples with a
+chunk of training examples are made by the linear algebra library, in parts of their sums that are
+added up one after the other. They are off by at most a proven margin (`gradients.cosine_margin`),
+so each gives a lower and an upper bound of a score. The k-th of the lower ones is a score that k
+training examples reach; whose upper bound is below it is not among the k best. The others are
+scored canonically, and those scores alone decide.
 
-Training examples come to a product the strongest first, and those too weak for all of some test examples, by Cauchy–Schwarz, not at all.
+Training examples come to a product the strongest first, and those too weak for all of some test
+examples, by Cauchy–Schwarz, not at all.
 """
 
 from __future__ import annotations
@@ -22,8 +26,9 @@ from transforms.scoring.gradients import Gradients, canonical_scores, cosine_mar
 from transforms.scoring.influence import Scoring
 from transforms.scoring.thresholds import nth
 
-# What the cosines of a group of test examples with a chunk may take, and how many test examples a group has at most: few, since what the
-# neediest of them needs is multiplied for all, but enough for products of matrices to be fast.
+# What the cosines of a group of test examples with a chunk may take, and how many test examples a
+# group has at most: few, since what the neediest of them needs is multiplied for all, but enough
+# for products of matrices to be fast.
 _PRODUCT_BYTES, _GROUP_TESTS = 16 << 20, 256
 
 # Candidates of a group that are held at once; those that a thread scores at a time.
@@ -32,11 +37,12 @@ _CANDIDATES, _SCORED = 1_000_000, 64
 # Numbers that are divided at once, before they are rounded to float32.
 _DIVIDED = 1 << 21
 
-# What rounding to float32 is off by, over the number; and a limit, over the most that a score can be, below which no float32 is trusted.
+# What rounding to float32 is off by, over the number; and a limit, over the most that a score can
+# be, below which no float32 is trusted.
 _ROUNDING, _LEAST_LIMIT = 2.0**-24, 1e-30
 
-# What `GradientSearch.counts` tells of pairs: those with a zero gradient, skipped by their norms, and multiplied, which are all; then how
-# many were scored.
+# What `GradientSearch.counts` tells of pairs: those with a zero gradient, skipped by their norms,
+# and multiplied, which are all; then how many were scored.
 COUNTS = ("zero", "blocks", "products", "scored")
 
 
@@ -46,9 +52,11 @@ def _threads() -> concurrent.futures.ThreadPoolExecutor:
 
 
 class GradientSearch:
-    """The k strongest proponents and opponents of some test examples, among training examples that come in chunks.
+    """The k strongest proponents and opponents of some test examples, among training examples that
+    come in chunks.
 
-    Exact: `result` is what sorting the canonical scores of all pairs would give, for any chunks in any order.
+    Exact: `result` is what sorting the canonical scores of all pairs would give, for any chunks in
+    any order.
 
     Attributes:
         counts: what became of the pairs; see `COUNTS`.
@@ -56,7 +64,9 @@ class GradientSearch:
     """
 
     def __init__(self, test: Gradients, scoring: Scoring, floors: np.ndarray | None = None) -> None:
-        """`floors` are known from other training examples of the same set; what is below them is not looked for."""
+        """`floors` are known from other training examples of the same set; what is below them is
+        not looked for.
+        """
         self._test = test
         self._scoring = scoring
         # A few operations follow a cosine: what is added for them.
@@ -72,7 +82,9 @@ class GradientSearch:
     def scan(self, train: Gradients) -> None:
         """Searches a chunk of training examples."""
         strengths = _strengths(train, self._scoring.divides_train)
-        columns = np.argsort(-strengths, kind="stable")[: np.count_nonzero(train.self_influence > 0)]
+        columns = np.argsort(-strengths, kind="stable")[
+            : np.count_nonzero(train.self_influence > 0)
+        ]
         self.counts["zero"] += len(self._test) * len(train) - len(self._alive) * len(columns)
         if not len(columns):
             return
@@ -81,7 +93,10 @@ class GradientSearch:
         # Rounded up.
         weights = np.nextafter((strengths / strongest).astype(np.float32), np.float32(np.inf))
         found: list[list[Ranking]] = [[], []]
-        step = max(1, min(_PRODUCT_BYTES // (4 * len(columns)), _CANDIDATES // self._scoring.k, _GROUP_TESTS))
+        step = max(
+            1,
+            min(_PRODUCT_BYTES // (4 * len(columns)), _CANDIDATES // self._scoring.k, _GROUP_TESTS),
+        )
         for start in range(0, len(self._alive), step):
             rows = self._alive[start : start + step]
             # Floors over the most that a score with this chunk can be.
@@ -92,14 +107,20 @@ class GradientSearch:
             if count:
                 cosines = _multiply(self._units[start : start + step], units[:count])
                 for sign, direction in enumerate((1, -1)):
-                    places, chosen = self._candidates(cosines, direction, weights[:count], floors[sign])
+                    places, chosen = self._candidates(
+                        cosines, direction, weights[:count], floors[sign]
+                    )
                     found[sign].append(self._score(train, rows[places], columns[chosen], sign))
         self._take(found)
 
-    def _candidates(self, cosines: np.ndarray, sign: int, weights: np.ndarray, floors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which pairs of a sign, 1 or −1, may be of the k best: places in both axes of cosines [g, m].
+    def _candidates(
+        self, cosines: np.ndarray, sign: int, weights: np.ndarray, floors: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Which pairs of a sign, 1 or −1, may be of the k best: places in both axes of cosines [g,
+        m].
 
-        `weights` [m] are strengths and `floors` [g] the floors, both over what makes the strongest training example's weight 1.
+        `weights` [m] are strengths and `floors` [g] the floors, both over what makes the strongest
+        training example's weight 1.
         """
         k, margin = self._scoring.k, np.float32(self._margin)
         bounds = (cosines + margin if sign > 0 else margin - cosines) * weights
@@ -114,7 +135,9 @@ class GradientSearch:
         return places, chosen
 
     def _score(self, train: Gradients, tests: np.ndarray, trains: np.ndarray, sign: int) -> Ranking:
-        """The candidates of a sign by their canonical scores; those that have the other sign, or are below the floor, are left out."""
+        """The candidates of a sign by their canonical scores; those that have the other sign, or
+        are below the floor, are left out.
+        """
 
         def score(start: int) -> np.ndarray:
             some = slice(start, start + _SCORED)
@@ -126,7 +149,12 @@ class GradientSearch:
         self.counts["scored"] += len(scores)
         right = (scores < 0 if sign else scores > 0) & (np.abs(scores) >= self.floors[sign, tests])
         trains = trains[right]
-        return Ranking(tests[right].astype(np.int32), scores[right], train.example_ids[trains], train.positions[trains, None])
+        return Ranking(
+            tests[right].astype(np.int32),
+            scores[right],
+            train.example_ids[trains],
+            train.positions[trains, None],
+        )
 
     def _take(self, found: list[list[Ranking]]) -> None:
         """Merges what was found in a chunk with what was known before, and raises the floors."""
@@ -140,8 +168,12 @@ class GradientSearch:
             self.floors[sign] = np.maximum(self.floors[sign], nth(best, len(self._test), k))
 
     def result(self) -> TopK:
-        """The top k of what was scanned, rows being those of the test examples; a candidate's label is its number of positions."""
-        empty = Ranking(np.empty(0, np.int32), np.empty(0), np.empty(0, "S1"), np.empty((0, 1), np.int64))
+        """The top k of what was scanned, rows being those of the test examples; a candidate's label
+        is its number of positions.
+        """
+        empty = Ranking(
+            np.empty(0, np.int32), np.empty(0), np.empty(0, "S1"), np.empty((0, 1), np.int64)
+        )
         return TopK(*(best if best is not None else empty for best in self._best))
 
 
@@ -166,7 +198,9 @@ def _unit_vectors(gradients: Gradients, rows: np.ndarray) -> np.ndarray:
 
 
 def _multiply(test: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Cosines [g, m] float32 of unit vectors [g, K] and [m, K], in parts as `gradients.cosine_margin` takes them to be added."""
+    """Cosines [g, m] float32 of unit vectors [g, K] and [m, K], in parts as
+    `gradients.cosine_margin` takes them to be added.
+    """
     size = part_size(test.shape[1])
     cosines = test[:, :size] @ train[:, :size].T
     for start in range(size, test.shape[1], size):
@@ -175,5 +209,7 @@ def _multiply(test: np.ndarray, train: np.ndarray) -> np.ndarray:
 
 
 def _rounded_down(limits: np.ndarray) -> np.ndarray:
-    """Limits as float32, no larger than they are; what is next to nothing, nothing, since float32 numbers that small are not exact."""
+    """Limits as float32, no larger than they are; what is next to nothing, nothing, since float32
+    numbers that small are not exact.
+    """
     return np.where(limits < _LEAST_LIMIT, 0, limits * (1 - 4 * _ROUNDING)).astype(np.float32)

@@ -1,19 +1,23 @@
 """Whole gradients of examples whose records are positions, and the scores of examples by them.
 
-The gradient of an example's loss at checkpoint t is `G_t = Σ_a δ_a ⊗ ĥ_a`, over its positions a. The influence of an example on another,
-the sum of the scores of all pairs of their positions, is `Σ_t η_t <G_t, G'_t>`: a dot product of two vectors of T·C·D numbers. Pair by
-pair it would take P·P'·(C + D) products instead of C·D, so it is the longer way as soon as examples have more than a few positions, and a
-vector does not grow with them.
+The gradient of an example's loss at checkpoint t is `G_t = Σ_a δ_a ⊗ ĥ_a`, over its positions a.
+The influence of an example on another, the sum of the scores of all pairs of their positions, is
+`Σ_t η_t <G_t, G'_t>`: a dot product of two vectors of T·C·D numbers. Pair by pair it would take
+P·P'·(C + D) products instead of C·D, so it is the longer way as soon as examples have more than a
+few positions, and a vector does not grow with them.
 
-A vector holds `√η_t G_t`, one checkpoint after the other, in float64: products of float32 are exact in it, and they are added in the
-order of the positions. The canonical score of two examples is the `lane_sum` of the products of their vectors, normalised, so it is a
-function of their records and nothing else.
+A vector holds `√η_t G_t`, one checkpoint after the other, in float64: products of float32 are exact
+in it, and they are added in the order of the positions. The canonical score of two examples is the
+`lane_sum` of the products of their vectors, normalised, so it is a function of their records and
+nothing else.
 
-The margin of a float32 product of vectors over their lengths. With `u = 2⁻²⁴`, a term goes through a rounding of each factor, one of the
-product and the additions of its part and of the parts, in any order, `s` operations in all; the errors add up to at most
-`γ(s) Σ |x y| / (N N') ≤ γ(s)`, `γ(m) = m u / (1 − m u)`, by Cauchy–Schwarz. Where a factor or a product underflows, or is flushed to
-zero, a term is off by at most 2⁻¹²⁵ more. The canonical score itself and the lengths are sums of K terms in float64, likewise with
-`u = 2⁻⁵³`. There nothing overflows or underflows: products are whole multiples of 2⁻²⁹⁸ and at most 2²⁵⁶, times a √η within 10^±15.
+The margin of a float32 product of vectors over their lengths. With `u = 2⁻²⁴`, a term goes through
+a rounding of each factor, one of the product and the additions of its part and of the parts, in any
+order, `s` operations in all; the errors add up to at most `γ(s) Σ |x y| / (N N') ≤ γ(s)`, `γ(m) = m
+u / (1 − m u)`, by Cauchy–Schwarz. Where a factor or a product underflows, or is flushed to zero, a
+term is off by at most 2⁻¹²⁵ more. The canonical score itself and the lengths are sums of K terms in
+float64, likewise with `u = 2⁻⁵³`. There nothing overflows or underflows: products are whole
+multiples of 2⁻²⁹⁸ and at most 2²⁵⁶, times a √η within 10^±15.
 """
 
 from __future__ import annotations
@@ -44,8 +48,10 @@ class Gradients:
     Attributes:
         example_ids: [n] byte strings (dtype S), UTF-8.
         positions: [n] int64, how many of an example count.
-        wrong: [n] int64, at how many of these the last checkpoint predicts another label; `UNKNOWN` for a regression.
-        label_probabilities: [n] float64, of their labels at the last checkpoint, the mean; NaN for a regression.
+        wrong: [n] int64, at how many of these the last checkpoint predicts another label; `UNKNOWN`
+            for a regression.
+        label_probabilities: [n] float64, of their labels at the last checkpoint, the mean; NaN for
+            a regression.
         vectors: [n, T·C·D] float64.
         self_influence: [n] float64, the canonical product of a vector with itself.
     """
@@ -61,7 +67,9 @@ class Gradients:
         return len(self.example_ids)
 
 
-def canonical_scores(test: Gradients, train: Gradients, tests: np.ndarray, trains: np.ndarray, scoring: Scoring) -> np.ndarray:
+def canonical_scores(
+    test: Gradients, train: Gradients, tests: np.ndarray, trains: np.ndarray, scoring: Scoring
+) -> np.ndarray:
     """The scores of P pairs, rows `tests` and `trains` [P], normalised: [P] float64."""
     scores = np.empty(len(tests))
     _multiply_pairs(test.vectors, train.vectors, tests, trains, scores)
@@ -74,12 +82,15 @@ def canonical_scores(test: Gradients, train: Gradients, tests: np.ndarray, train
 
 
 def part_size(size: int) -> int:
-    """How many terms of a float32 product of vectors of this size are added before their sum is added to that of the parts before."""
+    """How many terms of a float32 product of vectors of this size are added before their sum is
+    added to that of the parts before.
+    """
     return max(_SHORTEST_PART, math.isqrt(size))
 
 
 def cosine_margin(size: int) -> float:
-    """The proven difference between a float32 product of vectors of this size, over their lengths, and their canonical score over N N'.
+    """The proven difference between a float32 product of vectors of this size, over their lengths,
+    and their canonical score over N N'.
 
     Raises:
         ValueError: so many terms prove nothing.
@@ -109,7 +120,9 @@ class Summing:
         self._vectors = np.empty((0, len(self._roots), 0, 0))
 
     def add(self, records: Features) -> Iterator[Gradients]:
-        """Adds records (at least one); yields what is complete whenever no further example has room."""
+        """Adds records (at least one); yields what is complete whenever no further example has
+        room.
+        """
         owners = [example_of(one) for one in records.example_ids.tolist()]
         differs = _differ(records.labels, records.predictions)
         start = 0
@@ -122,7 +135,9 @@ class Summing:
                     self._ids.append(owners[stop])
                 places.append(len(self._ids) - 1)
                 stop += 1
-            self._add(records.take(slice(start, stop)), np.array(places, np.int64), differs[start:stop])
+            self._add(
+                records.take(slice(start, stop)), np.array(places, np.int64), differs[start:stop]
+            )
             if stop < len(owners):
                 yield self.rest()
             start = stop
@@ -130,12 +145,16 @@ class Summing:
     def _add(self, records: Features, places: np.ndarray, differs: np.ndarray) -> None:
         if not len(self._vectors):
             _, checkpoints, outputs = records.loss_grads.shape
-            self._vectors = np.zeros((self._rows, checkpoints, outputs, records.activations.shape[2]))
+            self._vectors = np.zeros(
+                (self._rows, checkpoints, outputs, records.activations.shape[2])
+            )
         _add_products(self._vectors, places, records.loss_grads, records.activations)
         # One after the other, in this order.
         np.add.at(self._positions, places, 1)
         np.add.at(self._wrong, places, differs)
-        np.add.at(self._probabilities, places, records.label_probabilities[:, -1].astype(np.float64))
+        np.add.at(
+            self._probabilities, places, records.label_probabilities[:, -1].astype(np.float64)
+        )
         if records.labels.dtype.kind == "f":
             self._wrong[places] = UNKNOWN
 
@@ -148,21 +167,36 @@ class Summing:
         influence = np.empty(n)
         _multiply_pairs(vectors, vectors, np.arange(n), np.arange(n), influence)
         positions = self._positions[:n]
-        found = Gradients(id_array(self._ids), positions, self._wrong[:n], self._probabilities[:n] / positions, vectors, influence)
+        found = Gradients(
+            id_array(self._ids),
+            positions,
+            self._wrong[:n],
+            self._probabilities[:n] / positions,
+            vectors,
+            influence,
+        )
         self._begin()
         return found
 
 
 def _differ(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Which of n records are predicted otherwise than labelled, as `records.Features` holds both: [n] bool."""
+    """Which of n records are predicted otherwise than labelled, as `records.Features` holds both:
+    [n] bool.
+    """
     width = min(labels.shape[1], predictions.shape[1])
     longer = max(labels, predictions, key=lambda one: one.shape[1])
-    return (labels[:, :width] != predictions[:, :width]).any(axis=1) | (longer[:, width:] >= 0).any(axis=1)
+    return (labels[:, :width] != predictions[:, :width]).any(axis=1) | (longer[:, width:] >= 0).any(
+        axis=1
+    )
 
 
 @compiled()
-def _add_products(vectors: np.ndarray, places: np.ndarray, loss_grads: np.ndarray, activations: np.ndarray) -> None:
-    """Adds `δ ⊗ ĥ` of records, loss_grads [p, T, C] and activations [p, T, D] float32, to vectors [n, T, C, D] at their places [p]."""
+def _add_products(
+    vectors: np.ndarray, places: np.ndarray, loss_grads: np.ndarray, activations: np.ndarray
+) -> None:
+    """Adds `δ ⊗ ĥ` of records, loss_grads [p, T, C] and activations [p, T, D] float32, to vectors
+    [n, T, C, D] at their places [p].
+    """
     _, checkpoints, outputs, units = vectors.shape
     for p in range(len(places)):
         for t in range(checkpoints):
@@ -174,8 +208,12 @@ def _add_products(vectors: np.ndarray, places: np.ndarray, loss_grads: np.ndarra
 
 
 @compiled()
-def _multiply_pairs(test: np.ndarray, train: np.ndarray, tests: np.ndarray, trains: np.ndarray, products: np.ndarray) -> None:
-    """Fills products [P] with the `lane_sum` of the products of rows `tests` of [n, K] and `trains` of [m, K]."""
+def _multiply_pairs(
+    test: np.ndarray, train: np.ndarray, tests: np.ndarray, trains: np.ndarray, products: np.ndarray
+) -> None:
+    """Fills products [P] with the `lane_sum` of the products of rows `tests` of [n, K] and `trains`
+    of [m, K].
+    """
     lanes = np.empty(LANES)
     for p in range(len(tests)):
         one, other = test[tests[p]], train[trains[p]]

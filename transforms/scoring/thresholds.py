@@ -1,12 +1,16 @@
-"""Thresholds: what of one part of the training set says about the k-th best score of all of it, before the rest is searched.
+"""Thresholds: what of one part of the training set says about the k-th best score of all of it,
+before the rest is searched.
 
-Known thresholds are proven: k training examples reach them. Of parts that are searched one by one, each for itself, every one has to find
-its own, and the first pairs of each pass. The first part could tell the others its k-th best; but of many parts, the k-th best of all lies
-far above that of each. If the first part is a sample like any other, it holds a share s of the k best of all, `k s` of them on average and
-seldom many more; so its score of a rank that it is next to impossible for so many of them to reach is about the k-th best of all, and
-nearly as useful. That is a guess, and what is found by it is checked: where k training examples reach the guess, all that could be among
-the k best were looked for, and the result is proven. Where they do not, as in a training set that is sorted by class, the test example is
-searched once more, by the k-th best of what was found, which is proven.
+Known thresholds are proven: k training examples reach them. Of parts that are searched one by one,
+each for itself, every one has to find its own, and the first pairs of each pass. The first part
+could tell the others its k-th best; but of many parts, the k-th best of all lies far above that of
+each. If the first part is a sample like any other, it holds a share s of the k best of all, `k s`
+of them on average and seldom many more; so its score of a rank that it is next to impossible for so
+many of them to reach is about the k-th best of all, and nearly as useful. That is a guess, and what
+is found by it is checked: where k training examples reach the guess, all that could be among the k
+best were looked for, and the result is proven. Where they do not, as in a training set that is
+sorted by class, the test example is searched once more, by the k-th best of what was found, which
+is proven.
 """
 
 from __future__ import annotations
@@ -17,8 +21,9 @@ import numpy as np
 
 from transforms.core.topk import Ranking, TopK
 
-# How many standard deviations above its mean the number of the k best in the first part may be, and by how many examples more: so rare
-# that in a block of ten thousand test examples none is to be searched again.
+# How many standard deviations above its mean the number of the k best in the first part may be, and
+# by how many examples more: so rare that in a block of ten thousand test examples none is to be
+# searched again.
 _DEVIATIONS, _MORE = 5.0, 3
 
 
@@ -32,12 +37,15 @@ def nth(ranking: Ranking, tests: int, n: int) -> np.ndarray:
 
 
 def proven(best: TopK, tests: int, k: int) -> np.ndarray:
-    """The k-th best |score| of each sign, which k training examples reach; 0 where there are fewer: [2, tests] float64."""
+    """The k-th best |score| of each sign, which k training examples reach; 0 where there are fewer:
+    [2, tests] float64.
+    """
     return np.stack([nth(ranking, tests, k) for ranking in (best.proponents, best.opponents)])
 
 
 def guessed(first: TopK, tests: int, k: int, share: float) -> np.ndarray:
-    """What the k-th best |score| of all training examples is hardly below: [2, tests] float64, 0 where nothing is guessed.
+    """What the k-th best |score| of all training examples is hardly below: [2, tests] float64, 0
+    where nothing is guessed.
 
     `first` is the best of a part that holds a share of them, above 0 and at most 1.
     """
@@ -46,5 +54,7 @@ def guessed(first: TopK, tests: int, k: int, share: float) -> np.ndarray:
 
 
 def unproven(best: TopK, tests: int, k: int, guesses: np.ndarray) -> np.ndarray:
-    """Test examples of which too little was looked for, if it was by `guesses` [2, tests]: their rows, ascending."""
+    """Test examples of which too little was looked for, if it was by `guesses` [2, tests]: their
+    rows, ascending.
+    """
     return np.flatnonzero((proven(best, tests, k) < guesses).any(axis=0))

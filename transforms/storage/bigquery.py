@@ -1,7 +1,9 @@
-"""Rows of a committed result in a BigQuery table, where those of one run stand once, however often they are written.
+"""Rows of a committed result in a BigQuery table, where those of one run stand once, however often
+they are written.
 
-One statement reads the Parquet files that the manifest lists, where they are, deletes what the table holds of the run and inserts its
-rows: all of that happens, or nothing. No row goes through the graph.
+One statement reads the Parquet files that the manifest lists, where they are, deletes what the
+table holds of the run and inserts its rows: all of that happens, or nothing. No row goes through
+the graph.
 
 | column | content |
 |---|---|
@@ -39,17 +41,36 @@ from transforms.storage.manifests import Manifest
 
 _EMULATOR = "BIGQUERY_EMULATOR_HOST"
 _DATE_COLUMN = "run_date"
-_RUN = pa.schema([pa.field("run_id", pa.string(), nullable=False), pa.field(_DATE_COLUMN, pa.date32(), nullable=False)])
-_TYPES = {pa.string(): "STRING", pa.int64(): "INTEGER", pa.float64(): "FLOAT", pa.bool_(): "BOOLEAN", pa.date32(): "DATE"}
+_RUN = pa.schema(
+    [
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field(_DATE_COLUMN, pa.date32(), nullable=False),
+    ]
+)
+_TYPES = {
+    pa.string(): "STRING",
+    pa.int64(): "INTEGER",
+    pa.float64(): "FLOAT",
+    pa.bool_(): "BOOLEAN",
+    pa.date32(): "DATE",
+}
 # The API answers with either name.
 _SAME_TYPES = {"INT64": "INTEGER", "FLOAT64": "FLOAT", "BOOL": "BOOLEAN", "STRUCT": "RECORD"}
 # A query takes no more of them.
 _MOST_FILES = 10_000
 # What a job may end with that another may not.
-_PASSING = ("backendError", "internalError", "rateLimitExceeded", "jobBackendError", "jobInternalError", "jobRateLimitExceeded")
+_PASSING = (
+    "backendError",
+    "internalError",
+    "rateLimitExceeded",
+    "jobBackendError",
+    "jobInternalError",
+    "jobRateLimitExceeded",
+)
 _ATTEMPTS = 3
 _PAUSE = 2.0  # seconds between looks at a job, and before another
-# Before any work somebody waits for the answer; in a run, ten minutes are the library's own patience.
+# Before any work somebody waits for the answer; in a run, ten minutes are the library's own
+# patience.
 _SOON: dict[str, Any] = {"retry": DEFAULT_RETRY.with_timeout(30), "timeout": 20}
 # A job that is there may not be found for a moment.
 _FOUND = Retry(if_exception_type(NotFound), timeout=60)
@@ -80,7 +101,9 @@ class TableName:
 
 @dataclasses.dataclass(frozen=True)
 class Computed:
-    """A column that is computed from those of the files: its name, type, and the expression in SQL."""
+    """A column that is computed from those of the files: its name, type, and the expression in
+    SQL.
+    """
 
     name: str
     type: pa.DataType
@@ -104,11 +127,17 @@ class TableRows:
     @property
     def columns(self) -> pa.Schema:
         """All columns of the table."""
-        return pa.schema([*_RUN, *(pa.field(one.name, one.type) for one in self.computed), *self.schema])
+        return pa.schema(
+            [*_RUN, *(pa.field(one.name, one.type) for one in self.computed), *self.schema]
+        )
 
     def files(self, committed: Manifest) -> list[filesystems.StoredFile]:
         """The files of a result that hold rows."""
-        return [file for file in committed.files if file.name.startswith(self.prefix) and file.name.endswith(".parquet") and file.count]
+        return [
+            file
+            for file in committed.files
+            if file.name.startswith(self.prefix) and file.name.endswith(".parquet") and file.count
+        ]
 
     def count(self, committed: Manifest) -> int:
         """How many rows a result has."""
@@ -116,7 +145,8 @@ class TableRows:
 
 
 def fields(schema: pa.Schema) -> list[SchemaField]:
-    """A table's schema in BigQuery, from that of the Parquet files: lists are REPEATED, structures RECORD.
+    """A table's schema in BigQuery, from that of the Parquet files: lists are REPEATED, structures
+    RECORD.
 
     Raises:
         ValueError: BigQuery has no such column.
@@ -129,26 +159,38 @@ def _field(one: pa.Field) -> SchemaField:
     if pa.types.is_list(kind):
         kind, mode = kind.value_type, "REPEATED"
     if pa.types.is_struct(kind):
-        return SchemaField(one.name, "RECORD", mode, fields=[_field(kind.field(i)) for i in range(kind.num_fields)])
+        return SchemaField(
+            one.name, "RECORD", mode, fields=[_field(kind.field(i)) for i in range(kind.num_fields)]
+        )
     if kind not in _TYPES:
         raise ValueError(f"a column of BigQuery cannot be {one.name}: {one.type}")
     return SchemaField(one.name, _TYPES[kind], mode)
 
 
 def statement(table: TableName, rows: TableRows) -> str:
-    """The statement that makes a table hold of a run the rows of its files, here named `committed`, and nothing else.
+    """The statement that makes a table hold of a run the rows of its files, here named `committed`,
+    and nothing else.
 
-    Its parameters are `run_id` and `run_date`. No row matches another, so all of the run's old ones are deleted and all new ones inserted.
+    Its parameters are `run_id` and `run_date`. No row matches another, so all of the run's old ones
+    are deleted and all new ones inserted.
     """
     names = [f"`{name}`" for name in rows.columns.names]
     computed = [f"{one.sql} AS `{one.name}`" for one in rows.computed]
     taken = [f"`{name}`" for name in rows.schema.names]
     return (
         f"MERGE INTO `{table.sql}` AS kept\n"
-        f"USING (SELECT {', '.join(['@run_id AS `run_id`', '@run_date AS `run_date`', *computed, *taken])} FROM committed) AS made\n"
+        "USING "
+        "(SELECT "
+        f"{', '.join(['@run_id AS `run_id`', '@run_date AS `run_date`', *computed, *taken])} "
+        "FROM "
+        "committed) AS made\n"
         "ON FALSE\n"
         "WHEN NOT MATCHED BY SOURCE AND kept.`run_id` = @run_id THEN DELETE\n"
-        f"WHEN NOT MATCHED BY TARGET THEN INSERT ({', '.join(names)}) VALUES ({', '.join(f'made.{name}' for name in names)})"
+        "WHEN NOT MATCHED BY TARGET THEN "
+        "INSERT "
+        f"({', '.join(names)}) "
+        "VALUES "
+        f"({', '.join(f'made.{name}' for name in names)})"
     )
 
 
@@ -158,14 +200,26 @@ def mismatch(found: bigquery.Table, rows: TableRows) -> str | None:
         return f"it is a {found.table_type}, expected a table"
     parts = found.time_partitioning
     if parts is None or parts.field != _DATE_COLUMN or parts.type_ != "DAY":
-        kind = f"by {parts.type_} of {parts.field or 'the time of loading'}" if parts else "otherwise, or not at all"
+        kind = (
+            f"by {parts.type_} of {parts.field or 'the time of loading'}"
+            if parts
+            else "otherwise, or not at all"
+        )
         return f"it is partitioned {kind}, expected by DAY of {_DATE_COLUMN}"
     if found.require_partition_filter:
-        return "it wants every query to filter by its partitions, and the rows of a run are looked for in all of them"
+        return (
+            "it wants every query to filter by its partitions, and the rows of a "
+            "run "
+            "are "
+            "looked "
+            "for in all of them"
+        )
     return _differing(found.schema, fields(rows.columns))
 
 
-def _differing(found: Sequence[SchemaField], wanted: Sequence[SchemaField], inside: str = "") -> str | None:
+def _differing(
+    found: Sequence[SchemaField], wanted: Sequence[SchemaField], inside: str = ""
+) -> str | None:
     there = {one.name.lower(): one for one in found}
     for one in wanted:
         name = inside + one.name
@@ -179,7 +233,11 @@ def _differing(found: Sequence[SchemaField], wanted: Sequence[SchemaField], insi
             return differing
     # Further columns stay empty; those of records would have to be filled in.
     wrong = [one for one in there.values() if inside or one.mode == "REQUIRED"]
-    return f"its column {inside}{wrong[0].name} is {_told_type(wrong[0])}, and rows have none" if wrong else None
+    return (
+        f"its column {inside}{wrong[0].name} is {_told_type(wrong[0])}, and rows have none"
+        if wrong
+        else None
+    )
 
 
 def _told_type(one: SchemaField) -> str:
@@ -198,20 +256,29 @@ def check_credentials() -> None:
         google.auth.default()
     except DefaultCredentialsError as error:
         raise InputError(
-            f"`output_table` needs Google's credentials ({filesystems.told(error)}): run `gcloud auth application-default login`, or name a "
+            "`output_table` needs "
+            "Google's "
+            "credentials "
+            f"({filesystems.told(error)}): "
+            "run "
+            "`gcloud "
+            "auth application-default login`, or name a "
             "key's file by the environment variable GOOGLE_APPLICATION_CREDENTIALS"
         ) from error
 
 
 def connect(project: str, options: PipelineOptions) -> bigquery.Client:
-    """A client with the credentials that Beam reads and writes files with; its jobs are the project's.
+    """A client with the credentials that Beam reads and writes files with; its jobs are the
+    project's.
 
     Raises:
         InputError: there are no credentials.
     """
     check_credentials()
     found = None if os.environ.get(_EMULATOR) else auth.get_service_credentials(options)
-    return bigquery.Client(project, found.get_google_auth_credentials() if found else AnonymousCredentials())
+    return bigquery.Client(
+        project, found.get_google_auth_credentials() if found else AnonymousCredentials()
+    )
 
 
 @dataclasses.dataclass
@@ -256,7 +323,9 @@ class WriteTable(beam.PTransform):
             InputError: it cannot be asked, or cannot hold them.
         """
         location, exists = self._find(client)
-        return not self.rows.count(committed) or (exists and self._holds(client, location, committed))
+        return not self.rows.count(committed) or (
+            exists and self._holds(client, location, committed)
+        )
 
     def write(self, client: bigquery.Client, committed: Manifest) -> None:
         """Makes the table hold the rows of a result, once.
@@ -268,7 +337,15 @@ class WriteTable(beam.PTransform):
         if not written:
             return
         if len(written) > _MOST_FILES:
-            raise InputError(f"{self._told()}: {len(written)} files, and BigQuery reads {_MOST_FILES} at once: load them in parts")
+            raise InputError(
+                f"{self._told()}: {len(written)} files, and "
+                "BigQuery "
+                "reads "
+                f"{_MOST_FILES} "
+                "at "
+                "once: "
+                "load them in parts"
+            )
         location, exists = self._find(client)
         try:
             if not exists:
@@ -281,7 +358,15 @@ class WriteTable(beam.PTransform):
         return f"`output_table={self.table}`"
 
     def _not_written(self, why: str) -> InputError:
-        return InputError(f"{self._told()}: {self.directory} is complete, and its rows were not written: {why}; run it again to write them")
+        return InputError(
+            f"{self._told()}: {self.directory} is complete, and its "
+            "rows "
+            "were "
+            "not "
+            "written: "
+            f"{why}; "
+            "run it again to write them"
+        )
 
     def _find(self, client: bigquery.Client) -> tuple[str, bool]:
         """The location of the table's dataset, and whether the table exists."""
@@ -289,24 +374,40 @@ class WriteTable(beam.PTransform):
             try:
                 found = client.get_table(self.table.sql, **_SOON)
             except NotFound:
-                return str(client.get_dataset(f"{self.table.project}.{self.table.dataset}", **_SOON).location), False
+                return str(
+                    client.get_dataset(
+                        f"{self.table.project}.{self.table.dataset}", **_SOON
+                    ).location
+                ), False
         except NotFound as error:
             raise InputError(
-                f"{self._told()}: {filesystems.told(error)}; make the dataset first, where the bucket of `output` is"
+                f"{self._told()}: {filesystems.told(error)}; make "
+                "the "
+                "dataset "
+                "first, "
+                "where "
+                "the "
+                "bucket of `output` is"
             ) from error
         except filesystems.STORE_ERRORS as error:
-            raise InputError(f"{self._told()} cannot be looked at: {filesystems.told(error)}") from error
+            raise InputError(
+                f"{self._told()} cannot be looked at: {filesystems.told(error)}"
+            ) from error
         self._check_fits(found)
         return str(found.location), True
 
     def _check_fits(self, found: bigquery.Table) -> None:
         why = mismatch(found, self.rows)
         if why:
-            raise InputError(f"{self._told()} cannot take the rows: {why}; name another table, or change it")
+            raise InputError(
+                f"{self._told()} cannot take the rows: {why}; name another table, or change it"
+            )
 
     def _create(self, client: bigquery.Client) -> None:
         wanted = bigquery.Table(self.table.sql, schema=fields(self.rows.columns))
-        wanted.time_partitioning = bigquery.TimePartitioning(bigquery.TimePartitioningType.DAY, _DATE_COLUMN)
+        wanted.time_partitioning = bigquery.TimePartitioning(
+            bigquery.TimePartitioningType.DAY, _DATE_COLUMN
+        )
         wanted.clustering_fields = ["run_id"]
         # Another run may have made it, for other rows.
         self._check_fits(client.create_table(wanted, exists_ok=True))
@@ -317,7 +418,9 @@ class WriteTable(beam.PTransform):
         if not self.any_date:
             dated = " AND `run_date` = @run_date"
             parameters.append(ScalarQueryParameter("run_date", "DATE", self.run_date))
-        query = f"SELECT COUNT(*) AS `found` FROM `{self.table.sql}` WHERE `run_id` = @run_id{dated}"
+        query = (
+            f"SELECT COUNT(*) AS `found` FROM `{self.table.sql}` WHERE `run_id` = @run_id{dated}"
+        )
         config = QueryJobConfig(query_parameters=parameters, use_query_cache=False)
         try:
             ((found,),) = client.query(query, config, location=location).result()
@@ -338,8 +441,9 @@ class WriteTable(beam.PTransform):
                 ScalarQueryParameter("run_date", "DATE", self.run_date),
             ],
         )
-        # Two jobs of one name cannot be, so that a second try of this step, or of the run, joins the first one's instead of racing it:
-        # two statements that each find nothing to delete would both insert.
+        # Two jobs of one name cannot be, so that a second try of this step, or of the run, joins
+        # the first one's instead of racing it: two statements that each find nothing to delete
+        # would both insert.
         key = manifests.fingerprint(
             [
                 str(self.table),
@@ -353,7 +457,16 @@ class WriteTable(beam.PTransform):
             name = f"tracin-{key}-{number}"
             job: Any
             try:
-                job, ours = client.query(statement(self.table, self.rows), config, job_id=name, location=location, job_retry=None), True
+                job, ours = (
+                    client.query(
+                        statement(self.table, self.rows),
+                        config,
+                        job_id=name,
+                        location=location,
+                        job_retry=None,
+                    ),
+                    True,
+                )
             except Conflict:
                 job, ours = _FOUND(client.get_job)(name, location=location), False
             error = _awaited(job)

@@ -13,7 +13,9 @@ from transforms.core.features import NO_LABEL
 
 
 def encode_vectors(example_ids: np.ndarray, labels: np.ndarray, vectors: np.ndarray) -> list[bytes]:
-    """Serializes n `tf.train.Example`s of `example_id`, `label` and `vector`: [n], [n, L] and [n, d] float32, lists of floats."""
+    """Serializes n `tf.train.Example`s of `example_id`, `label` and `vector`: [n], [n, L] and [n,
+    d] float32, lists of floats.
+    """
     return serialize_examples(
         len(vectors),
         {
@@ -24,12 +26,14 @@ def encode_vectors(example_ids: np.ndarray, labels: np.ndarray, vectors: np.ndar
     )
 
 
-def serialize_examples(n: int, payloads: Mapping[str, tuple[int, np.ndarray | Sequence[bytes]]]) -> list[bytes]:
-    """Serialized `tf.train.Example`s [n] of columns: the kind of a column's lists, and the content of each, as rows [n, size] of bytes, a
-    row [1, size] for all, or by itself.
+def serialize_examples(
+    n: int, payloads: Mapping[str, tuple[int, np.ndarray | Sequence[bytes]]]
+) -> list[bytes]:
+    """Serialized `tf.train.Example`s [n] of columns: the kind of a column's lists, and the content
+    of each, as rows [n, size] of bytes, a row [1, size] for all, or by itself.
 
-    Neighbouring columns whose contents have one size are laid side by side in an array, so that little is left to do for each record, and
-    nothing where this is so of all columns.
+    Neighbouring columns whose contents have one size are laid side by side in an array, so that
+    little is left to do for each record, and nothing where this is so of all columns.
     """
     pieces: list[list[bytes]] = []
     fixed: list[np.ndarray] = []
@@ -48,14 +52,20 @@ def serialize_examples(n: int, payloads: Mapping[str, tuple[int, np.ndarray | Se
             lay()
             pieces.append([entry_head(name, kind, len(value)) + value for value in content])
     if not pieces:
-        return _beside(n, [constant_row(_example_head(sum(column.shape[1] for column in fixed))), *fixed])
+        return _beside(
+            n, [constant_row(_example_head(sum(column.shape[1] for column in fixed))), *fixed]
+        )
     lay()
     return [serialize_example(*row) for row in zip(*pieces, strict=True)]
 
 
 def _beside(n: int, columns: Sequence[np.ndarray]) -> list[bytes]:
     """The rows of columns [n, size] or [1, size] side by side."""
-    return _one_by_one(np.concatenate([np.broadcast_to(column, (n, column.shape[1])) for column in columns], axis=1))
+    return _one_by_one(
+        np.concatenate(
+            [np.broadcast_to(column, (n, column.shape[1])) for column in columns], axis=1
+        )
+    )
 
 
 def constant_row(data: bytes) -> np.ndarray:
@@ -81,7 +91,9 @@ def _as_rows(contents: Sequence[bytes]) -> np.ndarray | None:
     lengths = set(map(len, contents))
     if len(lengths) > 1:
         return None
-    return np.frombuffer(b"".join(contents), np.uint8).reshape(len(contents), max(lengths, default=0))
+    return np.frombuffer(b"".join(contents), np.uint8).reshape(
+        len(contents), max(lengths, default=0)
+    )
 
 
 def serialize_example(*entries: bytes) -> bytes:
@@ -100,7 +112,9 @@ BYTES_LIST, FLOAT_LIST, INT64_LIST, WHOLE_FEATURE = 1, 2, 3, 0
 
 @functools.lru_cache(maxsize=4096)
 def _varint(value: int) -> bytes:
-    """An integer as Protocol Buffers write it, seven bits a byte; one below zero as its 64-bit two's complement."""
+    """An integer as Protocol Buffers write it, seven bits a byte; one below zero as its 64-bit
+    two's complement.
+    """
     value &= (1 << 64) - 1
     written = bytearray()
     while value > 0x7F:
@@ -111,11 +125,15 @@ def _varint(value: int) -> bytes:
 
 
 def varint_rows(values: np.ndarray) -> np.ndarray | list[bytes]:
-    """Integers [n] as Protocol Buffers write them, as rows [n, size] where all take as many bytes."""
+    """Integers [n] as Protocol Buffers write them, as rows [n, size] where all take as many
+    bytes.
+    """
     places = np.arange(10)
     septets = values.astype(np.uint64)[:, None] >> (7 * places).astype(np.uint64)
     sizes = np.maximum(1, np.count_nonzero(septets, axis=1))
-    written = (septets & np.uint64(0x7F)).astype(np.uint8) | np.where(places < sizes[:, None] - 1, 0x80, 0).astype(np.uint8)
+    written = (septets & np.uint64(0x7F)).astype(np.uint8) | np.where(
+        places < sizes[:, None] - 1, 0x80, 0
+    ).astype(np.uint8)
     if len(values) and sizes.min() == sizes.max():
         return written[:, : sizes[0]]
     return [row[:size] for row, size in zip(_one_by_one(written), sizes.tolist(), strict=True)]
@@ -123,9 +141,11 @@ def varint_rows(values: np.ndarray) -> np.ndarray | list[bytes]:
 
 @functools.lru_cache(maxsize=4096)
 def entry_head(key: bytes, kind: int, size: int) -> bytes:
-    """What stands before the last `size` bytes, the payload, of an entry of the map `tf.train.Features.feature`.
+    """What stands before the last `size` bytes, the payload, of an entry of the map
+    `tf.train.Features.feature`.
 
-    The payload is the last field of the innermost of nested messages, so that it ends where all of them do.
+    The payload is the last field of the innermost of nested messages, so that it ends where all of
+    them do.
     """
     # A packed list without numbers is not written at all; a byte string without bytes is.
     numbers = (1,) if kind == BYTES_LIST or size else ()
@@ -154,6 +174,8 @@ def number_lists(values: np.ndarray) -> tuple[int, np.ndarray | list[bytes]]:
     if np.issubdtype(values.dtype, np.integer):
         if values.shape[1] == 1 and (values != NO_LABEL).all():
             return INT64_LIST, varint_rows(values[:, 0])
-        return INT64_LIST, [b"".join([_varint(v) for v in row if v != NO_LABEL]) for row in values.tolist()]
+        return INT64_LIST, [
+            b"".join([_varint(v) for v in row if v != NO_LABEL]) for row in values.tolist()
+        ]
     with np.errstate(over="ignore"):
         return FLOAT_LIST, byte_rows(values, "<f4")

@@ -1,4 +1,5 @@
-"""The feature record: what stage 1 stores of an example and stage 2 reads, as arrays and as a serialized `tf.train.Example`.
+"""The feature record: what stage 1 stores of an example and stage 2 reads, as arrays and as a
+serialized `tf.train.Example`.
 
 | field | type | content |
 |---|---|---|
@@ -56,30 +57,43 @@ FIELDS = (
 )
 
 
-def encode(features: Features, origins: Sequence[Origin], feature_dtype: str = "float32") -> list[bytes]:
-    """Serializes n feature records, all with the same kept keys; equal records give equal bytes, fields sorted by key.
+def encode(
+    features: Features, origins: Sequence[Origin], feature_dtype: str = "float32"
+) -> list[bytes]:
+    """Serializes n feature records, all with the same kept keys; equal records give equal bytes,
+    fields sorted by key.
 
     Loss gradients and activations must be such as the dtype holds.
     """
     kept = {
-        key: [origin.kept[key].SerializeToString(deterministic=True) for origin in origins] for key in (origins[0].kept if origins else ())
+        key: [origin.kept[key].SerializeToString(deterministic=True) for origin in origins]
+        for key in (origins[0].kept if origins else ())
     }
     return encode_columns(features, Origins.of(origins), kept, feature_dtype)
 
 
 def encode_columns(
-    features: Features, origins: Origins, kept: Mapping[str, Sequence[bytes]], feature_dtype: str = "float32"
+    features: Features,
+    origins: Origins,
+    kept: Mapping[str, Sequence[bytes]],
+    feature_dtype: str = "float32",
 ) -> list[bytes]:
-    """As `encode`, of origins in columns; `kept` has by key the serialized `tf.train.Feature` of each.
+    """As `encode`, of origins in columns; `kept` has by key the serialized `tf.train.Feature` of
+    each.
 
-    It frames the fields itself, whose heads are the same from record to record: to build a message of every one takes longer than a small
-    network takes to compute them.
+    It frames the fields itself, whose heads are the same from record to record: to build a message
+    of every one takes longer than a small network takes to compute them.
     """
     stored = DTYPES[feature_dtype].as_numpy_dtype
     sources = [source.encode() for source in origins.sources]
     payloads: dict[str, tuple[int, np.ndarray | Sequence[bytes]]] = {
         "example_id": (BYTES_LIST, text_rows(features.example_ids)),
-        "source": (BYTES_LIST, constant_row(sources[0]) if len(sources) == 1 else [sources[i] for i in origins.source.tolist()]),
+        "source": (
+            BYTES_LIST,
+            constant_row(sources[0])
+            if len(sources) == 1
+            else [sources[i] for i in origins.source.tolist()],
+        ),
         "offset": (INT64_LIST, varint_rows(origins.offsets)),
         "content_digest": (BYTES_LIST, origins.digests),
         "label": number_lists(features.labels),
@@ -109,9 +123,16 @@ def relocate(serialized: bytes, source: str, offset: int) -> bytes:
 
 
 def decode(
-    serialized: Sequence[bytes], checkpoints: int, outputs: int, units: int, integer_labels: bool, feature_dtype: str = "float32"
+    serialized: Sequence[bytes],
+    checkpoints: int,
+    outputs: int,
+    units: int,
+    integer_labels: bool,
+    feature_dtype: str = "float32",
 ) -> Features:
-    """Parses n feature records of `checkpoints` T, `outputs` C and `units` D (the trailing 1 of a bias counted)."""
+    """Parses n feature records of `checkpoints` T, `outputs` C and `units` D (the trailing 1 of a
+    bias counted).
+    """
     n = len(serialized)
     stored = DTYPES[feature_dtype]
     label = tf.io.RaggedFeature(tf.int64 if integer_labels else tf.float32)
@@ -158,7 +179,8 @@ def example_ids(serialized: Sequence[bytes]) -> list[bytes]:
     """The ids of n feature records; nothing else of them is parsed."""
     with tf.device("/CPU:0"):
         parsed = tf.io.parse_example(
-            tf.constant(serialized, tf.string, shape=[len(serialized)]), {"example_id": tf.io.FixedLenFeature([], tf.string)}
+            tf.constant(serialized, tf.string, shape=[len(serialized)]),
+            {"example_id": tf.io.FixedLenFeature([], tf.string)},
         )
     ids: list[bytes] = parsed["example_id"].numpy().tolist()
     return ids
@@ -166,7 +188,9 @@ def example_ids(serialized: Sequence[bytes]) -> list[bytes]:
 
 def kept_texts(serialized: Sequence[bytes], keys: Sequence[str]) -> dict[str, list[str]]:
     """What n feature records keep under these keys, as text: [n] for each."""
-    features = [tf.train.Example.FromString(one).features.feature for one in serialized] if keys else []
+    features = (
+        [tf.train.Example.FromString(one).features.feature for one in serialized] if keys else []
+    )
     return {key: [text(one[key]) for one in features] for key in keys}
 
 
@@ -174,7 +198,10 @@ def text(feature: tf.train.Feature) -> str:
     """The values of a kept key as text."""
     kind = feature.WhichOneof("kind")
     values = getattr(feature, kind).value if kind else []
-    return ", ".join(value.decode(errors="replace") if isinstance(value, bytes) else _number_text(value) for value in values)
+    return ", ".join(
+        value.decode(errors="replace") if isinstance(value, bytes) else _number_text(value)
+        for value in values
+    )
 
 
 def _number_text(value: float) -> str:
@@ -186,10 +213,15 @@ def origins(serialized: Sequence[bytes]) -> list[Origin]:
     text = tf.io.FixedLenFeature([], tf.string)
     wanted = {"source": text, "offset": tf.io.FixedLenFeature([], tf.int64), "content_digest": text}
     with tf.device("/CPU:0"):
-        parsed = tf.io.parse_example(tf.constant(serialized, tf.string, shape=[len(serialized)]), wanted)
+        parsed = tf.io.parse_example(
+            tf.constant(serialized, tf.string, shape=[len(serialized)]), wanted
+        )
     columns = [parsed[name].numpy().tolist() for name in wanted]
     names = {source: source.decode() for source in columns[0]}
-    return [Origin(names[source], offset, digest) for source, offset, digest in zip(*columns, strict=True)]
+    return [
+        Origin(names[source], offset, digest)
+        for source, offset, digest in zip(*columns, strict=True)
+    ]
 
 
 def packed_origins(serialized: Sequence[bytes]) -> Origins:

@@ -37,21 +37,34 @@ class FeatureSet:
 
     def payloads(self, span: Span) -> list[bytes]:
         """Reads and verifies serialized records."""
-        return tfrecords.split_frames(filesystems.read_verified(self.directory, self.manifest.files[span.file]), span.start, span.stop)
+        return tfrecords.split_frames(
+            filesystems.read_verified(self.directory, self.manifest.files[span.file]),
+            span.start,
+            span.stop,
+        )
 
     def decode(self, payloads: Sequence[bytes]) -> Features:
         """Parses serialized records."""
         shape, found = self.shape, self.manifest
-        return feature_record.decode(payloads, shape.checkpoints, shape.outputs, shape.units, found.integer_labels, found.feature_dtype)
+        return feature_record.decode(
+            payloads,
+            shape.checkpoints,
+            shape.outputs,
+            shape.units,
+            found.integer_labels,
+            found.feature_dtype,
+        )
 
     def read(self, spans: Sequence[Span]) -> Features:
         """Reads, verifies and parses records; `spans` holds at least one."""
         return Features.concatenate([self.decode(self.payloads(span)) for span in spans])
 
     def take(self, rows: np.ndarray) -> Features:
-        """Reads, verifies and parses the records of some rows of the set, ascending, [m] integers: each file that holds some once.
+        """Reads, verifies and parses the records of some rows of the set, ascending, [m] integers:
+        each file that holds some once.
 
-        Of a file on this machine of which few are wanted, only these are read, and verified by their own checksums.
+        Of a file on this machine of which few are wanted, only these are read, and verified by
+        their own checksums.
 
         Raises:
             InputError: what is read is not what was written.
@@ -74,4 +87,6 @@ class FeatureSet:
             with open(path, "rb") as stream:
                 return tfrecords.pick_frames(stream, indices)
         except (OSError, ValueError) as error:
-            raise InputError(f"{path} is damaged or gone: {filesystems.told(error)}; compute the set again") from error
+            raise InputError(
+                f"{path} is damaged or gone: {filesystems.told(error)}; compute the set again"
+            ) from error

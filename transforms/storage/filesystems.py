@@ -1,6 +1,7 @@
 """Files on any filesystem that Beam reads: found, read and verified, written whole.
 
-The rest of the project reads and writes stored files through this module; `staging` copies what libraries open by themselves.
+The rest of the project reads and writes stored files through this module; `staging` copies what
+libraries open by themselves.
 """
 
 from __future__ import annotations
@@ -26,16 +27,20 @@ from urllib3.exceptions import HTTPError
 
 from transforms.core.errors import InputError, first_line
 
-# What stores and networks raise. Beam wraps Cloud Storage's exceptions in some of its calls and lets them through in others.
+# What stores and networks raise. Beam wraps Cloud Storage's exceptions in some of its calls and
+# lets them through in others.
 STORE_ERRORS = (BeamIOError, OSError, GoogleAPIError, GoogleAuthError, InvalidResponse, HTTPError)
 
-# How often a store is asked for what does not arrive whole, beyond what its library tries by itself.
+# How often a store is asked for what does not arrive whole, beyond what its library tries by
+# itself.
 _ATTEMPTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class FoundFile:
-    """A file that a glob matched: its path, size in bytes, time of last change (seconds), and its path below the glob's literal part."""
+    """A file that a glob matched: its path, size in bytes, time of last change (seconds), and its
+    path below the glob's literal part.
+    """
 
     path: str
     size: int
@@ -45,7 +50,9 @@ class FoundFile:
 
 @dataclasses.dataclass(frozen=True)
 class StoredFile:
-    """A file as a manifest lists it: its name in the directory, size in bytes, CRC-32C, and how many records it holds."""
+    """A file as a manifest lists it: its name in the directory, size in bytes, CRC-32C, and how
+    many records it holds.
+    """
 
     name: str
     size: int
@@ -74,7 +81,9 @@ def split_patterns(patterns: str) -> list[str]:
 
 
 def literal_directory(pattern: str) -> str:
-    """The last directory of a glob that is spelled out: `data/2024/` for `data/2024/*/train-*`, with its trailing separator."""
+    """The last directory of a glob that is spelled out: `data/2024/` for `data/2024/*/train-*`,
+    with its trailing separator.
+    """
     literal = _literal(pattern)
     return literal[: literal.rfind("/") + 1]
 
@@ -95,21 +104,27 @@ def match(pattern: str) -> list[FileMetadata]:
         return list(FileSystems.match([pattern])[0].metadata_list)
     # Beam finds nothing for a local glob whose literal part has no directory.
     found = FileSystems.match([f"./{pattern}"])[0].metadata_list
-    return [FileMetadata(m.path.removeprefix("./"), m.size_in_bytes, m.last_updated_in_seconds) for m in found]
+    return [
+        FileMetadata(m.path.removeprefix("./"), m.size_in_bytes, m.last_updated_in_seconds)
+        for m in found
+    ]
 
 
 def find(patterns: str, field: str) -> list[FoundFile]:
     """Finds the files of a comma-separated list of globs, sorted by path.
 
-    `field` names the setting in messages. Each glob must match a file, and no two files may have the same name below their globs'
-    last literal directories, since those names are the stems of the examples' ids.
+    `field` names the setting in messages. Each glob must match a file, and no two files may have
+    the same name below their globs' last literal directories, since those names are the stems of
+    the examples' ids.
 
     Raises:
         InputError: a glob matches nothing or cannot be read, or two files would give the same ids.
     """
     wanted = split_patterns(patterns)
     if not wanted:
-        raise InputError(f"`{field}` is empty: give one or more globs of files, separated by commas")
+        raise InputError(
+            f"`{field}` is empty: give one or more globs of files, separated by commas"
+        )
     found: dict[str, FoundFile] = {}
     for pattern in wanted:
         try:
@@ -117,19 +132,32 @@ def find(patterns: str, field: str) -> list[FoundFile]:
         except (*STORE_ERRORS, ValueError) as error:
             raise InputError(f"`{field}={pattern!r}` cannot be read: {told(error)}") from error
         prefix = literal_directory(pattern)
-        files = [m for m in matched if not m.path.endswith("/") and not (is_local(m.path) and os.path.isdir(m.path))]
+        files = [
+            m
+            for m in matched
+            if not m.path.endswith("/") and not (is_local(m.path) and os.path.isdir(m.path))
+        ]
         if not files:
             raise InputError(f"`{field}={pattern!r}` matches no file: check the path and the glob")
         for m in files:
-            # Beam may return a local path made absolute; the name is then what follows the same directory made absolute.
+            # Beam may return a local path made absolute; the name is then what follows the same
+            # directory made absolute.
             base = prefix if m.path.startswith(prefix) else os.path.abspath(prefix) + "/"
             name = m.path[len(base) :] if m.path.startswith(base) else posixpath.basename(m.path)
-            found.setdefault(m.path, FoundFile(m.path, m.size_in_bytes, m.last_updated_in_seconds or 0.0, name))
+            found.setdefault(
+                m.path, FoundFile(m.path, m.size_in_bytes, m.last_updated_in_seconds or 0.0, name)
+            )
     names: dict[str, str] = {}
     for file in found.values():
         if file.name in names:
             raise InputError(
-                f"`{field}` matches {names[file.name]} and {file.path}, whose records would get the same ids ({file.name}#0, …): "
+                f"`{field}` matches {names[file.name]} and "
+                f"{file.path}, "
+                "whose "
+                "records "
+                "would "
+                "get "
+                f"the same ids ({file.name}#0, …): "
                 "use one glob from a common directory, or run them one by one"
             )
         names[file.name] = file.path
@@ -137,7 +165,9 @@ def find(patterns: str, field: str) -> list[FoundFile]:
 
 
 class _Steady(io.RawIOBase):
-    """A store's stream that ends where its file ends: an answer shorter than what was asked for is no end, the rest is asked for."""
+    """A store's stream that ends where its file ends: an answer shorter than what was asked for is
+    no end, the rest is asked for.
+    """
 
     def __init__(self, path: str, stream: IO[bytes]) -> None:
         self._path = path
@@ -181,7 +211,9 @@ class _Steady(io.RawIOBase):
                 self._position += len(data)
                 return data
         if wanted > 0:
-            raise OSError(f"{self._path} has {self._size} bytes, and from {self._position} on none arrive")
+            raise OSError(
+                f"{self._path} has {self._size} bytes, and from {self._position} on none arrive"
+            )
         return b""
 
 
@@ -208,13 +240,29 @@ def read_verified(directory: str, file: StoredFile) -> bytes:
         try:
             data = read(path)
         except STORE_ERRORS as error:
-            raise InputError(f"{path} is listed in its manifest and cannot be read: {told(error)}; compute the set again") from error
+            raise InputError(
+                f"{path} is listed in its manifest and cannot "
+                "be "
+                "read: "
+                f"{told(error)}; "
+                "compute "
+                "the "
+                "set again"
+            ) from error
         if len(data) == file.size and crc32c(data) == file.crc32c:
             return data
         if left:
-            logging.getLogger(__name__).warning("%s did not arrive as its manifest says: reading it again", path)
+            logging.getLogger(__name__).warning(
+                "%s did not arrive as its manifest says: reading it again", path
+            )
     raise InputError(
-        f"{path} is damaged: its manifest says {file.size} bytes with CRC-32C {file.crc32c:08x}, found {len(data)} bytes with "
+        f"{path} is damaged: its manifest says "
+        f"{file.size} "
+        "bytes "
+        "with "
+        "CRC-32C "
+        f"{file.crc32c:08x}, "
+        f"found {len(data)} bytes with "
         f"{crc32c(data):08x}; compute the set again"
     )
 
@@ -227,8 +275,9 @@ def crc32c(data: bytes, before: int = 0) -> int:
 class NewFile:
     """A file in the making, of which no reader ever sees a part.
 
-    On a local disk its bytes go to a hidden neighbour, which takes the name in one step. What goes to a store is kept in memory until it is
-    whole: an upload whose state is lost, say because its last answer was, cannot always be resumed; the same bytes can be written again.
+    On a local disk its bytes go to a hidden neighbour, which takes the name in one step. What goes
+    to a store is kept in memory until it is whole: an upload whose state is lost, say because its
+    last answer was, cannot always be resumed; the same bytes can be written again.
     """
 
     def __init__(self, directory: str, name: str) -> None:
@@ -244,7 +293,9 @@ class NewFile:
         self._parts: list[bytes] = []
         self._stream: IO[bytes] | None = None
         if is_local(self._path):
-            self._hidden = join(os.path.dirname(self._path) or ".", hidden_name(name, uuid.uuid4().hex))
+            self._hidden = join(
+                os.path.dirname(self._path) or ".", hidden_name(name, uuid.uuid4().hex)
+            )
             with self._told():
                 os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
                 # `finish` or `discard` closes it.
@@ -303,16 +354,21 @@ class NewFile:
             except STORE_ERRORS as error:
                 if not left:
                     raise InputError(f"{self._path} cannot be written: {told(error)}") from error
-                logging.getLogger(__name__).warning("%s was not written (%s): writing it again", self._path, told(error))
+                logging.getLogger(__name__).warning(
+                    "%s was not written (%s): writing it again", self._path, told(error)
+                )
 
 
 def hidden_name(name: str, writer: str) -> str:
-    """The name that a local file has while it is written; globs as parts of it give a glob for such names."""
+    """The name that a local file has while it is written; globs as parts of it give a glob for such
+    names.
+    """
     return f".{name}.{writer}.part"
 
 
 def write(directory: str, name: str, data: bytes, count: int) -> StoredFile:
-    """Writes a whole file, so that no reader ever sees a part of it, and returns what a manifest lists of it.
+    """Writes a whole file, so that no reader ever sees a part of it, and returns what a manifest
+    lists of it.
 
     Raises:
         InputError: the disk or the store does not take it.
@@ -334,7 +390,8 @@ def _upload(path: str, parts: Sequence[bytes]) -> None:
             for part in parts:
                 stream.write(part)
     except BaseException:
-        # Else Cloud Storage's writer would try once more when it is collected, behind the back of what has been told to have failed.
+        # Else Cloud Storage's writer would try once more when it is collected, behind the back of
+        # what has been told to have failed.
         if terminate := getattr(stream, "terminate", None):
             with contextlib.suppress(Exception):
                 terminate()
@@ -355,13 +412,19 @@ def delete(directory: str, names: Iterable[str]) -> None:
 
 def names_matching(directory: str, patterns: Iterable[str]) -> set[str]:
     """The names of the files of `directory` that match any of the globs."""
-    return {posixpath.basename(m.path) for pattern in patterns for m in match(join(directory, pattern))}
+    return {
+        posixpath.basename(m.path) for pattern in patterns for m in match(join(directory, pattern))
+    }
 
 
 def sizes(directory: str, names: Iterable[str]) -> dict[str, int]:
     """The sizes in bytes of those files of `directory` that are there."""
     found = FileSystems.match([join(directory, name) for name in names])
-    return {posixpath.basename(m.path): m.size_in_bytes for result in found for m in result.metadata_list}
+    return {
+        posixpath.basename(m.path): m.size_in_bytes
+        for result in found
+        for m in result.metadata_list
+    }
 
 
 def check_writable(directory: str) -> None:
@@ -371,13 +434,27 @@ def check_writable(directory: str) -> None:
         InputError: a small file could not be written there and removed again.
     """
     if is_local(directory) and os.path.isfile(directory):
-        raise InputError(f"`output={directory!r}` is a file, expected a directory or a place where one can be made")
+        raise InputError(
+            f"`output={directory!r}` is a file, expected a directory or a "
+            "place "
+            "where "
+            "one "
+            "can "
+            "be "
+            "made"
+        )
     name = f".tracin-writable-{uuid.uuid4().hex}"
     try:
         write(directory, name, b"", 0)
     except InputError as error:
         cause = error.__cause__
-        raise InputError(f"`output={directory!r}` cannot be written: {told(cause) if isinstance(cause, Exception) else error}") from error
+        raise InputError(
+            f"`output={directory!r}` "
+            "cannot "
+            "be "
+            "written: "
+            f"{told(cause) if isinstance(cause, Exception) else error}"
+        ) from error
     # Some may write to a bucket and not delete from it.
     with contextlib.suppress(*STORE_ERRORS):
         FileSystems.delete([join(directory, name)])

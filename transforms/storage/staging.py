@@ -1,4 +1,6 @@
-"""Remote files made local: what libraries open by path is copied once to this machine's disk, and is whole there or not at all."""
+"""Remote files made local: what libraries open by path is copied once to this machine's disk, and
+is whole there or not at all.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ _PART = 1 << 25
 
 @dataclasses.dataclass(frozen=True)
 class _Remote:
-    """A file to be copied: its path, size in bytes, what changes with its content, and its object where Cloud Storage has it."""
+    """A file to be copied: its path, size in bytes, what changes with its content, and its object
+    where Cloud Storage has it.
+    """
 
     path: str
     size: int
@@ -42,11 +46,14 @@ class _Remote:
 
 
 def local_checkpoint(path: str) -> str:
-    """A local path of a checkpoint: a `.keras`, `.weights.h5` or `.json` file, or the prefix of a TensorFlow checkpoint's files.
+    """A local path of a checkpoint: a `.keras`, `.weights.h5` or `.json` file, or the prefix of a
+    TensorFlow checkpoint's files.
 
-    Local paths are returned as they are. Remote files are copied to a directory whose name tells path, size and generation (or time of
-    change), so that a changed file is copied again and an unchanged one is not. Processes of one machine wait for each other's copies. A
-    copy has its file's size and, where the store tells one, its CRC-32C, and is compared with its own SHA-256 before it is used again.
+    Local paths are returned as they are. Remote files are copied to a directory whose name tells
+    path, size and generation (or time of change), so that a changed file is copied again and an
+    unchanged one is not. Processes of one machine wait for each other's copies. A copy has its
+    file's size and, where the store tells one, its CRC-32C, and is compared with its own SHA-256
+    before it is used again.
 
     Raises:
         InputError: the file cannot be read, or does not arrive as it is stored.
@@ -55,7 +62,9 @@ def local_checkpoint(path: str) -> str:
         return path
     patterns = [path] if path.endswith(_WHOLE_FILES) else [f"{path}.index", f"{path}.data-*"]
     try:
-        found = [_described(m) for match in FileSystems.match(patterns) for m in match.metadata_list]
+        found = [
+            _described(m) for match in FileSystems.match(patterns) for m in match.metadata_list
+        ]
         if not found:
             raise InputError(f"{path}: no such file")
         identity = repr([(remote.path, remote.size, remote.version) for remote in found])
@@ -66,7 +75,9 @@ def local_checkpoint(path: str) -> str:
             for remote in found:
                 _copy(remote, os.path.join(directory, posixpath.basename(remote.path)))
     except filesystems.STORE_ERRORS as error:
-        raise InputError(f"{path} cannot be copied to this machine: {filesystems.told(error)}") from error
+        raise InputError(
+            f"{path} cannot be copied to this machine: {filesystems.told(error)}"
+        ) from error
     return os.path.join(directory, posixpath.basename(path))
 
 
@@ -87,7 +98,9 @@ def _described(metadata: FileMetadata) -> _Remote:
 
 
 def private_directory() -> str:
-    """This user's own directory on this machine, which outlives processes but no restart of the machine."""
+    """This user's own directory on this machine, which outlives processes but no restart of the
+    machine.
+    """
     directory = os.path.join(tempfile.gettempdir(), f"tracin-{os.getuid()}")
     os.makedirs(directory, mode=0o700, exist_ok=True)
     return directory
@@ -112,7 +125,9 @@ def _copy(remote: _Remote, target: str) -> None:
         except filesystems.STORE_ERRORS as error:
             if not left:
                 raise
-            logging.getLogger(__name__).warning("%s did not arrive (%s): copying it again", remote.path, filesystems.told(error))
+            logging.getLogger(__name__).warning(
+                "%s did not arrive (%s): copying it again", remote.path, filesystems.told(error)
+            )
 
 
 def _is_whole(target: str) -> bool:
@@ -150,7 +165,9 @@ def _download(remote: _Remote, target: str) -> None:
         stored = _decoded(remote.blob.crc32c if remote.blob else FileSystems.checksum(remote.path))
         if arrived != remote.size or stored not in (None, crc.digest()):
             wrong_size = f"it has {remote.size} bytes, {arrived} arrived"
-            raise OSError(wrong_size if arrived != remote.size else "its CRC-32C is not that of what arrived")
+            raise OSError(
+                wrong_size if arrived != remote.size else "its CRC-32C is not that of what arrived"
+            )
         with open(_digest_path(target), "w") as written:
             written.write(digest.hexdigest())
         os.replace(partial, target)
@@ -162,8 +179,8 @@ def _download(remote: _Remote, target: str) -> None:
 def _transfer(remote: _Remote, target: str) -> None:
     """Writes a file's content to a local one, which nobody else looks at."""
     if remote.blob:
-        # Stored bytes, not what they would be unpacked to; of the generation that was looked up. The whole copy's checksum is compared
-        # afterwards, as it is on the disk.
+        # Stored bytes, not what they would be unpacked to; of the generation that was looked up.
+        # The whole copy's checksum is compared afterwards, as it is on the disk.
         transfer_manager.download_chunks_concurrently(
             remote.blob,
             target,
@@ -179,7 +196,9 @@ def _transfer(remote: _Remote, target: str) -> None:
 
 
 def _decoded(told: str | None) -> bytes | None:
-    """A CRC-32C in Google Cloud Storage's form, base64 of four bytes big-endian; None where a store tells another sum, or none."""
+    """A CRC-32C in Google Cloud Storage's form, base64 of four bytes big-endian; None where a store
+    tells another sum, or none.
+    """
     try:
         decoded = base64.b64decode(told, validate=True) if told else b""
     except ValueError:

@@ -37,4 +37,8 @@ def label_array(labels: np.ndarray, kind: pa.DataType) -> pa.Array:
 
 def to_jsonl(table: pa.Table) -> bytes:
     """A table as lines of JSON, with the shortest digits that give the same float64 back."""
-    return b"".join(orjson.dumps(row) + b"\n" for batch in table.to_batches(max_chunksize=500) for row in batch.to_pylist())
+    return b"".join(
+        orjson.dumps(row) + b"\n"
+        for batch in table.to_batches(max_chunksize=500)
+        for row in batch.to_pylist()
+    )

@@ -1,8 +1,10 @@
-"""The framing of TFRecord files: payloads out of a stream, one by one and with what is wrong with them; and back.
+"""The framing of TFRecord files: payloads out of a stream, one by one and with what is wrong with
+them; and back.
 
-Beam's and TensorFlow's readers stop at the first damaged record and lose the rest of the file with it. Here a payload with a wrong
-checksum is one record lost, said so, and the next is read; only a damaged length ends the file, since nobody knows where the next
-record starts. Format: `uint64 length, masked CRC-32C of it, payload, masked CRC-32C of it`, little-endian.
+Beam's and TensorFlow's readers stop at the first damaged record and lose the rest of the file with
+it. Here a payload with a wrong checksum is one record lost, said so, and the next is read; only a
+damaged length ends the file, since nobody knows where the next record starts. Format: `uint64
+length, masked CRC-32C of it, payload, masked CRC-32C of it`, little-endian.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class UnreadableTail(Exception):
         index: the record that should start there.
         offset: where, in bytes, after decompression.
         reason: what is wrong.
-        is_no_record: whether not even the first record's header is one, so that this is hardly a TFRecord file.
+        is_no_record: whether not even the first record's header is one, so that this is hardly a
+            TFRecord file.
     """
 
     def __init__(self, index: int, offset: int, reason: str, is_no_record: bool = False) -> None:
@@ -72,7 +75,9 @@ def join_frames(payloads: Iterable[bytes]) -> bytes:
 
 
 def split_frames(data: bytes, start: int = 0, stop: int | None = None) -> list[bytes]:
-    """The payloads `start` to `stop` of a file whose whole content has been verified, so that checksums need no second look."""
+    """The payloads `start` to `stop` of a file whose whole content has been verified, so that
+    checksums need no second look.
+    """
     payloads = []
     position = index = 0
     while position < len(data) and (stop is None or index < stop):
@@ -85,7 +90,8 @@ def split_frames(data: bytes, start: int = 0, stop: int | None = None) -> list[b
 
 
 def pick_frames(stream: IO[bytes], indices: Sequence[int]) -> list[bytes]:
-    """The payloads of some records of an uncompressed stream that can seek, given by their indices, ascending; others are passed over.
+    """The payloads of some records of an uncompressed stream that can seek, given by their indices,
+    ascending; others are passed over.
 
     Raises:
         ValueError: a checksum of what is read is wrong, or the stream ends before.
@@ -111,13 +117,15 @@ def pick_frames(stream: IO[bytes], indices: Sequence[int]) -> list[bytes]:
 
 
 def read_frames(stream: IO[bytes]) -> Iterator[list[bytes | None]]:
-    """Reads the records of a TFRecord stream, plain or gzip (told by content, not by name), in order, as many at once as a read gives.
+    """Reads the records of a TFRecord stream, plain or gzip (told by content, not by name), in
+    order, as many at once as a read gives.
 
     Yields:
         The payload of each, or None where its checksum is wrong.
 
     Raises:
-        UnreadableTail: a length is damaged, the stream ends inside a record, or its compression is broken.
+        UnreadableTail: a length is damaged, the stream ends inside a record, or its compression is
+            broken.
     """
     head = stream.read(_HEADER.size)
     if head[:2] == _GZIP_MAGIC and not _is_header(head):
@@ -142,7 +150,11 @@ def _read_plain(read: Callable[[int], bytes], buffer: bytes) -> Iterator[list[by
             yield payloads
         index, offset, buffer = index + len(payloads), offset + end, buffer[end:]
         if is_damaged:
-            reason = "the record's length is damaged" if index else "what stands there is not a record's length"
+            reason = (
+                "the record's length is damaged"
+                if index
+                else "what stands there is not a record's length"
+            )
             raise UnreadableTail(index, offset, reason, is_no_record=not index)
         length = _LENGTH.unpack_from(buffer)[0] if len(buffer) >= _HEADER.size else None
         wanted = _HEADER.size if length is None else length + 16
@@ -154,9 +166,13 @@ def _read_plain(read: Callable[[int], bytes], buffer: bytes) -> Iterator[list[by
                 broken, part = str(error), b""
             if not part:
                 if broken or length is not None:
-                    raise UnreadableTail(index, offset, broken or f"the file ends inside a record of {length} bytes")
+                    raise UnreadableTail(
+                        index, offset, broken or f"the file ends inside a record of {length} bytes"
+                    )
                 if have:
-                    raise UnreadableTail(index, offset, f"the file ends inside a record's header, after {have} bytes")
+                    raise UnreadableTail(
+                        index, offset, f"the file ends inside a record's header, after {have} bytes"
+                    )
                 return
             parts.append(part)
             have += len(part)
@@ -164,7 +180,9 @@ def _read_plain(read: Callable[[int], bytes], buffer: bytes) -> Iterator[list[by
 
 
 def _whole_frames(buffer: bytes) -> tuple[list[bytes | None], int, bool]:
-    """The payloads of the records that a buffer begins with; where the next one starts, and whether its header is damaged."""
+    """The payloads of the records that a buffer begins with; where the next one starts, and whether
+    its header is damaged.
+    """
     payloads: list[bytes | None] = []
     position, size = 0, len(buffer)
     # Bound to local names, since this is done for every record.
@@ -179,7 +197,11 @@ def _whole_frames(buffer: bytes) -> tuple[list[bytes | None], int, bool]:
             break
         payload = buffer[start:end]
         crc = crc_of(payload)
-        payloads.append(payload if unpack_crc(buffer, end)[0] == ((crc >> 15 | crc << 17) + _MASK) & 0xFFFFFFFF else None)
+        payloads.append(
+            payload
+            if unpack_crc(buffer, end)[0] == ((crc >> 15 | crc << 17) + _MASK) & 0xFFFFFFFF
+            else None
+        )
         position = end + _CRC.size
     return payloads, position, False
 

@@ -1,4 +1,5 @@
-"""Vectors as files that nearest-neighbour libraries read, in the order of the feature set, beside the projection that made them.
+"""Vectors as files that nearest-neighbour libraries read, in the order of the feature set, beside
+the projection that made them.
 
 | format | files | content |
 |---|---|---|
@@ -43,7 +44,9 @@ _FILE_BYTES, _FILE_ROWS = 64 << 20, 50_000
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Rows of a feature set that follow each other: `number` among such ranges, the first row's number, and where they are."""
+    """Rows of a feature set that follow each other: `number` among such ranges, the first row's
+    number, and where they are.
+    """
 
     number: int
     start: int
@@ -74,7 +77,9 @@ def rows_per_file(dimensions: int) -> int:
     return max(1, min(_FILE_ROWS, _FILE_BYTES // (4 * dimensions)))
 
 
-def vectors_of(shard: Shard, found: FeatureSet, projection: Projection) -> Iterator[tuple[Features, np.ndarray]]:
+def vectors_of(
+    shard: Shard, found: FeatureSet, projection: Projection
+) -> Iterator[tuple[Features, np.ndarray]]:
     """The features of a range's spans, one after the other, and their vectors [n, d] float32."""
     for span in shard.spans:
         features = found.read([span])
@@ -82,21 +87,38 @@ def vectors_of(shard: Shard, found: FeatureSet, projection: Projection) -> Itera
         counters.add("examples-projected", len(features))
 
 
-def render(kind: str, number: int, start: int, features: Features, vectors: np.ndarray, label: pa.DataType) -> Iterator[tuple[str, bytes]]:
-    """The files of one format, (name, content), of vectors [n, d] whose first is row `start`; `label` is the type of labels."""
+def render(
+    kind: str, number: int, start: int, features: Features, vectors: np.ndarray, label: pa.DataType
+) -> Iterator[tuple[str, bytes]]:
+    """The files of one format, (name, content), of vectors [n, d] whose first is row `start`;
+    `label` is the type of labels.
+    """
     stem = f"vectors-{number:05d}"
     if kind == "npy":
         yield f"{stem}.npy", _npy(vectors)
-        yield f"ids-{number:05d}.npy", _npy(np.array([one.decode() for one in features.example_ids.tolist()]))
+        yield (
+            f"ids-{number:05d}.npy",
+            _npy(np.array([one.decode() for one in features.example_ids.tolist()])),
+        )
     elif kind == "parquet":
         fixed = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         columns = [string_array(features.example_ids), label_array(features.labels, label), fixed]
         buffer = io.BytesIO()
         # Floats of gradients do not compress, and dictionaries of them only take time.
-        pq.write_table(pa.table(columns, ["example_id", "label", "vector"]), buffer, use_dictionary=False, compression="none")
+        pq.write_table(
+            pa.table(columns, ["example_id", "label", "vector"]),
+            buffer,
+            use_dictionary=False,
+            compression="none",
+        )
         yield f"{stem}.parquet", buffer.getvalue()
     elif kind == "tfrecord":
-        yield f"{stem}.tfrecord", tfrecords.join_frames(example_wire.encode_vectors(features.example_ids, features.labels, vectors))
+        yield (
+            f"{stem}.tfrecord",
+            tfrecords.join_frames(
+                example_wire.encode_vectors(features.example_ids, features.labels, vectors)
+            ),
+        )
     elif kind == "faiss":
         faiss = faiss_index.require()
         index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
@@ -114,12 +136,21 @@ def _npy(array: np.ndarray) -> bytes:
 
 def _vertex_lines(features: Features, vectors: np.ndarray) -> Iterator[bytes]:
     whole = np.issubdtype(features.labels.dtype, np.integer)
-    for example_id, labels, vector in zip(features.example_ids.tolist(), features.labels.tolist(), vectors, strict=True):
+    for example_id, labels, vector in zip(
+        features.example_ids.tolist(), features.labels.tolist(), vectors, strict=True
+    ):
         line = {"id": example_id.decode(), "embedding": vector}
         if whole:
-            line["restricts"] = [{"namespace": "label", "allow": [str(label) for label in labels if label != NO_LABEL]}]
+            line["restricts"] = [
+                {
+                    "namespace": "label",
+                    "allow": [str(label) for label in labels if label != NO_LABEL],
+                }
+            ]
         else:
-            line["numeric_restricts"] = [{"namespace": "label", "value_double": label} for label in labels]
+            line["numeric_restricts"] = [
+                {"namespace": "label", "value_double": label} for label in labels
+            ]
         yield orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
 
 
@@ -133,10 +164,15 @@ class WrittenVectors:
     zero: int
 
 
-def write_vectors(shard: Shard, found: FeatureSet, projection: Projection, directory: str, formats: Sequence[str]) -> WrittenVectors:
+def write_vectors(
+    shard: Shard, found: FeatureSet, projection: Projection, directory: str, formats: Sequence[str]
+) -> WrittenVectors:
     """Writes the vectors of a range of rows in each format."""
     parts = list(vectors_of(shard, found, projection))
-    features, vectors = Features.concatenate([one for one, _ in parts]), np.concatenate([one for _, one in parts])
+    features, vectors = (
+        Features.concatenate([one for one, _ in parts]),
+        np.concatenate([one for _, one in parts]),
+    )
     label = label_type(found.manifest.task, found.manifest.outputs)
     written = [
         filesystems.write(directory, name, content, len(vectors))
@@ -153,7 +189,8 @@ def count_zero(vectors: np.ndarray) -> int:
 
 @dataclasses.dataclass
 class CommitVectors(beam.PTransform):
-    """Writes the projection beside what was written of vectors, and commits both: (WrittenVectors, Projection) → Manifest (one).
+    """Writes the projection beside what was written of vectors, and commits both: (WrittenVectors,
+    Projection) → Manifest (one).
 
     Attributes:
         directory: where to.
@@ -172,12 +209,22 @@ class CommitVectors(beam.PTransform):
         }
         if counts["vectors"] == counts["zero"]:
             raise InputError(
-                f"all {counts['vectors']:,} vectors are zero, since the gradients of all examples are: nothing can be near to anything; "
+                f"all {counts['vectors']:,} vectors are zero, since "
+                "the "
+                "gradients "
+                "of "
+                "all "
+                "examples "
+                "are: nothing can be near to anything; "
                 "use checkpoints from earlier in the training"
             )
         stored = filesystems.write(self.directory, PROJECTION_FILE, projection.to_bytes(), 0)
         ordered = sorted(parts, key=lambda part: part.number)
-        committed = dataclasses.replace(self.draft, files=(*(file for part in ordered for file in part.files), stored), counts=counts)
+        committed = dataclasses.replace(
+            self.draft,
+            files=(*(file for part in ordered for file in part.files), stored),
+            counts=counts,
+        )
         return manifests.commit(self.directory, committed, overwrite=False)
 
     def expand(self, parts: tuple[beam.PCollection, beam.PCollection]) -> beam.PCollection:
@@ -185,20 +232,25 @@ class CommitVectors(beam.PTransform):
         return (
             written.pipeline
             | "StartCommit" >> beam.Create([None])
-            | "CommitVectors" >> beam.Map(self._commit, beam.pvalue.AsList(written), beam.pvalue.AsSingleton(projection))  # Manifest
+            | "CommitVectors"
+            >> beam.Map(
+                self._commit, beam.pvalue.AsList(written), beam.pvalue.AsSingleton(projection)
+            )  # Manifest
         )
 
 
 @dataclasses.dataclass
 class WriteVectors(beam.PTransform):
-    """Writes the vectors of a feature set, range by range, and commits them: (FeatureSet (one), Projection (one)) → Manifest (one).
+    """Writes the vectors of a feature set, range by range, and commits them: (FeatureSet (one),
+    Projection (one)) → Manifest (one).
 
     Attributes:
         directory: where to.
         draft: the manifest, its files and counts still missing.
         overwrite: whether a complete set is replaced.
         rows: how many vectors a range has, by the numbers of each.
-        write: what writes a range: `write_vectors`, or `indexes.build_index`, but for its first three arguments.
+        write: what writes a range: `write_vectors`, or `indexes.build_index`, but for its first
+            three arguments.
     """
 
     directory: str
@@ -213,16 +265,29 @@ class WriteVectors(beam.PTransform):
         ready = (
             sets.pipeline
             | "StartWriting" >> beam.Create([None])
-            | "TakeBackOldVectors" >> beam.Map(lambda _: manifests.take_back_old(self.directory, self.draft, self.overwrite))  # None
+            | "TakeBackOldVectors"
+            >> beam.Map(
+                lambda _: manifests.take_back_old(self.directory, self.draft, self.overwrite)
+            )  # None
         )
         written = (
             sets
-            | "PlanShards" >> beam.FlatMap(lambda one, by: plan_shards(one, self.rows(by.dimensions)), made)  # Shard
+            | "PlanShards"
+            >> beam.FlatMap(
+                lambda one, by: plan_shards(one, self.rows(by.dimensions)), made
+            )  # Shard
             | "SpreadShards" >> beam.Reshuffle()  # Shard
             | "WriteShard"
-            >> beam.Map(lambda shard, one, by, _: self.write(shard, one, by), found, made, beam.pvalue.AsList(ready))  # WrittenVectors
+            >> beam.Map(
+                lambda shard, one, by, _: self.write(shard, one, by),
+                found,
+                made,
+                beam.pvalue.AsList(ready),
+            )  # WrittenVectors
         )
-        return (written, projection) | "Commit" >> CommitVectors(self.directory, self.draft)  # Manifest
+        return (written, projection) | "Commit" >> CommitVectors(
+            self.directory, self.draft
+        )  # Manifest
 
 
 def read_projection(directory: str, found: Manifest) -> Projection:
@@ -235,4 +300,12 @@ def read_projection(directory: str, found: Manifest) -> Projection:
     try:
         return Projection.of_bytes(filesystems.read_verified(directory, stored))
     except ValueError as error:
-        raise InputError(f"{filesystems.join(directory, PROJECTION_FILE)} cannot be read: {error}; compute the set again") from error
+        raise InputError(
+            f"{filesystems.join(directory, PROJECTION_FILE)} cannot "
+            "be "
+            "read: "
+            f"{error}; "
+            "compute "
+            "the "
+            "set again"
+        ) from error

@@ -1,7 +1,8 @@
-"""A projection that fits a training set: second moments of its features, then the energy of each coordinate, over all files.
+"""A projection that fits a training set: second moments of its features, then the energy of each
+coordinate, over all files.
 
-All sums are added in an order that the feature set alone decides, and random numbers come from a seed, so equal sets give equal
-projections, however many workers there are.
+All sums are added in an order that the feature set alone decides, and random numbers come from a
+seed, so equal sets give equal projections, however many workers there are.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from transforms.core.shapes import Span
 from transforms.runtime import counters
 from transforms.storage.feature_set import FeatureSet
 from transforms.vectors import projections
-from transforms.vectors.projections import Measurements, Projection, Scaling, SecondMoments, Strongest
+from transforms.vectors.projections import (
+    Measurements,
+    Projection,
+    Scaling,
+    SecondMoments,
+    Strongest,
+)
 
 # What the sums of all groups of files may take, and how many groups there are at most.
 _GROUPS_BYTES = 1 << 31
@@ -44,7 +51,9 @@ class ProjectionWanted:
 
 @dataclasses.dataclass(frozen=True)
 class FileGroup:
-    """Files of a set that are summed up together: `first` to before `stop`; `start` is the row of their first record."""
+    """Files of a set that are summed up together: `first` to before `stop`; `start` is the row of
+    their first record.
+    """
 
     number: int
     first: int
@@ -54,7 +63,9 @@ class FileGroup:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-    """What the second pass knows of a group: energies [C, D] of each checkpoint, and which of the sample's records are in it."""
+    """What the second pass knows of a group: energies [C, D] of each checkpoint, and which of the
+    sample's records are in it.
+    """
 
     energies: tuple[np.ndarray, ...]
     sample: Features
@@ -92,7 +103,9 @@ STRONGEST = "strongest"
 def sum_moments(
     group: FileGroup, found: FeatureSet, scaling: Scaling
 ) -> Iterator[tuple[int, tuple[int, SecondMoments]] | beam.pvalue.TaggedOutput]:
-    """The second moments of a group, (checkpoint, (group, SecondMoments)); and as `STRONGEST` its strongest records."""
+    """The second moments of a group, (checkpoint, (group, SecondMoments)); and as `STRONGEST` its
+    strongest records.
+    """
     totals: list[SecondMoments | None] = [None] * len(scaling.learning_rates)
     strongest: Strongest | None = None
     for start, features in _read(group, found):
@@ -109,7 +122,9 @@ def sum_moments(
     yield beam.pvalue.TaggedOutput(STRONGEST, strongest)
 
 
-def find_bases(t: int, parts: Iterable[tuple[int, SecondMoments]]) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
+def find_bases(
+    t: int, parts: Iterable[tuple[int, SecondMoments]]
+) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
     """The bases of a checkpoint, from the moments of all groups: (checkpoint, ([C, C], [D, D]))."""
     first, *others = (moments for _, moments in sorted(parts, key=lambda part: part[0]))
     for moments in others:
@@ -124,7 +139,9 @@ def measure(
     bases: Iterable[tuple[int, tuple[np.ndarray, np.ndarray]]],
     strongest: Iterable[Strongest],
 ) -> tuple[int, Measured]:
-    """The energies of a group in the bases of each checkpoint, and its part of the sample: (group, Measured)."""
+    """The energies of a group in the bases of each checkpoint, and its part of the sample: (group,
+    Measured).
+    """
     ordered = _ordered(bases)
     wanted = _merged(strongest).rows
     totals = [np.zeros((len(one), len(other))) for one, other in ordered]
@@ -133,23 +150,38 @@ def measure(
         scaled = scaling.loss_grads(features)
         for t, pair in enumerate(ordered):
             totals[t] += projections.energies(scaled[:, t], features.activations[:, t], pair)
-        sample.append(features.take(wanted[(wanted >= start) & (wanted < start + len(features))] - start))
+        sample.append(
+            features.take(wanted[(wanted >= start) & (wanted < start + len(features))] - start)
+        )
         counters.add("examples-measured", len(features))
     return group.number, Measured(tuple(totals), Features.concatenate(sample))
 
 
 def fit(
-    wanted: ProjectionWanted, bases: Iterable[tuple[int, tuple[np.ndarray, np.ndarray]]], parts: Iterable[tuple[int, Measured]]
+    wanted: ProjectionWanted,
+    bases: Iterable[tuple[int, tuple[np.ndarray, np.ndarray]]],
+    parts: Iterable[tuple[int, Measured]],
 ) -> Projection:
     """The projection that is wanted, from what is known of all groups."""
     ordered = [measured for _, measured in sorted(parts, key=lambda part: part[0])]
-    totals = [np.sum(energies, axis=0) for energies in zip(*(one.energies for one in ordered), strict=True)]
+    totals = [
+        np.sum(energies, axis=0)
+        for energies in zip(*(one.energies for one in ordered), strict=True)
+    ]
     sample = Features.concatenate([one.sample for one in ordered])
-    return projections.fit(wanted.method, wanted.scaling, Measurements(_ordered(bases), totals, sample), wanted.dimensions, wanted.seed)
+    return projections.fit(
+        wanted.method,
+        wanted.scaling,
+        Measurements(_ordered(bases), totals, sample),
+        wanted.dimensions,
+        wanted.seed,
+    )
 
 
 def without_fitting(wanted: ProjectionWanted, found: FeatureSet) -> Projection:
-    """The projection that is wanted, of a method that needs no more than the shape of the features."""
+    """The projection that is wanted, of a method that needs no more than the shape of the
+    features.
+    """
     shape, scaling = found.shape, wanted.scaling
     if wanted.method == "exact":
         return projections.exact(scaling, shape.outputs, shape.units)
@@ -157,7 +189,9 @@ def without_fitting(wanted: ProjectionWanted, found: FeatureSet) -> Projection:
     return made(scaling, shape.outputs, shape.units, wanted.dimensions, wanted.seed)
 
 
-def _ordered(bases: Iterable[tuple[int, tuple[np.ndarray, np.ndarray]]]) -> list[tuple[np.ndarray, np.ndarray]]:
+def _ordered(
+    bases: Iterable[tuple[int, tuple[np.ndarray, np.ndarray]]],
+) -> list[tuple[np.ndarray, np.ndarray]]:
     return [pair for _, pair in sorted(bases, key=lambda pair: pair[0])]
 
 
@@ -181,25 +215,32 @@ class FitProjection(beam.PTransform):
     def expand(self, sets: beam.PCollection) -> beam.PCollection:
         found = beam.pvalue.AsSingleton(sets)
         if self.wanted.method not in projections.FITTED:
-            return sets | "MakeProjection" >> beam.Map(lambda one: without_fitting(self.wanted, one))  # Projection
+            return sets | "MakeProjection" >> beam.Map(
+                lambda one: without_fitting(self.wanted, one)
+            )  # Projection
         groups = (
             sets
             | "PlanGroups" >> beam.FlatMap(plan_groups)  # FileGroup
             | "SpreadGroups" >> beam.Reshuffle()  # FileGroup
         )
-        moments, strongest = groups | "SumMoments" >> beam.FlatMap(sum_moments, found, self.wanted.scaling).with_outputs(
-            STRONGEST, main="moments"
-        )  # (checkpoint, (group, SecondMoments)), Strongest
+        moments, strongest = groups | "SumMoments" >> beam.FlatMap(
+            sum_moments, found, self.wanted.scaling
+        ).with_outputs(STRONGEST, main="moments")  # (checkpoint, (group, SecondMoments)), Strongest
         bases = (
             moments
             | "GroupMoments" >> beam.GroupByKey()  # (checkpoint, [(group, SecondMoments)])
             | "FindBases" >> beam.MapTuple(find_bases)  # (checkpoint, ([C, C], [D, D]))
         )
         measured = groups | "MeasureEnergies" >> beam.Map(
-            measure, found, self.wanted.scaling, beam.pvalue.AsList(bases), beam.pvalue.AsList(strongest)
+            measure,
+            found,
+            self.wanted.scaling,
+            beam.pvalue.AsList(bases),
+            beam.pvalue.AsList(strongest),
         )  # (group, Measured)
         return (
             sets.pipeline
             | "StartFitting" >> beam.Create([self.wanted])  # ProjectionWanted
-            | "FitProjection" >> beam.Map(fit, beam.pvalue.AsList(bases), beam.pvalue.AsList(measured))  # Projection
+            | "FitProjection"
+            >> beam.Map(fit, beam.pvalue.AsList(bases), beam.pvalue.AsList(measured))  # Projection
         )

@@ -10,7 +10,8 @@ from transforms.vectors import faiss_index
 from transforms.vectors.files import Shard, WrittenVectors, count_zero, vectors_of
 from transforms.vectors.projections import Projection
 
-# An index file is read whole, and beside its vectors it holds links or lists; building takes as much again.
+# An index file is read whole, and beside its vectors it holds links or lists; building takes as
+# much again.
 _MOST_BYTES = 1 << 33
 
 _BESIDE_BYTES = 300
@@ -21,7 +22,9 @@ def rows_per_index(dimensions: int, memory_bytes: float) -> int:
     return max(1, int(min(memory_bytes / 2, _MOST_BYTES) // (4 * dimensions + _BESIDE_BYTES)))
 
 
-def build_index(shard: Shard, found: FeatureSet, projection: Projection, directory: str, kind: str, seed: int) -> WrittenVectors:
+def build_index(
+    shard: Shard, found: FeatureSet, projection: Projection, directory: str, kind: str, seed: int
+) -> WrittenVectors:
     """Builds and writes the index of a range of rows."""
     vectors = np.empty((shard.rows, projection.dimensions), np.float32)
     start = 0

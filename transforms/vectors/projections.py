@@ -1,8 +1,9 @@
 """Gradients as plain vectors whose dot product is the influence, or comes near to it.
 
-The vector of an example is `√η_t vec(δ_t ⊗ ĥ_t)`, the checkpoints one after the other: T C D numbers, and the dot product of two of them is
-their influence exactly. A projection keeps fewer. It is a list of coordinates, each the product of one coordinate of δ_t and one of ĥ_t in
-some bases of each checkpoint, and perhaps a tensor sketch of what these leave out:
+The vector of an example is `√η_t vec(δ_t ⊗ ĥ_t)`, the checkpoints one after the other: T C D
+numbers, and the dot product of two of them is their influence exactly. A projection keeps fewer. It
+is a list of coordinates, each the product of one coordinate of δ_t and one of ĥ_t in some bases of
+each checkpoint, and perhaps a tensor sketch of what these leave out:
 
 | method | bases | coordinates | sketch |
 |---|---|---|---|
@@ -12,9 +13,10 @@ some bases of each checkpoint, and perhaps a tensor sketch of what these leave o
 | `sketch` | – | none | of the whole |
 | `auto` | as `principal` | as `principal` | of the rest, where that finds more in a sample |
 
-`random`, `sketch` and, where it sketches, `auto` are unbiased: over the seeds, the mean of the dot product is the influence. `principal`
-is not: what it drops is missing. Energies are measured in the bases, not taken from the eigenvalues, as in EK-FAC (George et al. 2018);
-random projections of both factors are those of LoGra (Choe et al. 2024); tensor sketches are of Pham and Pagh (2013).
+`random`, `sketch` and, where it sketches, `auto` are unbiased: over the seeds, the mean of the dot
+product is the influence. `principal` is not: what it drops is missing. Energies are measured in the
+bases, not taken from the eigenvalues, as in EK-FAC (George et al. 2018); random projections of both
+factors are those of LoGra (Choe et al. 2024); tensor sketches are of Pham and Pagh (2013).
 """
 
 from __future__ import annotations
@@ -35,8 +37,9 @@ from transforms.scoring.influence import self_influence
 METHODS = ("auto", "principal", "sketch", "random", "exact")
 FITTED = ("auto", "principal")
 
-# What of a vector's numbers `auto` tries for the sketch of the rest, and what it compares them by: for so many of the sample's
-# examples, how many of the strongest of each sign are among the first places of the approximation.
+# What of a vector's numbers `auto` tries for the sketch of the rest, and what it compares them by:
+# for so many of the sample's examples, how many of the strongest of each sign are among the first
+# places of the approximation.
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SAMPLE = 2048
 _SAMPLE_TESTS, _SAMPLE_STRONGEST, _SAMPLE_PLACES = 256, 10, 40
@@ -51,7 +54,8 @@ class Scaling:
 
     Attributes:
         learning_rates: η of each of T checkpoints.
-        unit: whether vectors are divided by their length, the √self-influence; an example whose gradient is zero stays zero.
+        unit: whether vectors are divided by their length, the √self-influence; an example whose
+            gradient is zero stays zero.
     """
 
     learning_rates: tuple[float, ...]
@@ -59,7 +63,9 @@ class Scaling:
 
     def loss_grads(self, features: Features) -> np.ndarray:
         """`√η_t δ_t`, or that over the √self-influence, of n examples: [n, T, C] float32."""
-        factors = np.broadcast_to(np.sqrt(np.asarray(self.learning_rates)), (len(features), len(self.learning_rates)))
+        factors = np.broadcast_to(
+            np.sqrt(np.asarray(self.learning_rates)), (len(features), len(self.learning_rates))
+        )
         if self.unit:
             lengths = np.sqrt(self_influence(features, self.learning_rates))[:, None]
             factors = np.divide(factors, lengths, out=np.zeros(factors.shape), where=lengths > 0)
@@ -83,8 +89,12 @@ class Sketch:
     activation_signs: np.ndarray
 
     @staticmethod
-    def draw(rng: np.random.Generator, size: int, checkpoints: int, outputs: int, units: int) -> Sketch:
-        """A sketch by random hashes, those of the checkpoints independent, so that one sketch can be of the sum of all."""
+    def draw(
+        rng: np.random.Generator, size: int, checkpoints: int, outputs: int, units: int
+    ) -> Sketch:
+        """A sketch by random hashes, those of the checkpoints independent, so that one sketch can
+        be of the sum of all.
+        """
 
         def bins(width: int) -> np.ndarray:
             return rng.integers(0, size, (checkpoints, width), dtype=np.int32)
@@ -95,8 +105,12 @@ class Sketch:
         return Sketch(size, bins(outputs), signs(outputs), bins(units), signs(units))
 
     def spectrum(self, t: int, loss_grads: np.ndarray, activations: np.ndarray) -> np.ndarray:
-        """The Fourier transform of the sketches of n outer products at checkpoint t, of [n, C] and [n, D]: [n, size / 2 + 1] complex."""
-        return np.fft.rfft(_count_sketch(loss_grads, self.loss_grad_bins[t], self.loss_grad_signs[t], self.size)) * np.fft.rfft(
+        """The Fourier transform of the sketches of n outer products at checkpoint t, of [n, C] and
+        [n, D]: [n, size / 2 + 1] complex.
+        """
+        return np.fft.rfft(
+            _count_sketch(loss_grads, self.loss_grad_bins[t], self.loss_grad_signs[t], self.size)
+        ) * np.fft.rfft(
             _count_sketch(activations, self.activation_bins[t], self.activation_signs[t], self.size)
         )
 
@@ -105,12 +119,16 @@ class Sketch:
         return np.fft.irfft(spectrum, self.size)
 
 
-def _count_sketch(entries: np.ndarray, bins: np.ndarray, signs: np.ndarray, size: int) -> np.ndarray:
+def _count_sketch(
+    entries: np.ndarray, bins: np.ndarray, signs: np.ndarray, size: int
+) -> np.ndarray:
     """Adds the signed entries [n, w] up by bin: [n, size] float64."""
     order = np.argsort(bins, kind="stable")
     used, starts = np.unique(bins[order], return_index=True)
     sums = np.zeros((len(entries), size))
-    sums[:, used] = np.add.reduceat(entries[:, order].astype(np.float64) * signs[order], starts, axis=1)
+    sums[:, used] = np.add.reduceat(
+        entries[:, order].astype(np.float64) * signs[order], starts, axis=1
+    )
     return sums
 
 
@@ -123,9 +141,12 @@ class Projection:
         seed: what random numbers came from.
         scaling: what is multiplied in.
         outputs, units: C and D of the features that it is for.
-        loss_grad_bases, activation_bases: of each checkpoint [C, p_t] and [D, q_t] float32; None for the entries themselves.
-        coordinates: of each checkpoint [m_t, 2] int32, columns of both bases; None for all pairs, by the first.
-        sketch: of what the coordinates leave out, or None. The bases are orthonormal where there is one.
+        loss_grad_bases, activation_bases: of each checkpoint [C, p_t] and [D, q_t] float32; None
+            for the entries themselves.
+        coordinates: of each checkpoint [m_t, 2] int32, columns of both bases; None for all pairs,
+            by the first.
+        sketch: of what the coordinates leave out, or None. The bases are orthonormal where there is
+            one.
     """
 
     method: str
@@ -142,8 +163,14 @@ class Projection:
     def kept(self) -> int:
         """How many numbers of a vector are coordinates."""
         kept = 0
-        for one, other, picks in zip(self.loss_grad_bases, self.activation_bases, self.coordinates, strict=True):
-            kept += _columns(one, self.outputs) * _columns(other, self.units) if picks is None else len(picks)
+        for one, other, picks in zip(
+            self.loss_grad_bases, self.activation_bases, self.coordinates, strict=True
+        ):
+            kept += (
+                _columns(one, self.outputs) * _columns(other, self.units)
+                if picks is None
+                else len(picks)
+            )
         return kept
 
     @property
@@ -189,7 +216,9 @@ class Projection:
 
     @functools.cached_property
     def _sketched_coordinates(self) -> list[np.ndarray]:
-        """The sketch of each kept coordinate's direction, by checkpoint: [m_t, size]. Sketches are linear, so they can be subtracted."""
+        """The sketch of each kept coordinate's direction, by checkpoint: [m_t, size]. Sketches are
+        linear, so they can be subtracted.
+        """
         assert self.sketch
         sketched = []
         for t, picks in enumerate(self.coordinates):
@@ -200,7 +229,9 @@ class Projection:
         return sketched
 
     def to_bytes(self) -> bytes:
-        """The projection as a NumPy archive without pickled objects; equal ones give equal bytes."""
+        """The projection as a NumPy archive without pickled objects; equal ones give equal
+        bytes.
+        """
         about = {
             "method": self.method,
             "seed": self.seed,
@@ -210,7 +241,9 @@ class Projection:
             "units": self.units,
             "sketch_size": self.sketch.size if self.sketch else 0,
         }
-        arrays: dict[str, Any] = {"about": np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)}
+        arrays: dict[str, Any] = {
+            "about": np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
+        }
         for name in _LISTED:
             for t, array in enumerate(getattr(self, name)):
                 if array is not None:
@@ -233,7 +266,8 @@ class Projection:
                 arrays = {name: archive[name] for name in archive.files}
             about = json.loads(arrays["about"].tobytes())
             loss_grad_bases, activation_bases, coordinates = (
-                tuple(arrays.get(f"{name}_{t}") for t in range(len(about["learning_rates"]))) for name in _LISTED
+                tuple(arrays.get(f"{name}_{t}") for t in range(len(about["learning_rates"])))
+                for name in _LISTED
             )
             size = about["sketch_size"]
             return Projection(
@@ -263,17 +297,36 @@ def _in_basis(entries: np.ndarray, basis: np.ndarray | None) -> np.ndarray:
     return entries if basis is None else entries @ basis
 
 
-def check_dimensions(method: str, dimensions: int, checkpoints: int, outputs: int, units: int) -> None:
+def check_dimensions(
+    method: str, dimensions: int, checkpoints: int, outputs: int, units: int
+) -> None:
     """Makes sure that a method can make vectors of so many numbers.
 
     Raises:
-        ValueError: they are more than exact vectors have, or fewer than one for each checkpoint, where it needs that.
+        ValueError: they are more than exact vectors have, or fewer than one for each checkpoint,
+            where it needs that.
     """
     exact = checkpoints * outputs * units
     if method != "exact" and dimensions > exact:
-        raise ValueError(f"{dimensions:,} numbers are more than the {exact:,} of exact vectors: ask for exact ones, or for fewer numbers")
+        raise ValueError(
+            f"{dimensions:,} numbers are more than the {exact:,} of "
+            "exact "
+            "vectors: "
+            "ask "
+            "for "
+            "exact "
+            "ones, or for fewer numbers"
+        )
     if method == "random" and dimensions < checkpoints:
-        raise ValueError(f"{dimensions} numbers are too few: random projections need one for each of the {checkpoints} checkpoints")
+        raise ValueError(
+            f"{dimensions} numbers are too few: random projections need "
+            "one "
+            "for "
+            "each "
+            "of "
+            "the "
+            f"{checkpoints} checkpoints"
+        )
 
 
 def exact(scaling: Scaling, outputs: int, units: int) -> Projection:
@@ -283,9 +336,11 @@ def exact(scaling: Scaling, outputs: int, units: int) -> Projection:
 
 
 def random(scaling: Scaling, outputs: int, units: int, dimensions: int, seed: int) -> Projection:
-    """Random signs for each factor of each checkpoint, so many that at most `dimensions` numbers result.
+    """Random signs for each factor of each checkpoint, so many that at most `dimensions` numbers
+    result.
 
-    Loss gradients are left alone where they are short, and both are made equally long where they are not.
+    Loss gradients are left alone where they are short, and both are made equally long where they
+    are not.
     """
     checkpoints = len(scaling.learning_rates)
     rng = np.random.default_rng(seed)
@@ -298,15 +353,30 @@ def random(scaling: Scaling, outputs: int, units: int, dimensions: int, seed: in
         return None if kept == width else signs / np.float32(np.sqrt(kept))
 
     loss_grad_bases, activation_bases = (
-        tuple(draw(width, kept) for _ in range(checkpoints)) for width, kept in ((outputs, kept_outputs), (units, kept_units))
+        tuple(draw(width, kept) for _ in range(checkpoints))
+        for width, kept in ((outputs, kept_outputs), (units, kept_units))
     )
-    return Projection("random", seed, scaling, outputs, units, loss_grad_bases, activation_bases, (None,) * checkpoints)
+    return Projection(
+        "random",
+        seed,
+        scaling,
+        outputs,
+        units,
+        loss_grad_bases,
+        activation_bases,
+        (None,) * checkpoints,
+    )
 
 
 def sketch(scaling: Scaling, outputs: int, units: int, dimensions: int, seed: int) -> Projection:
     """A tensor sketch of the whole vector."""
-    nothing = [(np.zeros((outputs, 0), np.float32), np.zeros((units, 0), np.float32)) for _ in scaling.learning_rates]
-    return _with_rest("sketch", scaling, nothing, [np.zeros((0, 0))] * len(nothing), 0, dimensions, seed)
+    nothing = [
+        (np.zeros((outputs, 0), np.float32), np.zeros((units, 0), np.float32))
+        for _ in scaling.learning_rates
+    ]
+    return _with_rest(
+        "sketch", scaling, nothing, [np.zeros((0, 0))] * len(nothing), 0, dimensions, seed
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -324,7 +394,10 @@ class SecondMoments:
     @staticmethod
     def of(loss_grads: np.ndarray, activations: np.ndarray) -> SecondMoments:
         """Of n examples: scaled [n, C] and [n, D]."""
-        lengths, other_lengths = (np.sqrt(np.square(factor, dtype=np.float64).sum(axis=1))[:, None] for factor in (loss_grads, activations))
+        lengths, other_lengths = (
+            np.sqrt(np.square(factor, dtype=np.float64).sum(axis=1))[:, None]
+            for factor in (loss_grads, activations)
+        )
         one, other = loss_grads * other_lengths, activations * lengths
         return SecondMoments(_product(one, one), _product(other, other))
 
@@ -332,7 +405,8 @@ class SecondMoments:
         return SecondMoments(self.loss_grads + more.loss_grads, self.activations + more.activations)
 
     def bases(self) -> tuple[np.ndarray, np.ndarray]:
-        """The eigenvectors of both, as columns, those of the largest eigenvalues first: [C, C] and [D, D] float32.
+        """The eigenvectors of both, as columns, those of the largest eigenvalues first: [C, C] and
+        [D, D] float32.
 
         Of each column the largest entry is positive, so that signs do not depend on the library.
         """
@@ -345,20 +419,30 @@ def _eigenvectors(moments: np.ndarray) -> np.ndarray:
     return (vectors * np.where(largest < 0, -1.0, 1.0)).astype(np.float32)
 
 
-def energies(loss_grads: np.ndarray, activations: np.ndarray, bases: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """The sum over n examples, scaled [n, C] and [n, D], of each squared coordinate in the bases: [C, D] float64."""
-    ones, others = (np.square(factor @ basis, dtype=np.float64) for factor, basis in zip((loss_grads, activations), bases, strict=True))
+def energies(
+    loss_grads: np.ndarray, activations: np.ndarray, bases: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """The sum over n examples, scaled [n, C] and [n, D], of each squared coordinate in the bases:
+    [C, D] float64.
+    """
+    ones, others = (
+        np.square(factor @ basis, dtype=np.float64)
+        for factor, basis in zip((loss_grads, activations), bases, strict=True)
+    )
     return _product(ones, others)
 
 
 def _product(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """The sum over n examples of the outer products of rows [n, a] and [n, b]: [a, b] float64.
 
-    Multiplied in float32, which is twice as fast, after scaling that keeps it in range. Bases and coordinates are a choice that rounding
-    may sway; what is projected onto them is not rounded by it.
+    Multiplied in float32, which is twice as fast, after scaling that keeps it in range. Bases and
+    coordinates are a choice that rounding may sway; what is projected onto them is not rounded by
+    it.
     """
     scales = [float(np.abs(side).max(initial=0)) or 1.0 for side in (one, other)]
-    left, right = ((side / scale).astype(np.float32) for side, scale in zip((one, other), scales, strict=True))
+    left, right = (
+        (side / scale).astype(np.float32) for side, scale in zip((one, other), scales, strict=True)
+    )
     return (left.T @ right).astype(np.float64) * (scales[0] * scales[1])
 
 
@@ -371,7 +455,9 @@ def _with_rest(
     size: int,
     seed: int,
 ) -> Projection:
-    """The `kept` coordinates of the most energy, as `measured` in the bases, and a sketch of `size` numbers of the rest."""
+    """The `kept` coordinates of the most energy, as `measured` in the bases, and a sketch of `size`
+    numbers of the rest.
+    """
     outputs, units = (len(basis) for basis in bases[0])
     flat = np.concatenate([energy.ravel() for energy in measured])
     chosen = np.sort(np.argsort(-flat, kind="stable")[:kept])
@@ -386,8 +472,20 @@ def _with_rest(
         used, other_places = np.unique(columns, return_inverse=True)
         activation_bases.append(np.ascontiguousarray(other[:, used]))
         coordinates.append(np.stack([one_places, other_places], axis=1).astype(np.int32))
-    drawn = Sketch.draw(np.random.default_rng(seed), size, len(bases), outputs, units) if size else None
-    return Projection(method, seed, scaling, outputs, units, tuple(loss_grad_bases), tuple(activation_bases), tuple(coordinates), drawn)
+    drawn = (
+        Sketch.draw(np.random.default_rng(seed), size, len(bases), outputs, units) if size else None
+    )
+    return Projection(
+        method,
+        seed,
+        scaling,
+        outputs,
+        units,
+        tuple(loss_grad_bases),
+        tuple(activation_bases),
+        tuple(coordinates),
+        drawn,
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -408,23 +506,34 @@ class Measurements:
     def of(features: Features, scaling: Scaling) -> Measurements:
         """Of features at hand: in one piece what `fitting` measures in a set of files."""
         scaled = scaling.loss_grads(features)
-        bases = [SecondMoments.of(scaled[:, t], features.activations[:, t]).bases() for t in range(scaled.shape[1])]
-        measured = [energies(scaled[:, t], features.activations[:, t], pair) for t, pair in enumerate(bases)]
-        return Measurements(bases, measured, features.take(Strongest.of(features, scaling.learning_rates, 0).rows))
+        bases = [
+            SecondMoments.of(scaled[:, t], features.activations[:, t]).bases()
+            for t in range(scaled.shape[1])
+        ]
+        measured = [
+            energies(scaled[:, t], features.activations[:, t], pair) for t, pair in enumerate(bases)
+        ]
+        return Measurements(
+            bases, measured, features.take(Strongest.of(features, scaling.learning_rates, 0).rows)
+        )
 
 
-def fit(method: str, scaling: Scaling, known: Measurements, dimensions: int, seed: int) -> Projection:
+def fit(
+    method: str, scaling: Scaling, known: Measurements, dimensions: int, seed: int
+) -> Projection:
     """A projection of `FITTED` onto the coordinates of the most energy.
 
-    For `auto`, the share of the numbers that is sketched is that by which most of the sample's strongest pairs are found; the smallest of
-    equals.
+    For `auto`, the share of the numbers that is sketched is that by which most of the sample's
+    strongest pairs are found; the smallest of equals.
     """
     if method == "principal":
         return _with_rest(method, scaling, known.bases, known.energies, dimensions, 0, seed)
     best: tuple[float, Projection] | None = None
     for share in _SHARES:
         size = round(share * dimensions)
-        made = _with_rest(method, scaling, known.bases, known.energies, dimensions - size, size, seed)
+        made = _with_rest(
+            method, scaling, known.bases, known.energies, dimensions - size, size, seed
+        )
         found = found_in_sample(made, known.sample)
         if best is None or found > best[0]:
             best = found, made
@@ -433,12 +542,16 @@ def fit(method: str, scaling: Scaling, known: Measurements, dimensions: int, see
 
 
 def found_in_sample(projection: Projection, sample: Features) -> float:
-    """What part of the strongest pairs of a sample is near the top by a projection's vectors, over both signs; 1 where there are none."""
+    """What part of the strongest pairs of a sample is near the top by a projection's vectors, over
+    both signs; 1 where there are none.
+    """
     tests = np.linspace(0, len(sample) - 1, min(len(sample), _SAMPLE_TESTS)).astype(np.int64)
     scaled = projection.scaling.loss_grads(sample)
     scores = np.zeros((len(tests), len(sample)), np.float32)
     for t in range(scaled.shape[1]):
-        scores += (scaled[tests, t] @ scaled[:, t].T) * (sample.activations[tests, t] @ sample.activations[:, t].T)
+        scores += (scaled[tests, t] @ scaled[:, t].T) * (
+            sample.activations[tests, t] @ sample.activations[:, t].T
+        )
     vectors = projection.project(sample)
     near = vectors[tests] @ vectors.T
     found = wanted = 0
@@ -455,9 +568,11 @@ def found_in_sample(projection: Projection, sample: Features) -> float:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Strongest:
-    """The rows of a set whose self-influence is highest, at most `SAMPLE`: what `fit` takes its sample of. They are added up with `+`.
+    """The rows of a set whose self-influence is highest, at most `SAMPLE`: what `fit` takes its
+    sample of. They are added up with `+`.
 
-    The strongest pairs are nearly all among them, so that a sample of others would tell little of how these are found.
+    The strongest pairs are nearly all among them, so that a sample of others would tell little of
+    how these are found.
 
     Attributes:
         rows: [m] int64, row numbers in the set.
@@ -470,12 +585,15 @@ class Strongest:
     @staticmethod
     def of(features: Features, learning_rates: Sequence[float], first: int) -> Strongest:
         """Of examples that follow each other from row `first` on."""
-        return Strongest(np.arange(first, first + len(features)), self_influence(features, learning_rates)) + Strongest(
-            np.zeros(0, np.int64), np.zeros(0)
-        )
+        return Strongest(
+            np.arange(first, first + len(features)), self_influence(features, learning_rates)
+        ) + Strongest(np.zeros(0, np.int64), np.zeros(0))
 
     def __add__(self, more: Strongest) -> Strongest:
-        rows, strengths = np.concatenate([self.rows, more.rows]), np.concatenate([self.strengths, more.strengths])
+        rows, strengths = (
+            np.concatenate([self.rows, more.rows]),
+            np.concatenate([self.strengths, more.strengths]),
+        )
         kept = np.lexsort((rows, -strengths))[:SAMPLE]
         kept = kept[np.argsort(rows[kept])]
         return Strongest(rows[kept], strengths[kept])

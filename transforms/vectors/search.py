@@ -1,7 +1,9 @@
-"""Indexes over the vectors of a training set, a file for each range of its rows, and the search by them for candidates to score.
+"""Indexes over the vectors of a training set, a file for each range of its rows, and the search by
+them for candidates to score.
 
-An index answers approximately: which candidates it gives is its choice. What becomes of them is exact: they are scored from the stored
-features as `tracin score` would, and the best are kept. What was missed a sample tells, for which the exact answer is computed too.
+An index answers approximately: which candidates it gives is its choice. What becomes of them is
+exact: they are scored from the stored features as `tracin score` would, and the best are kept. What
+was missed a sample tells, for which the exact answer is computed too.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from transforms.vectors import faiss_index
 from transforms.vectors.files import PROJECTION_FILE, plan_shards, read_projection
 from transforms.vectors.projections import Projection
 
-# What the vectors and candidates of a block of test examples may take, and the features that candidates are scored with.
+# What the vectors and candidates of a block of test examples may take, and the features that
+# candidates are scored with.
 _BLOCK_BYTES = _FEATURE_BYTES = 192 << 20
 
 
@@ -85,7 +88,9 @@ def plan_blocks(test: FeatureSet, plan: SearchPlan) -> Iterator[TestBlock]:
     """
     rows = find_rows(test, plan.test_ids) if plan.test_ids else np.arange(test.manifest.examples)
     shape, file_rows = test.shape, tiles.rows_per_file(plan.scoring.k)
-    most = _BLOCK_BYTES // (shape.record_bytes + 8 * plan.found.counts["dimensions"] + 40 * plan.candidates)
+    most = _BLOCK_BYTES // (
+        shape.record_bytes + 8 * plan.found.counts["dimensions"] + 40 * plan.candidates
+    )
     for first in range(0, len(rows), file_rows):
         stop = min(first + file_rows, len(rows))
         step = -(-(stop - first) // -(-(stop - first) // max(1, most)))
@@ -110,7 +115,15 @@ def find_rows(found: FeatureSet, wanted: Sequence[str]) -> np.ndarray:
     if left:
         missing = sorted(one.decode() for one in left)
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise InputError(f"`test_ids`: {', '.join(map(repr, missing[:3]))}{more} not in {found.directory}: give ids of its examples")
+        raise InputError(
+            "`test_ids`: "
+            f"{', '.join(map(repr, missing[:3]))}{more} "
+            "not "
+            "in "
+            f"{found.directory}: "
+            "give "
+            "ids of its examples"
+        )
     return np.array(rows, np.int64)
 
 
@@ -124,15 +137,21 @@ def plan_index_files(plan: SearchPlan) -> list[tuple[int, StoredFile]]:
     return listed
 
 
-def pair_with_indexes(block: TestBlock, plan: SearchPlan) -> Iterator[tuple[TestBlock, tuple[int, StoredFile]]]:
-    """A block of test examples with each index file that it is searched in, and the row of the file's first vector."""
+def pair_with_indexes(
+    block: TestBlock, plan: SearchPlan
+) -> Iterator[tuple[TestBlock, tuple[int, StoredFile]]]:
+    """A block of test examples with each index file that it is searched in, and the row of the
+    file's first vector.
+    """
     for one in plan_index_files(plan):
         counters.add("tests-planned", len(block.rows))
         yield block, one
 
 
 class IndexSearcher:
-    """Searches index files for the neighbours of test blocks, one at a time; keeps the last of each."""
+    """Searches index files for the neighbours of test blocks, one at a time; keeps the last of
+    each.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -144,23 +163,43 @@ class IndexSearcher:
             self._kept[what] = (key, make())
         return self._kept[what][1]
 
-    def search(self, block: TestBlock, start: int, file: StoredFile, test: FeatureSet, train: FeatureSet, plan: SearchPlan) -> ScoredBlock:
+    def search(
+        self,
+        block: TestBlock,
+        start: int,
+        file: StoredFile,
+        test: FeatureSet,
+        train: FeatureSet,
+        plan: SearchPlan,
+    ) -> ScoredBlock:
         """The best of an index file's candidates for a block of test examples, scored exactly."""
         with self._lock:
             identity = (plan.index, plan.found.fingerprint)
-            projection: Projection = self._get("projection", identity, lambda: read_projection(plan.index, plan.found))
-            built = self._get("index", (*identity, file.name), lambda: faiss_index.of_bytes(filesystems.read_verified(plan.index, file)))
+            projection: Projection = self._get(
+                "projection", identity, lambda: read_projection(plan.index, plan.found)
+            )
+            built = self._get(
+                "index",
+                (*identity, file.name),
+                lambda: faiss_index.of_bytes(filesystems.read_verified(plan.index, file)),
+            )
             key = (test.directory, test.manifest.fingerprint, block.start, len(block.rows))
             tests: Features = self._get("tests", (*identity, *key), lambda: test.take(block.rows))
-            near = faiss_index.nearest(built, projection.project(tests), plan.candidates, plan.nprobe, plan.ef_search)
+            near = faiss_index.nearest(
+                built, projection.project(tests), plan.candidates, plan.nprobe, plan.ef_search
+            )
             candidates = np.where(near < 0, -1, near + start)
             best = score_candidates(tests, candidates, train, plan.scoring)
             counters.add("tests-searched", len(tests))
             return ScoredBlock.of(tests, best, plan.scoring)
 
 
-def score_candidates(tests: Features, candidates: np.ndarray, train: FeatureSet, scoring: Scoring) -> TopK:
-    """The k best of candidates [2, n, m], rows of the training set for proponents and opponents or −1, by their exact scores."""
+def score_candidates(
+    tests: Features, candidates: np.ndarray, train: FeatureSet, scoring: Scoring
+) -> TopK:
+    """The k best of candidates [2, n, m], rows of the training set for proponents and opponents or
+    −1, by their exact scores.
+    """
     wanted = np.unique(candidates)
     wanted = wanted[wanted >= 0]
     step = max(1, _FEATURE_BYTES // train.shape.record_bytes)
@@ -176,7 +215,14 @@ def score_candidates(tests: Features, candidates: np.ndarray, train: FeatureSet,
             counters.add("pairs-scored-exactly", len(scores))
             right = sign * scores > 0
             row, chosen = row[right], chosen[right]
-            rankings.append(Ranking(row.astype(np.int32), scores[right], features.example_ids[chosen], features.labels[chosen]))
+            rankings.append(
+                Ranking(
+                    row.astype(np.int32),
+                    scores[right],
+                    features.example_ids[chosen],
+                    features.labels[chosen],
+                )
+            )
         found.append(TopK(*rankings))
     return topk.merge(found, scoring.k)
 
@@ -190,16 +236,22 @@ _searcher = IndexSearcher()
 
 
 def search_block(
-    item: tuple[TestBlock, tuple[int, StoredFile]], test: FeatureSet, train: FeatureSet, plan: SearchPlan
+    item: tuple[TestBlock, tuple[int, StoredFile]],
+    test: FeatureSet,
+    train: FeatureSet,
+    plan: SearchPlan,
 ) -> tuple[int, ScoredBlock]:
-    """What an index file holds for a block of test examples: (row of the block's first, ScoredBlock)."""
+    """What an index file holds for a block of test examples: (row of the block's first,
+    ScoredBlock).
+    """
     block, (start, file) = item
     return block.start, _searcher.search(block, start, file, test, train, plan)
 
 
 @dataclasses.dataclass
 class SearchIndex(beam.PTransform):
-    """Searches an index for the test set's strongest training examples: (test, train) FeatureSet (one each) → (row, ScoredBlock).
+    """Searches an index for the test set's strongest training examples: (test, train) FeatureSet
+    (one each) → (row, ScoredBlock).
 
     Attributes:
         plan: what is asked for.
@@ -212,9 +264,16 @@ class SearchIndex(beam.PTransform):
         return (
             test
             | "PlanBlocks" >> beam.FlatMap(plan_blocks, self.plan)  # TestBlock
-            | "PairWithIndexes" >> beam.FlatMap(pair_with_indexes, self.plan)  # (TestBlock, (start, StoredFile))
+            | "PairWithIndexes"
+            >> beam.FlatMap(pair_with_indexes, self.plan)  # (TestBlock, (start, StoredFile))
             | "SpreadBlocks" >> beam.Reshuffle()  # (TestBlock, (start, StoredFile))
             | "SearchBlocks"
-            >> beam.Map(search_block, beam.pvalue.AsSingleton(test), beam.pvalue.AsSingleton(train), self.plan)  # (row, ScoredBlock)
-            | "MergeTopK" >> beam.CombinePerKey(MergeTopK(self.plan.scoring.k))  # (row, ScoredBlock)
+            >> beam.Map(
+                search_block,
+                beam.pvalue.AsSingleton(test),
+                beam.pvalue.AsSingleton(train),
+                self.plan,
+            )  # (row, ScoredBlock)
+            | "MergeTopK"
+            >> beam.CombinePerKey(MergeTopK(self.plan.scoring.k))  # (row, ScoredBlock)
         )

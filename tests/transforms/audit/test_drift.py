@@ -31,7 +31,13 @@ def table(rows: dict[str, tuple[str, int, float]]) -> pa.Table:
 @given(SET, SET)
 def test_every_example_is_told_as_what_became_of_it(now, then):
     found = drift.compare(0, table(now), table(then), 0.5, 0.7)
-    expected, counted = [], {"examples": dict.fromkeys(drift.EXAMPLE_CHANGES, 0), "suspects": dict.fromkeys(drift.SUSPECT_CHANGES, 0)}
+    expected, counted = (
+        [],
+        {
+            "examples": dict.fromkeys(drift.EXAMPLE_CHANGES, 0),
+            "suspects": dict.fromkeys(drift.SUSPECT_CHANGES, 0),
+        },
+    )
     for one in sorted(now.keys() | then.keys()):
         here, there = now.get(one), then.get(one)
         what = None
@@ -45,11 +51,21 @@ def test_every_example_is_told_as_what_became_of_it(now, then):
                 what = name
                 counted["examples"][name] += 1
         suspect, was = bool(here and here[2] >= 0.5), bool(there and there[2] >= 0.7)
-        how = "appeared" if suspect and not was else "stayed" if suspect else ("fixed" if here else "gone") if was else None
+        how = (
+            "appeared"
+            if suspect and not was
+            else "stayed"
+            if suspect
+            else ("fixed" if here else "gone")
+            if was
+            else None
+        )
         if how:
             counted["suspects"][how] += 1
         if what or how in ("appeared", "fixed"):
-            expected.append((one, what, how, *(side and side[i] for i in (1, 2) for side in (here, there))))
+            expected.append(
+                (one, what, how, *(side and side[i] for i in (1, 2) for side in (here, there)))
+            )
     assert [tuple(row.values()) for row in found.rows.to_pylist()] == expected
     assert {"examples": found.examples, "suspects": found.suspects} == counted
 
@@ -59,9 +75,14 @@ def test_buckets_add_up_to_the_whole(now, then, buckets):
     whole = drift.compare(0, table(now), table(then), 0.5, 0.5)
     sides = [dict(drift.spread(table(rows), buckets)) for rows in (now, then)]
     empty = table({})
-    parts = [drift.compare(i, *(side.get(i, empty) for side in sides), 0.5, 0.5) for i in range(buckets)]
+    parts = [
+        drift.compare(i, *(side.get(i, empty) for side in sides), 0.5, 0.5) for i in range(buckets)
+    ]
     assert drift.summarize(parts, {}) == drift.summarize([whole], {})
-    assert sorted(row["example_id"] for part in parts for row in part.rows.to_pylist()) == whole.rows["example_id"].to_pylist()
+    assert (
+        sorted(row["example_id"] for part in parts for row in part.rows.to_pylist())
+        == whole.rows["example_id"].to_pylist()
+    )
 
 
 def test_nothing_changed_is_nothing_told():
@@ -69,7 +90,12 @@ def test_nothing_changed_is_nothing_told():
     found = drift.compare(0, table(rows), table(rows), 0.5, 0.5)
     told = drift.summarize([found], {"fingerprint": "x"})
     assert found.rows.num_rows == 0 and told["previous"] == {"fingerprint": "x"}
-    assert set(told["examples"].values()) == {0} and told["suspects"] == {"appeared": 0, "stayed": 5, "fixed": 0, "gone": 0}
+    assert set(told["examples"].values()) == {0} and told["suspects"] == {
+        "appeared": 0,
+        "stayed": 5,
+        "fixed": 0,
+        "gone": 0,
+    }
     assert [(row["distance"], row["p_value"]) for row in told["classes"]] == [(0.0, 1.0)] * 2
 
 
@@ -77,11 +103,17 @@ def test_nothing_changed_is_nothing_told():
 def test_the_shift_is_that_of_scipy(n, m, seed, moved):
     rng = np.random.default_rng(seed)
     # In the middle of their bins, so that equal bins are equal numbers.
-    one, other = (2.0 ** ((np.round(rng.normal(size=size) * 30 + moved * 30) + 0.5) / 16) for size in (n, m))
-    distance, p_value = drift.shift(Distributions.of(np.zeros(n, int), one), Distributions.of(np.zeros(m, int), other), 0)
+    one, other = (
+        2.0 ** ((np.round(rng.normal(size=size) * 30 + moved * 30) + 0.5) / 16) for size in (n, m)
+    )
+    distance, p_value = drift.shift(
+        Distributions.of(np.zeros(n, int), one), Distributions.of(np.zeros(m, int), other), 0
+    )
     assert distance == pytest.approx(scipy.stats.ks_2samp(one, other).statistic, abs=1e-12)
     size = n * m / (n + m)
-    assert p_value == pytest.approx(scipy.stats.kstwobign.sf((np.sqrt(size) + 0.12 + 0.11 / np.sqrt(size)) * distance), abs=1e-9)
+    assert p_value == pytest.approx(
+        scipy.stats.kstwobign.sf((np.sqrt(size) + 0.12 + 0.11 / np.sqrt(size)) * distance), abs=1e-9
+    )
 
 
 def test_a_dropped_class_and_zeros_are_told():
@@ -89,8 +121,18 @@ def test_a_dropped_class_and_zeros_are_told():
     then = Distributions.of(np.array([0, 0, 1]), np.array([0.0, 0.0, 1.0]))
     assert drift.shift(now, then, 1) == (None, None)
     assert drift.shift(now, then, 0)[0] == 0.5
-    part = Changes(0, table({}), dict.fromkeys(drift.EXAMPLE_CHANGES, 0), dict.fromkeys(drift.SUSPECT_CHANGES, 0), now, then)
-    assert [(row["label"], row["examples"], row["previous_examples"]) for row in drift.summarize([part], {})["classes"]] == [
+    part = Changes(
+        0,
+        table({}),
+        dict.fromkeys(drift.EXAMPLE_CHANGES, 0),
+        dict.fromkeys(drift.SUSPECT_CHANGES, 0),
+        now,
+        then,
+    )
+    assert [
+        (row["label"], row["examples"], row["previous_examples"])
+        for row in drift.summarize([part], {})["classes"]
+    ] == [
         (0, 2, 2),
         (1, 0, 1),
     ]

@@ -19,11 +19,16 @@ from transforms.core.origins import Origins
 def drawn(n: int, slices: Slices | None) -> tuple[AuditedExamples, Evidence]:
     rng = np.random.default_rng(n)
     origins = Origins(
-        ("a", "ä/b"), rng.integers(0, 2, n).astype(np.int32), rng.integers(0, 1 << 40, n), rng.integers(0, 256, (n, 16), np.uint8)
+        ("a", "ä/b"),
+        rng.integers(0, 2, n).astype(np.int32),
+        rng.integers(0, 1 << 40, n),
+        rng.integers(0, 256, (n, 16), np.uint8),
     )
     known = AuditedExamples(
         7,
-        np.array([f"id-ö-{i}".encode() for i in range(n)], dtype=np.bytes_) if n else np.empty(0, "S1"),
+        np.array([f"id-ö-{i}".encode() for i in range(n)], dtype=np.bytes_)
+        if n
+        else np.empty(0, "S1"),
         origins,
         rng.integers(0, 3, n),
         rng.integers(0, 3, n),
@@ -33,7 +38,11 @@ def drawn(n: int, slices: Slices | None) -> tuple[AuditedExamples, Evidence]:
         np.where(rng.random((n, 3)) < 0.2, np.nan, rng.random((n, 3))) if slices else None,
         slices,
     )
-    return known, Evidence(rng.integers(0, 3, (n, 2), np.int32), *rng.random((2, n, 2), np.float32), rng.random(n, np.float32))
+    return known, Evidence(
+        rng.integers(0, 3, (n, 2), np.int32),
+        *rng.random((2, n, 2), np.float32),
+        rng.random(n, np.float32),
+    )
 
 
 def assert_equal(one: object, other: object) -> None:
@@ -48,8 +57,12 @@ def assert_equal(one: object, other: object) -> None:
 
 
 @pytest.mark.parametrize("n", [0, 1, 50])
-@pytest.mark.parametrize("slices", [None, Slices(1, (("country", "dé"),), np.array([4, 2, 2]), ("device",))])
-def test_what_is_read_is_what_was_written(tmp_path: pathlib.Path, n: int, slices: Slices | None) -> None:
+@pytest.mark.parametrize(
+    "slices", [None, Slices(1, (("country", "dé"),), np.array([4, 2, 2]), ("device",))]
+)
+def test_what_is_read_is_what_was_written(
+    tmp_path: pathlib.Path, n: int, slices: Slices | None
+) -> None:
     known, evidence = drawn(n, slices)
     stored = pending.write(str(tmp_path), known, evidence)
     assert (stored.file, stored.stored.count) == (7, n)

@@ -14,7 +14,15 @@ from transforms.storage.manifests import FeatureManifest
 def features(rng: np.random.Generator, n: int) -> Features:
     labels = rng.integers(0, 3, (n, 1))
     ids = [b"%d" % i for i in range(n)]
-    return Features.of(ids, labels, labels, np.ones(n), np.ones((n, 2)), rng.normal(size=(n, 2, 3)), rng.normal(size=(n, 2, 5)))
+    return Features.of(
+        ids,
+        labels,
+        labels,
+        np.ones(n),
+        np.ones((n, 2)),
+        rng.normal(size=(n, 2, 3)),
+        rng.normal(size=(n, 2, 5)),
+    )
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(1, 8))
@@ -23,24 +31,39 @@ def test_it_is_the_mean_of_all_pairs(seed, trains, tests):
     train, test = features(rng, trains), features(rng, tests)
     rates = (0.3, 0.05)
     half = tests // 2
-    kept = {"place": rng.choice(["a", "b", "c"], tests).tolist(), "time": rng.choice(["d", "e"], tests).tolist()}
+    kept = {
+        "place": rng.choice(["a", "b", "c"], tests).tolist(),
+        "time": rng.choice(["d", "e"], tests).tolist(),
+    }
     parts = [
-        (number, GradientSums.of(test.take(rows), 3, {key: values[rows] for key, values in kept.items()}))
+        (
+            number,
+            GradientSums.of(
+                test.take(rows), 3, {key: values[rows] for key, values in kept.items()}
+            ),
+        )
         for number, rows in ((1, slice(half, None)), (0, slice(0, half)))
     ]
     summed = GradientSums.add(parts, ("time", "place"))
     # Full gradients, pair by pair.
-    gradients = [np.einsum("ntc,ntd->ntcd", one.loss_grads.astype(float), one.activations.astype(float)) for one in (train, test)]
+    gradients = [
+        np.einsum("ntc,ntd->ntcd", one.loss_grads.astype(float), one.activations.astype(float))
+        for one in (train, test)
+    ]
     pairs = np.einsum("itcd,jtcd,t->ij", *gradients, rates)
     found = summed.influence(train, rates)
     for k in range(3):
         rows = test.labels[:, 0] == k
         assert summed.slices.counts[k] == rows.sum()
         if rows.any():
-            np.testing.assert_allclose(found[:, k], pairs[:, rows].mean(axis=1), rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(
+                found[:, k], pairs[:, rows].mean(axis=1), rtol=1e-9, atol=1e-12
+            )
         else:
             assert np.isnan(found[:, k]).all()
-    assert summed.slices.named == tuple((key, value) for key in ("time", "place") for value in sorted(set(kept[key])))
+    assert summed.slices.named == tuple(
+        (key, value) for key in ("time", "place") for value in sorted(set(kept[key]))
+    )
     for i, (key, value) in enumerate(summed.slices.named, 3):
         rows = np.array(kept[key]) == value
         assert summed.slices.counts[i] == rows.sum()
@@ -51,20 +74,51 @@ def test_keys_with_too_many_values_are_left_out():
     test = features(np.random.default_rng(0), 10)
     kept = {"one": ["x"] * 10, "each": [f"{i}" for i in range(10)], "two": ["y", "z"] * 5}
     parts = [
-        (i, GradientSums.of(test.take(rows), 3, {key: values[rows] for key, values in kept.items()}, 6))
+        (
+            i,
+            GradientSums.of(
+                test.take(rows), 3, {key: values[rows] for key, values in kept.items()}, 6
+            ),
+        )
         for i, rows in enumerate((slice(0, 9), slice(9, 10)))
     ]
     # The one value of "each" that the second part has is no slice of the whole.
     assert parts[0][1].slices.left_out == ("each",) and parts[1][1].slices.left_out == ()
     summed = GradientSums.add(parts, ("one", "each", "two"), 6)
-    assert summed.slices.named == (("one", "x"), ("two", "y"), ("two", "z")) and summed.slices.left_out == ("each",)
-    assert GradientSums.add(parts, ("two", "each", "one"), 5).slices.named == (("two", "y"), ("two", "z"))
-    assert summed.slices.counts.tolist() == [*np.bincount(test.labels[:, 0], minlength=3).tolist(), 10, 5, 5]
+    assert summed.slices.named == (
+        ("one", "x"),
+        ("two", "y"),
+        ("two", "z"),
+    ) and summed.slices.left_out == ("each",)
+    assert GradientSums.add(parts, ("two", "each", "one"), 5).slices.named == (
+        ("two", "y"),
+        ("two", "z"),
+    )
+    assert summed.slices.counts.tolist() == [
+        *np.bincount(test.labels[:, 0], minlength=3).tolist(),
+        10,
+        5,
+        5,
+    ]
 
 
 def test_labels_are_slices_where_their_sums_are_small_enough():
     def manifest(outputs: int, units: int) -> FeatureManifest:
-        return FeatureManifest("features", "", {}, (), {}, "", "class", outputs, units, ("a", "b", "c"), (1.0,) * 3, (), {})
+        return FeatureManifest(
+            "features",
+            "",
+            {},
+            (),
+            {},
+            "",
+            "class",
+            outputs,
+            units,
+            ("a", "b", "c"),
+            (1.0,) * 3,
+            (),
+            {},
+        )
 
     assert label_slices(manifest(10, 129)) == 10 and slice_limit(manifest(10, 129)) == 266
     assert label_slices(manifest(1, 129)) == 2

@@ -11,8 +11,12 @@ from transforms.audit import suspicion
 from transforms.audit.suspicion import Evidence, LabelCounts, LeaveOneOut, Noise
 
 
-def clusters(seed: int, n: int, classes: int, units: int, distance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Activations [n, units + 1] with a trailing 1, around a centre for each class, and the classes."""
+def clusters(
+    seed: int, n: int, classes: int, units: int, distance: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Activations [n, units + 1] with a trailing 1, around a centre for each class, and the
+    classes.
+    """
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, n)
     labels[:classes] = np.arange(classes)
@@ -37,7 +41,9 @@ def test_evidence_is_that_of_classifiers_fitted_without_the_example():
     for i in range(len(x)):
         rest = np.arange(len(x)) != i
         target = np.eye(3)[labels[rest]]
-        weights = np.linalg.solve(x[rest].T @ x[rest] + ridge * np.eye(x.shape[1]), x[rest].T @ target)
+        weights = np.linalg.solve(
+            x[rest].T @ x[rest] + ridge * np.eye(x.shape[1]), x[rest].T @ target
+        )
         np.testing.assert_allclose(ridges[i], x[i] @ weights, rtol=1e-7, atol=1e-9)
         for k in range(3):
             off = h[i] - h[rest & (labels == k)].mean(0)
@@ -61,8 +67,14 @@ def test_moments_of_parts_add_up_to_those_of_the_whole(n, m, seed):
     rng = np.random.default_rng(seed)
     x, labels = rng.normal(size=(n + m, 4)), rng.integers(0, 5, n + m)
     x[:, -1] = 1
-    parts = suspicion.moments(x[:n], labels[:n], 5) + suspicion.moments(x[n:], labels[n:], 5) + suspicion.no_moments(4, 5)
-    np.testing.assert_allclose(parts.products, sum((np.outer(row, row) for row in x), np.zeros((4, 4))), atol=1e-9)
+    parts = (
+        suspicion.moments(x[:n], labels[:n], 5)
+        + suspicion.moments(x[n:], labels[n:], 5)
+        + suspicion.no_moments(4, 5)
+    )
+    np.testing.assert_allclose(
+        parts.products, sum((np.outer(row, row) for row in x), np.zeros((4, 4))), atol=1e-9
+    )
     for k in range(5):
         np.testing.assert_allclose(parts.sums[k], x[labels == k].sum(axis=0), atol=1e-9)
     assert parts.examples == n + m
@@ -71,7 +83,9 @@ def test_moments_of_parts_add_up_to_those_of_the_whole(n, m, seed):
 @pytest.mark.parametrize("has_one", [True, False])
 def test_a_trailing_one_is_there_once(has_one):
     h = np.array([[2.0, 1.0]], np.float32)
-    assert suspicion.with_one(h, has_one).tolist() == ([[2.0, 1.0]] if has_one else [[2.0, 1.0, 1.0]])
+    assert suspicion.with_one(h, has_one).tolist() == (
+        [[2.0, 1.0]] if has_one else [[2.0, 1.0, 1.0]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +103,11 @@ def test_degenerate_sets_are_judged_too(x, labels, classes):
     evidence = suspicion.all_evidence([fitted], [x], labels)
     noise = suspicion.estimate_noise(LabelCounts.of(evidence, labels, classes).surest(classes))
     judged = suspicion.judge(evidence, labels, np.linspace(0, 1, len(labels)), noise)
-    assert np.isfinite(judged.suspicion).all() and (judged.suspicion >= 0).all() and (judged.suspicion <= 1).all()
+    assert (
+        np.isfinite(judged.suspicion).all()
+        and (judged.suspicion >= 0).all()
+        and (judged.suspicion <= 1).all()
+    )
     assert set(judged.suggested_labels) <= set(labels)
 
 
@@ -108,10 +126,15 @@ def test_of_many_classes_the_likeliest_and_the_label_are_kept():
 
 
 @given(st.integers(1, 300), st.integers(2, 6), st.integers(0, 99), st.integers(1, 7))
-def test_counts_do_not_depend_on_how_they_are_split_and_the_surest_are_a_tenth(n, classes, seed, pieces):
+def test_counts_do_not_depend_on_how_they_are_split_and_the_surest_are_a_tenth(
+    n, classes, seed, pieces
+):
     rng = np.random.default_rng(seed)
     # Whole numbers, so that no rounding moves a margin into the next bin.
-    values, labels = rng.integers(-20, 20, size=(n, classes)) * 5.0 + np.arange(classes), rng.integers(0, classes, n)
+    values, labels = (
+        rng.integers(-20, 20, size=(n, classes)) * 5.0 + np.arange(classes),
+        rng.integers(0, classes, n),
+    )
     whole = LabelCounts.of(even(values, labels), labels, classes)
     parts = [
         LabelCounts.of(even(values[rows], labels[rows]), labels[rows], classes)
@@ -119,7 +142,10 @@ def test_counts_do_not_depend_on_how_they_are_split_and_the_surest_are_a_tenth(n
         if len(rows)
     ]
     merged = LabelCounts.merge(parts)
-    assert merged.keys.tolist() == whole.keys.tolist() and merged.counts.tolist() == whole.counts.tolist()
+    assert (
+        merged.keys.tolist() == whole.keys.tolist()
+        and merged.counts.tolist() == whole.counts.tolist()
+    )
     ordered = np.sort(values, axis=1)
     margins, first = ordered[:, -1] - ordered[:, -2], values.argmax(axis=1)
     bins = np.floor(margins / (1 + margins) * 1024)
@@ -163,7 +189,11 @@ def test_equal_errors_are_drawn_together():
 @pytest.mark.parametrize("evenness", [0.0, 0.7])
 def test_judgement_is_bayes_rule(evenness):
     rng = np.random.default_rng(5)
-    ridge, discriminant, labels = rng.normal(size=(50, 4)), rng.normal(size=(50, 4)), rng.integers(0, 4, 50)
+    ridge, discriminant, labels = (
+        rng.normal(size=(50, 4)),
+        rng.normal(size=(50, 4)),
+        rng.integers(0, 4, 50),
+    )
     p = rng.uniform(0.01, 0.99, 50)
     noise = Noise(rng.dirichlet(np.ones(4), size=4), evenness)
     judged = suspicion.judge(Evidence.of(ridge, discriminant, labels), labels, p, noise)
@@ -183,12 +213,18 @@ def test_an_unknown_probability_says_nothing_and_takes_nothing_away():
     evidence = even(np.array([[1.0, 2.0], [1.0, 2.0]]), labels)
     matrix = np.array([[0.9, 0.1], [0.1, 0.9]])
     found = suspicion.judge(evidence, labels, np.array([np.nan, 0.9]), Noise(matrix, 0.5)).suspicion
-    assert found[0] == suspicion.judge(evidence, labels, np.full(2, 0.9), Noise(matrix, 0.0)).suspicion[0] > found[1]
+    assert (
+        found[0]
+        == suspicion.judge(evidence, labels, np.full(2, 0.9), Noise(matrix, 0.0)).suspicion[0]
+        > found[1]
+    )
 
 
 def test_a_label_as_likely_as_another_is_left():
     labels = np.array([2, 1])
-    judged = suspicion.judge(even(np.zeros((2, 3)), labels), labels, np.full(2, 0.5), Noise(np.full((3, 3), 1 / 3), 0.5))
+    judged = suspicion.judge(
+        even(np.zeros((2, 3)), labels), labels, np.full(2, 0.5), Noise(np.full((3, 3), 1 / 3), 0.5)
+    )
     assert judged.suggested_labels.tolist() == [2, 1]
 
 

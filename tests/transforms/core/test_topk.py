@@ -16,14 +16,20 @@ def ranking(candidates: list[tuple[int, float, str]]) -> Ranking:
     return Ranking(
         np.array([row for row, _, _ in candidates], np.int32),
         np.array([score for _, score, _ in candidates], np.float64),
-        np.array([name.encode() for _, _, name in candidates], np.bytes_) if candidates else np.empty(0, "S1"),
+        np.array([name.encode() for _, _, name in candidates], np.bytes_)
+        if candidates
+        else np.empty(0, "S1"),
         np.array([[len(name)] for _, _, name in candidates], np.int64).reshape(len(candidates), 1),
     )
 
 
 # Few distinct scores, so that ties are common.
 CANDIDATES = st.lists(
-    st.tuples(st.integers(0, 4), st.sampled_from([0.5, 1.0, 1.0 + 2**-52, 3.0]), st.text("abcé", min_size=1, max_size=3)),
+    st.tuples(
+        st.integers(0, 4),
+        st.sampled_from([0.5, 1.0, 1.0 + 2**-52, 3.0]),
+        st.text("abcé", min_size=1, max_size=3),
+    ),
     max_size=60,
     unique_by=lambda candidate: (candidate[0], candidate[2]),
 )
@@ -57,7 +63,13 @@ def test_merging_cuts_in_any_grouping_gives_the_cut_of_all(candidates, k, border
     nothing = ranking([])
     merged = merge([TopK(part, nothing) for part in parts], k)
     assert_same(merged, TopK(cut(ranking(candidates), k), nothing))
-    pairwise = merge([merge([TopK(part, nothing) for part in parts[:2]], k), *[TopK(part, nothing) for part in parts[2:]]], k)
+    pairwise = merge(
+        [
+            merge([TopK(part, nothing) for part in parts[:2]], k),
+            *[TopK(part, nothing) for part in parts[2:]],
+        ],
+        k,
+    )
     assert_same(pairwise, merged)
 
 
@@ -69,4 +81,11 @@ def test_labels_of_different_widths_are_padded():
 
 
 def test_offsets_tell_where_each_test_example_starts():
-    assert cut(ranking([(0, 1.0, "a"), (3, 1.0, "b"), (3, 2.0, "c")]), 5).offsets(5).tolist() == [0, 1, 1, 1, 3, 3]
+    assert cut(ranking([(0, 1.0, "a"), (3, 1.0, "b"), (3, 2.0, "c")]), 5).offsets(5).tolist() == [
+        0,
+        1,
+        1,
+        1,
+        3,
+        3,
+    ]

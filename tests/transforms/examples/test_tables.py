@@ -1,4 +1,6 @@
-"""Parquet files and NumPy archives as sources: the same features as from TFRecord files of the same examples."""
+"""Parquet files and NumPy archives as sources: the same features as from TFRecord files of the same
+examples.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,11 @@ Run = Callable[..., Outcome]
 
 
 def columns(tiny: Tiny) -> dict[str, object]:
-    return {"id": [f"ex-{i:02d}" for i in range(len(tiny.labels))], "image": list(tiny.images), "label": tiny.labels}
+    return {
+        "id": [f"ex-{i:02d}" for i in range(len(tiny.labels))],
+        "image": list(tiny.images),
+        "label": tiny.labels,
+    }
 
 
 def parquet(table: dict[str, object], **options: object) -> bytes:
@@ -39,24 +45,36 @@ def archive(**arrays: object) -> bytes:
 @pytest.fixture
 def features(tracin: Run, tiny: Tiny, tmp_path: pathlib.Path) -> Run:
     def run(examples: pathlib.Path, output: str, *words: str) -> Outcome:
-        flags = (f"--examples={examples}", f"--checkpoints={tiny.glob}", f"--output={tmp_path / output}", "--id_key=id")
+        flags = (
+            f"--examples={examples}",
+            f"--checkpoints={tiny.glob}",
+            f"--output={tmp_path / output}",
+            "--id_key=id",
+        )
         return tracin("features", *flags, *words)
 
     return run
 
 
 @pytest.mark.parametrize("kind", ["parquet", "npz"])
-def test_features_are_those_of_the_same_examples_in_tfrecord_files(features: Run, tiny: Tiny, tmp_path: pathlib.Path, kind: str) -> None:
+def test_features_are_those_of_the_same_examples_in_tfrecord_files(
+    features: Run, tiny: Tiny, tmp_path: pathlib.Path, kind: str
+) -> None:
     assert features(write_records(tmp_path / "records", tiny.payloads()), "expected").status == 0
     path = tmp_path / f"examples.{kind}"
     if kind == "parquet":
         table = {**columns(tiny), "image": [image.tolist() for image in tiny.images]}
         path.write_bytes(parquet(table, row_group_size=7))
     else:
-        path.write_bytes(archive(image=tiny.images, label=tiny.labels, id=np.array(columns(tiny)["id"])))
+        path.write_bytes(
+            archive(image=tiny.images, label=tiny.labels, id=np.array(columns(tiny)["id"]))
+        )
     outcome = features(path, "found")
     assert outcome.status == 0, outcome.err
-    (_, expected, _), (_, found, raw) = read_set(tmp_path / "expected"), read_set(tmp_path / "found")
+    (_, expected, _), (_, found, raw) = (
+        read_set(tmp_path / "expected"),
+        read_set(tmp_path / "found"),
+    )
     assert_same_features(found, expected)
     assert [one["offset"].int64_list.value[0] for one in raw] == list(range(40))
     assert raw[3]["source"].bytes_list.value[0] == str(path).encode()
@@ -72,7 +90,10 @@ def test_columns_become_keys_of_the_kind_that_holds_them() -> None:
         "image": [{"bytes": b"\x89PNG", "path": "a.png"}, {"bytes": None, "path": "b.png"}],
         "when": pa.array([1, 2], pa.timestamp("s")),
     }
-    first, second = (tf.train.Example.FromString(payload).features.feature for (payload,) in read_parquet(io.BytesIO(parquet(table))))
+    first, second = (
+        tf.train.Example.FromString(payload).features.feature
+        for (payload,) in read_parquet(io.BytesIO(parquet(table)))
+    )
     assert list(first["small"].int64_list.value) == [1] and "small" not in second
     assert [list(one["flag"].int64_list.value) for one in (first, second)] == [[1], [0]]
     assert list(first["real"].float_list.value) == [0.5]
@@ -83,19 +104,42 @@ def test_columns_become_keys_of_the_kind_that_holds_them() -> None:
     assert "when" not in first
 
 
-@pytest.mark.parametrize("kind", [pa.list_(pa.float64()), pa.large_list(pa.float32()), pa.list_(pa.float32(), 2)])
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.float64()), pa.large_list(pa.float32()), pa.list_(pa.float32(), 2)]
+)
 def test_lists_of_numbers_of_any_kind_are_rows(kind: pa.DataType) -> None:
     # Arrow does not read back a list of fixed size that is null.
     second = [7.0, 8.0] if pa.types.is_fixed_size_list(kind) else None
-    table = {"x": pa.array([[1.5, 2.5], second, [3.5, 4.5]], kind), "y": pa.array([[1, 2], [3, None], [5, 6]], pa.list_(pa.int32()))}
-    rows = [tf.train.Example.FromString(payload).features.feature for (payload,) in read_parquet(io.BytesIO(parquet(table)))]
-    assert [list(row["x"].float_list.value) if "x" in row else None for row in rows] == [[1.5, 2.5], second, [3.5, 4.5]]
-    assert [list(row["y"].int64_list.value) if "y" in row else None for row in rows] == [[1, 2], None, [5, 6]]
+    table = {
+        "x": pa.array([[1.5, 2.5], second, [3.5, 4.5]], kind),
+        "y": pa.array([[1, 2], [3, None], [5, 6]], pa.list_(pa.int32())),
+    }
+    rows = [
+        tf.train.Example.FromString(payload).features.feature
+        for (payload,) in read_parquet(io.BytesIO(parquet(table)))
+    ]
+    assert [list(row["x"].float_list.value) if "x" in row else None for row in rows] == [
+        [1.5, 2.5],
+        second,
+        [3.5, 4.5],
+    ]
+    assert [list(row["y"].int64_list.value) if "y" in row else None for row in rows] == [
+        [1, 2],
+        None,
+        [5, 6],
+    ]
 
 
 def test_rows_of_an_archive_keep_their_numbers() -> None:
-    arrays = {"u": np.array([0, 255], np.uint8), "s": np.array([b"x", b"yz"]), "m": np.arange(12, dtype=np.float64).reshape(2, 2, 3)}
-    first, second = (tf.train.Example.FromString(payload).features.feature for (payload,) in read_archive(io.BytesIO(archive(**arrays))))
+    arrays = {
+        "u": np.array([0, 255], np.uint8),
+        "s": np.array([b"x", b"yz"]),
+        "m": np.arange(12, dtype=np.float64).reshape(2, 2, 3),
+    }
+    first, second = (
+        tf.train.Example.FromString(payload).features.feature
+        for (payload,) in read_archive(io.BytesIO(archive(**arrays)))
+    )
     assert (list(first["u"].int64_list.value), list(second["u"].int64_list.value)) == ([0], [255])
     assert list(second["s"].bytes_list.value) == [b"yz"]
     assert list(second["m"].float_list.value) == [6, 7, 8, 9, 10, 11]
@@ -122,9 +166,13 @@ def test_archives_that_cannot_be_read_are_told(data: bytes, reason: str) -> None
     assert reason in told.value.reason
 
 
-def test_a_damaged_table_fails_the_run_in_one_line(features: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_a_damaged_table_fails_the_run_in_one_line(
+    features: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
     path = tmp_path / "examples.parquet"
-    path.write_bytes(parquet({**columns(tiny), "image": [image.tolist() for image in tiny.images]})[:-20])
+    path.write_bytes(
+        parquet({**columns(tiny), "image": [image.tolist() for image in tiny.images]})[:-20]
+    )
     outcome = features(path, "out")
     assert outcome.status == 1
     (line,) = outcome.err.strip().splitlines()

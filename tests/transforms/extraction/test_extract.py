@@ -1,4 +1,6 @@
-"""Stage 1 through Beam: features equal full per-example gradients, for any batch size and sharding, and what is bad is set aside."""
+"""Stage 1 through Beam: features equal full per-example gradients, for any batch size and sharding,
+and what is bad is set aside.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import CLASSES, RATES, SHAPE, UNITS, Outcome, Tiny, build_tiny, damage, example, feature, write_records
+from tests.conftest import (
+    CLASSES,
+    RATES,
+    SHAPE,
+    UNITS,
+    Outcome,
+    Tiny,
+    build_tiny,
+    damage,
+    example,
+    feature,
+    write_records,
+)
 from transforms.core.errors import InputError
 from transforms.core.features import Features
 from transforms.examples import rejects
@@ -36,9 +50,17 @@ T = len(RATES)
 
 @pytest.fixture
 def extract(tracin: Run, tiny: Tiny, tmp_path: pathlib.Path) -> Callable[..., Outcome]:
-    """Runs `tracin features` on the tiny network, with ids by key, into `tmp_path/out`; further flags replace these."""
+    """Runs `tracin features` on the tiny network, with ids by key, into `tmp_path/out`; further
+    flags replace these.
+    """
 
-    def run(examples: pathlib.Path | str, *words: str, output: str = "out", model: Tiny | None = None, id_key: bool = True) -> Outcome:
+    def run(
+        examples: pathlib.Path | str,
+        *words: str,
+        output: str = "out",
+        model: Tiny | None = None,
+        id_key: bool = True,
+    ) -> Outcome:
         return tracin(
             "features",
             f"--examples={examples}",
@@ -57,14 +79,33 @@ def read_set(directory: pathlib.Path) -> tuple[FeatureManifest, Features, list[A
     import tensorflow as tf
 
     found = manifests.read(str(directory), FeatureManifest, "features")
-    payloads = [payload for file in found.files for payload in tfrecords.split_frames(filesystems.read_verified(str(directory), file))]
+    payloads = [
+        payload
+        for file in found.files
+        for payload in tfrecords.split_frames(filesystems.read_verified(str(directory), file))
+    ]
     raw = [tf.train.Example.FromString(payload).features.feature for payload in payloads]
-    return found, decode(payloads, len(found.checkpoints), found.outputs, found.units, found.integer_labels, found.feature_dtype), raw
+    return (
+        found,
+        decode(
+            payloads,
+            len(found.checkpoints),
+            found.outputs,
+            found.units,
+            found.integer_labels,
+            found.feature_dtype,
+        ),
+        raw,
+    )
 
 
 def read_rejects(directory: pathlib.Path) -> list[rejects.Reject]:
     found = manifests.read(str(directory), FeatureManifest, "features")
-    return [reject for file in found.rejected_files for reject in rejects.from_jsonl(filesystems.read_verified(str(directory), file))]
+    return [
+        reject
+        for file in found.rejected_files
+        for reject in rejects.from_jsonl(filesystems.read_verified(str(directory), file))
+    ]
 
 
 def assert_same_features(found: Features, expected: Features) -> None:
@@ -84,8 +125,12 @@ def assert_same_features(found: Features, expected: Features) -> None:
         assert getattr(a, name).tobytes() == getattr(b, name).tobytes(), name
 
 
-def full_gradients(path: pathlib.Path, images: np.ndarray, labels: Sequence[int]) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-    """Each example's gradients of the compiled loss by the last layer's kernel [D, C] and bias [C], and the outputs [n, C]."""
+def full_gradients(
+    path: pathlib.Path, images: np.ndarray, labels: Sequence[int]
+) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Each example's gradients of the compiled loss by the last layer's kernel [D, C] and bias [C],
+    and the outputs [n, C].
+    """
     import keras
     import tensorflow as tf
 
@@ -120,22 +165,41 @@ def test_features_equal_full_gradients_of_each_checkpoint(
     assert records.labels.ravel().tolist() == model.labels.tolist()
     for t, path in enumerate(model.paths):
         kernels, biases, outputs = full_gradients(path, model.images, model.labels)
-        probabilities = outputs if softmax else np.exp(outputs) / np.exp(outputs).sum(1, keepdims=True)
+        probabilities = (
+            outputs if softmax else np.exp(outputs) / np.exp(outputs).sum(1, keepdims=True)
+        )
         for i in range(40):
             outer = np.outer(records.activations[i, t, :-1], records.loss_grads[i, t])
             np.testing.assert_allclose(outer, kernels[i], rtol=1e-4, atol=2e-6)
-            np.testing.assert_allclose(records.activations[i, t, -1] * records.loss_grads[i, t], biases[i], rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(records.label_probabilities[:, t], probabilities[range(40), model.labels], rtol=1e-4)
+            np.testing.assert_allclose(
+                records.activations[i, t, -1] * records.loss_grads[i, t],
+                biases[i],
+                rtol=1e-4,
+                atol=1e-6,
+            )
+        np.testing.assert_allclose(
+            records.label_probabilities[:, t], probabilities[range(40), model.labels], rtol=1e-4
+        )
         assert np.abs(kernels).max() > 0.01
     assert records.predictions.ravel().tolist() == outputs.argmax(1).tolist()
     np.testing.assert_allclose(records.probabilities, probabilities.max(1), rtol=1e-5)
-    np.testing.assert_allclose(records.loss_grad_norms, np.linalg.norm(records.loss_grads.astype(np.float64), axis=-1), rtol=1e-14)
-    np.testing.assert_allclose(records.activation_norms, np.linalg.norm(records.activations.astype(np.float64), axis=-1), rtol=1e-14)
+    np.testing.assert_allclose(
+        records.loss_grad_norms,
+        np.linalg.norm(records.loss_grads.astype(np.float64), axis=-1),
+        rtol=1e-14,
+    )
+    np.testing.assert_allclose(
+        records.activation_norms,
+        np.linalg.norm(records.activations.astype(np.float64), axis=-1),
+        rtol=1e-14,
+    )
     # The checkpoints differ, so that an order mixed up would be seen.
     assert np.abs(records.loss_grads[:, 0] - records.loss_grads[:, -1]).max() > 0.01
 
 
-def test_without_the_bias_the_trailing_one_is_missing(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_without_the_bias_the_trailing_one_is_missing(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
     examples = write_records(tmp_path / "examples", tiny.payloads()[:5])
     assert extract(examples, "--include_bias=false", output="without").status == 0
     assert extract(examples, output="with").status == 0
@@ -146,23 +210,32 @@ def test_without_the_bias_the_trailing_one_is_missing(extract: Run, tiny: Tiny, 
     assert without.model_fingerprint != included.model_fingerprint
 
 
-def test_predicted_labels_are_the_last_checkpoints(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_predicted_labels_are_the_last_checkpoints(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
     # No labels in the data.
-    unlabelled = write_records(tmp_path / "examples", [example(image=x, id=f"ex-{i:02d}") for i, x in enumerate(tiny.images)])
+    unlabelled = write_records(
+        tmp_path / "examples",
+        [example(image=x, id=f"ex-{i:02d}") for i, x in enumerate(tiny.images)],
+    )
     assert extract(unlabelled, "--labels=predicted").status == 0
     _, found, _ = read_set(tmp_path / "out")
     assert found.labels.tolist() == found.predictions.tolist()
     assert found.labels.ravel().tolist() != tiny.labels.tolist()
     # They are the features of examples that were given these labels, at every checkpoint.
     given = [
-        example(image=x, label=int(y), id=f"ex-{i:02d}") for i, (x, y) in enumerate(zip(tiny.images, found.labels.ravel(), strict=True))
+        example(image=x, label=int(y), id=f"ex-{i:02d}")
+        for i, (x, y) in enumerate(zip(tiny.images, found.labels.ravel(), strict=True))
     ]
     assert extract(write_records(tmp_path / "labelled", given), output="given").status == 0
     assert_same_features(read_set(tmp_path / "given")[1], found)
 
 
 def test_kept_keys_and_origins_are_stored(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
-    payloads = [example(image=x, label=0, id=i, city=f"c{i}", size=[i, 0.5]) for i, x in enumerate(tiny.images[:3])]
+    payloads = [
+        example(image=x, label=0, id=i, city=f"c{i}", size=[i, 0.5])
+        for i, x in enumerate(tiny.images[:3])
+    ]
     path = write_records(tmp_path / "data" / "examples", payloads)
     assert extract(path, "--keep_keys=city,size").status == 0
     _, _, raw = read_set(tmp_path / "out")
@@ -173,11 +246,19 @@ def test_kept_keys_and_origins_are_stored(extract: Run, tiny: Tiny, tmp_path: pa
     assert len({bytes(stored["content_digest"].bytes_list.value[0]) for stored in raw}) == 3
 
 
-def test_without_an_id_key_ids_are_file_and_index(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_without_an_id_key_ids_are_file_and_index(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
     for name, rows in (("x/a", slice(0, 2)), ("y/a", slice(2, 5))):
         write_records(tmp_path / "data" / name, tiny.payloads()[rows])
     assert extract(tmp_path / "data" / "*" / "a", id_key=False).status == 0
-    assert read_set(tmp_path / "out")[1].example_ids.tolist() == [b"x/a#0", b"x/a#1", b"y/a#0", b"y/a#1", b"y/a#2"]
+    assert read_set(tmp_path / "out")[1].example_ids.tolist() == [
+        b"x/a#0",
+        b"x/a#1",
+        b"y/a#0",
+        b"y/a#1",
+        b"y/a#2",
+    ]
 
 
 # Invariance
@@ -193,7 +274,9 @@ def test_batch_size_changes_no_bit(extract: Run, tiny: Tiny, tmp_path: pathlib.P
         assert_same_features(other, sets[0])
 
 
-def test_sharding_and_compression_change_no_bit(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_sharding_and_compression_change_no_bit(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
     payloads = tiny.payloads()
     sets = []
     for shards, compression in ((1, ""), (3, ""), (2, "GZIP"), (50, "")):
@@ -222,10 +305,13 @@ def test_feature_files_are_cut_at_a_number_of_records(
     assert_same_features(records, read_set(tmp_path / "whole")[1])
 
 
-def test_checkpoints_are_loaded_once(extract: Run, tiny: Tiny, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_loaded_once(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for shard in range(4):
         write_records(tmp_path / "in" / f"s-{shard}", tiny.payloads()[shard::4])
-    # The run's counts begin after the program has loaded them for its own checks; here both are counted.
+    # The run's counts begin after the program has loaded them for its own checks; here both are
+    # counted.
     counters.reset()
     with monkeypatch.context() as patch:
         patch.setattr(counters, "reset", lambda: None)
@@ -233,11 +319,15 @@ def test_checkpoints_are_loaded_once(extract: Run, tiny: Tiny, tmp_path: pathlib
     counts = counters.snapshot()
     assert counts["checkpoint-loads"] == 1
     assert counts["examples-read"] == counts["examples-extracted"] == 40
-    assert counts["example-bytes-read"] == sum(path.stat().st_size for path in (tmp_path / "in").iterdir())
+    assert counts["example-bytes-read"] == sum(
+        path.stat().st_size for path in (tmp_path / "in").iterdir()
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_features_are_stored_in_a_shorter_dtype_where_asked(extract: Run, tiny: Tiny, tmp_path: pathlib.Path, dtype: str) -> None:
+def test_features_are_stored_in_a_shorter_dtype_where_asked(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path, dtype: str
+) -> None:
     examples = write_records(tmp_path / "examples", tiny.payloads())
     assert extract(examples).status == 0
     assert extract(examples, f"--feature_dtype={dtype}", output="short").status == 0
@@ -247,7 +337,9 @@ def test_features_are_stored_in_a_shorter_dtype_where_asked(extract: Run, tiny: 
     relative = 2.0 ** -(8 if dtype == "bfloat16" else 11)
     for name in ("loss_grads", "activations"):
         assert np.abs(getattr(short, name) - getattr(whole, name)).max() > 0
-        np.testing.assert_allclose(getattr(short, name), getattr(whole, name), rtol=relative, atol=2.0**-25)
+        np.testing.assert_allclose(
+            getattr(short, name), getattr(whole, name), rtol=relative, atol=2.0**-25
+        )
         assert len(raw[0][name].bytes_list.value[0]) == 2 * getattr(short, name)[0].size
     np.testing.assert_array_equal(short.label_probabilities, whole.label_probabilities)
     again = extract(examples, "--feature_dtype=float32", output="short")
@@ -255,7 +347,9 @@ def test_features_are_stored_in_a_shorter_dtype_where_asked(extract: Run, tiny: 
     assert "feature_dtype was" in again.err
 
 
-def test_what_float16_cannot_hold_is_set_aside(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_what_float16_cannot_hold_is_set_aside(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
     large = example(image=tiny.images[0] * 1e6, label=int(tiny.labels[0]), id="large")
     examples = write_records(tmp_path / "examples", [large, *tiny.payloads()])
     words = ("--feature_dtype=float16", "--max_rejected_fraction=0.1")
@@ -270,8 +364,12 @@ def test_what_float16_cannot_hold_is_set_aside(extract: Run, tiny: Tiny, tmp_pat
 # What is set aside
 
 
-def with_bad(tiny: Tiny, directory: pathlib.Path) -> tuple[pathlib.Path, list[tuple[int, str | None, str]]]:
-    """Forty records of which six cannot be used, in two files; and (index, id, reason) of these in their file."""
+def with_bad(
+    tiny: Tiny, directory: pathlib.Path
+) -> tuple[pathlib.Path, list[tuple[int, str | None, str]]]:
+    """Forty records of which six cannot be used, in two files; and (index, id, reason) of these in
+    their file.
+    """
     image = tiny.images[0]
     nan = image.copy()
     nan[1, 2, 0] = np.nan
@@ -288,13 +386,20 @@ def with_bad(tiny: Tiny, directory: pathlib.Path) -> tuple[pathlib.Path, list[tu
     path = write_records(directory / "s-0", first)
     damage(path, sum(len(payload) + 16 for payload in first[:15]) + 12)
     write_records(directory / "s-1", payloads[20:])
-    return path, sorted([(i, example_id, reason) for i, (_, example_id, reason) in bad.items()] + [(15, None, rejects.BAD_CHECKSUM)])
+    return path, sorted(
+        [(i, example_id, reason) for i, (_, example_id, reason) in bad.items()]
+        + [(15, None, rejects.BAD_CHECKSUM)]
+    )
 
 
 @pytest.mark.parametrize("batch_size", [4, 256])
-def test_bad_records_are_set_aside_and_the_others_are_untouched(extract: Run, tiny: Tiny, tmp_path: pathlib.Path, batch_size: int) -> None:
+def test_bad_records_are_set_aside_and_the_others_are_untouched(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path, batch_size: int
+) -> None:
     path, expected = with_bad(tiny, tmp_path / "in")
-    outcome = extract(tmp_path / "in" / "s-*", f"--batch_size={batch_size}", "--max_rejected_fraction=0.2")
+    outcome = extract(
+        tmp_path / "in" / "s-*", f"--batch_size={batch_size}", "--max_rejected_fraction=0.2"
+    )
     assert outcome.status == 0, outcome.err
     found, records, _ = read_set(tmp_path / "out")
     assert found.counts == {"examples": 33, "rejected": 7}
@@ -318,11 +423,25 @@ def test_too_many_bad_records_fail_the_run_in_one_line_without_a_manifest(
     outcome = extract(tmp_path / "in" / "s-*", "--max_rejected_fraction=0.1")
     assert outcome.status == 1
     # What is logged would stand on standard error, too.
-    assert [record.name for record in caplog.records if record.levelno >= logging.WARNING and record.name.startswith("apache_beam")] == []
-    assert_one_line(outcome.err, "7 of 40 examples were rejected", "--max_rejected_fraction=0.1", str(path), "/out/rejected-00000-")
+    assert [
+        record.name
+        for record in caplog.records
+        if record.levelno >= logging.WARNING and record.name.startswith("apache_beam")
+    ] == []
+    assert_one_line(
+        outcome.err,
+        "7 of 40 examples were rejected",
+        "--max_rejected_fraction=0.1",
+        str(path),
+        "/out/rejected-00000-",
+    )
     assert manifests.read_if_any(str(tmp_path / "out"), "output") is None
     # What was set aside can be looked at.
-    aside = [reject for file in (tmp_path / "out").glob("rejected-*.jsonl") for reject in rejects.from_jsonl(file.read_bytes())]
+    aside = [
+        reject
+        for file in (tmp_path / "out").glob("rejected-*.jsonl")
+        for reject in rejects.from_jsonl(file.read_bytes())
+    ]
     assert len(aside) == 7
 
 
@@ -332,7 +451,9 @@ def assert_one_line(text: str, *parts: str) -> None:
         assert part in text, text
 
 
-def test_the_limit_itself_is_allowed_and_holds_for_a_set_that_is_already_there(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_the_limit_itself_is_allowed_and_holds_for_a_set_that_is_already_there(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
     with_bad(tiny, tmp_path / "in")
     assert extract(tmp_path / "in" / "s-*", "--max_rejected_fraction=0.175").status == 0
     stricter = extract(tmp_path / "in" / "s-*", "--max_rejected_fraction=0.17")
@@ -341,10 +462,17 @@ def test_the_limit_itself_is_allowed_and_holds_for_a_set_that_is_already_there(e
     assert "nothing to do" in extract(tmp_path / "in" / "s-*", "--max_rejected_fraction=0.2").out
 
 
-def test_a_model_that_gives_a_nan_costs_that_example(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_a_model_that_gives_a_nan_costs_that_example(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
     payloads = tiny.payloads()[:10]
     payloads[4] = example(image=np.full(SHAPE, 3e38), label=0, id="huge")
-    assert extract(write_records(tmp_path / "examples", payloads), "--max_rejected_fraction=0.5").status == 0
+    assert (
+        extract(
+            write_records(tmp_path / "examples", payloads), "--max_rejected_fraction=0.5"
+        ).status
+        == 0
+    )
     found, records, _ = read_set(tmp_path / "out")
     assert found.rejected == {rejects.NON_FINITE_FEATURES: 1}
     (reject,) = read_rejects(tmp_path / "out")
@@ -353,11 +481,15 @@ def test_a_model_that_gives_a_nan_costs_that_example(extract: Run, tiny: Tiny, t
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["one file", "two files"])
-def test_an_id_used_twice_fails_the_run_and_both_places_are_named(extract: Run, tiny: Tiny, tmp_path: pathlib.Path, together: bool) -> None:
+def test_an_id_used_twice_fails_the_run_and_both_places_are_named(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path, together: bool
+) -> None:
     payloads = tiny.payloads()[:8]
     payloads[6] = payloads[1]
     directory = tmp_path / "in"
-    for name, part in (("s-0", payloads),) if together else (("s-0", payloads[:4]), ("s-1", payloads[4:])):
+    for name, part in (
+        (("s-0", payloads),) if together else (("s-0", payloads[:4]), ("s-1", payloads[4:]))
+    ):
         write_records(directory / name, part)
     outcome = extract(directory / "s-*")
     assert outcome.status == 1
@@ -366,7 +498,9 @@ def test_an_id_used_twice_fails_the_run_and_both_places_are_named(extract: Run, 
     assert manifests.read_if_any(str(tmp_path / "out"), "output") is None
 
 
-def test_a_truncated_file_fails_the_run_and_is_used_where_allowed(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_a_truncated_file_fails_the_run_and_is_used_where_allowed(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
     payloads = tiny.payloads()
     path = write_records(tmp_path / "examples", payloads)
     path.write_bytes(path.read_bytes()[:-5])
@@ -379,13 +513,17 @@ def test_a_truncated_file_fails_the_run_and_is_used_where_allowed(extract: Run, 
     assert outcome.status == 0, outcome.err
     found, records, _ = read_set(tmp_path / "out")
     assert found.counts == {"examples": 39, "rejected": 1} and len(records) == 39
-    assert [(reject.offset, reject.reason) for reject in read_rejects(tmp_path / "out")] == [(39, rejects.UNREADABLE_TAIL)]
+    assert [(reject.offset, reject.reason) for reject in read_rejects(tmp_path / "out")] == [
+        (39, rejects.UNREADABLE_TAIL)
+    ]
 
 
 def test_an_empty_file_gives_an_empty_set(extract: Run, tmp_path: pathlib.Path) -> None:
     assert extract(write_records(tmp_path / "examples", [])).status == 0
     found, records, _ = read_set(tmp_path / "out")
-    assert found.counts == {"examples": 0, "rejected": 0} and found.files == () and len(records) == 0
+    assert (
+        found.counts == {"examples": 0, "rejected": 0} and found.files == () and len(records) == 0
+    )
 
 
 # Committing
@@ -395,7 +533,9 @@ def stamps(directory: pathlib.Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in directory.iterdir()}
 
 
-def test_a_rerun_does_nothing_and_other_settings_need_overwrite(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_a_rerun_does_nothing_and_other_settings_need_overwrite(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
     examples = write_records(tmp_path / "examples", tiny.payloads())
     assert extract(examples).status == 0
     before = stamps(tmp_path / "out")
@@ -419,7 +559,9 @@ def test_a_rerun_does_nothing_and_other_settings_need_overwrite(extract: Run, ti
     assert read_set(tmp_path / "out")[0].settings["labels"] == "predicted"
 
 
-def test_changed_examples_are_other_settings(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_changed_examples_are_other_settings(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
     path = tmp_path / "examples"
     assert extract(write_records(path, tiny.payloads()[:5])).status == 0
     outcome = extract(write_records(path, tiny.payloads()[:6]))
@@ -427,7 +569,9 @@ def test_changed_examples_are_other_settings(extract: Run, tiny: Tiny, tmp_path:
     assert_one_line(outcome.err, "complete with other settings (examples ", "size was")
 
 
-def test_what_a_dead_attempt_left_is_not_read_and_goes_with_the_commit(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_what_a_dead_attempt_left_is_not_read_and_goes_with_the_commit(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
     left = tmp_path / "out" / "features-00000-0000000000-deadbeef.tfrecord"
     write_records(left, [b"half a record"])
     assert extract(write_records(tmp_path / "examples", tiny.payloads())).status == 0
@@ -460,7 +604,13 @@ def died(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> Callable[..., Outc
         write_records(tmp_path / "in" / f"s-{shard}", payloads[shard::4])
 
     def again(*words: str, output: str = "out") -> Outcome:
-        return extract(tmp_path / "in" / "s-*", "--batch_size=4", "--max_rejected_fraction=0.1", *words, output=output)
+        return extract(
+            tmp_path / "in" / "s-*",
+            "--batch_size=4",
+            "--max_rejected_fraction=0.1",
+            *words,
+            output=output,
+        )
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Exception, match="the worker died"):
         die_at_file(patch, 3)
@@ -469,37 +619,58 @@ def died(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> Callable[..., Outc
     assert len(list((tmp_path / "out").glob("finished-*"))) == 2
     # What it had begun is given up; had it been killed, it would still be there.
     assert not list((tmp_path / "out").glob(".*"))
-    filesystems.NewFile(str(tmp_path / "out"), "features-00002-0000000000-killed.tfrecord").add(b"half a record")
+    filesystems.NewFile(str(tmp_path / "out"), "features-00002-0000000000-killed.tfrecord").add(
+        b"half a record"
+    )
     return again
 
 
 def test_a_run_goes_on_from_what_a_dead_attempt_finished(died: Run, tmp_path: pathlib.Path) -> None:
     outcome = died()
     counts = counters.snapshot()
-    assert counts["examples-reused"] == 20 and counts["examples-extracted"] + counts.get("examples-rejected", 0) == 20
+    assert (
+        counts["examples-reused"] == 20
+        and counts["examples-extracted"] + counts.get("examples-rejected", 0) == 20
+    )
     assert "read 20 examples, took over 20 that an earlier attempt had finished" in outcome.out
-    assert counts["example-bytes-read"] == sum(path.stat().st_size for path in (tmp_path / "in").iterdir())
+    assert counts["example-bytes-read"] == sum(
+        path.stat().st_size for path in (tmp_path / "in").iterdir()
+    )
     assert died(output="whole").status == 0
     (found, records, _), (_, expected, _) = read_set(tmp_path / "out"), read_set(tmp_path / "whole")
     assert records.example_ids.tolist() == expected.example_ids.tolist()
     assert_same_features(records, expected)
-    assert found.counts == {"examples": 39, "rejected": 1} and [r.example_id for r in read_rejects(tmp_path / "out")] == ["too small"]
+    assert found.counts == {"examples": 39, "rejected": 1} and [
+        r.example_id for r in read_rejects(tmp_path / "out")
+    ] == ["too small"]
     # What told of finished files is of no use any more.
-    assert {path.name.split("-")[0] for path in (tmp_path / "out").iterdir()} == {"features", "rejected", "manifest.json"}
+    assert {path.name.split("-")[0] for path in (tmp_path / "out").iterdir()} == {
+        "features",
+        "rejected",
+        "manifest.json",
+    }
 
 
-def test_a_damaged_part_of_a_dead_attempt_is_computed_again(died: Run, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_part_of_a_dead_attempt_is_computed_again(
+    died: Run, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
     finished = sorted((tmp_path / "out").glob("finished-*"))[0].stem.split("-")[-1]
     (part,) = (tmp_path / "out").glob(f"features-{finished}-*")
     damage(part, 100)
     assert died().status == 0
     assert counters.snapshot()["examples-reused"] == 10
-    (told,) = [record.getMessage() for record in caplog.records if record.name == "transforms.extraction.resume"]
+    (told,) = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "transforms.extraction.resume"
+    ]
     assert "what an earlier attempt left of it is not used" in told and "is damaged" in told
     assert len(read_set(tmp_path / "out")[1]) == 39
 
 
-def test_what_was_finished_with_other_settings_is_not_taken_over(died: Run, tmp_path: pathlib.Path) -> None:
+def test_what_was_finished_with_other_settings_is_not_taken_over(
+    died: Run, tmp_path: pathlib.Path
+) -> None:
     assert died("--include_bias=false").status == 0
     assert "examples-reused" not in counters.snapshot()
     found, records, _ = read_set(tmp_path / "out")
@@ -507,7 +678,9 @@ def test_what_was_finished_with_other_settings_is_not_taken_over(died: Run, tmp_
     assert not list((tmp_path / "out").glob("finished-*"))
 
 
-def test_an_id_used_twice_is_found_across_attempts(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_an_id_used_twice_is_found_across_attempts(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
     for shard in range(2):
         write_records(tmp_path / "in" / f"s-{shard}", tiny.payloads()[:5])
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Exception, match="the worker died"):
@@ -518,7 +691,9 @@ def test_an_id_used_twice_is_found_across_attempts(extract: Run, tiny: Tiny, tmp
     assert_one_line(outcome.err, "is used twice", "s-0", "s-1")
 
 
-def test_a_file_whose_beginning_went_elsewhere_does_not_count_as_finished(tmp_path: pathlib.Path) -> None:
+def test_a_file_whose_beginning_went_elsewhere_does_not_count_as_finished(
+    tmp_path: pathlib.Path,
+) -> None:
     # As on a runner that splits the chain between extracting and writing.
     file = InputFile(0, "in", "in", 1)
     one = NO_FEATURES
@@ -526,7 +701,20 @@ def test_a_file_whose_beginning_went_elsewhere_does_not_count_as_finished(tmp_pa
     writer = feature_files._WriteDoFn(str(tmp_path), "0" * 32, "float32")
     for first, expected in ((False, 0), (True, 1)):
         writer.start_bundle()
-        list(writer.process(FeatureBatch(file, one, np.empty(0, int), np.empty((0, 16), np.uint8), {}, [reject], first, last=True)))
+        list(
+            writer.process(
+                FeatureBatch(
+                    file,
+                    one,
+                    np.empty(0, int),
+                    np.empty((0, 16), np.uint8),
+                    {},
+                    [reject],
+                    first,
+                    last=True,
+                )
+            )
+        )
         list(writer.finish_bundle())
         assert len(list(tmp_path.glob("finished-*"))) == expected
 
@@ -542,11 +730,15 @@ def test_parts_are_cut_where_they_are_full_and_never_inside_an_example(
     sizes, offsets = [20, 5, 60, 0, 31, 31, 8, 90, 2], [0, 1, 1, 1, 4, 5, 5, 7, 9]
 
     def parts(step: int) -> list[list[tuple[int, int]]]:
-        """The places and sizes of records in each part, of records that come `step` examples at a time."""
+        """The places and sizes of records in each part, of records that come `step` examples at a
+        time.
+        """
         part, found = Part(file, str(tmp_path)), [[]]
         examples = sorted(set(offsets))
         for start in range(0, len(examples), step):
-            rows = [i for i, offset in enumerate(offsets) if offset in examples[start : start + step]]
+            rows = [
+                i for i, offset in enumerate(offsets) if offset in examples[start : start + step]
+            ]
             payloads, places = [bytes(sizes[i]) for i in rows], np.array([offsets[i] for i in rows])
             while payloads:
                 fit = part.room(payloads, "in", places)
@@ -554,7 +746,11 @@ def test_parts_are_cut_where_they_are_full_and_never_inside_an_example(
                 found[-1] += zip(places[:fit].tolist(), map(len, payloads[:fit]), strict=True)
                 payloads, places = payloads[fit:], places[fit:]
                 if payloads:
-                    assert part.is_full and part.examples == len({place for place, _ in found[-1]}) and part.count == len(found[-1])
+                    assert (
+                        part.is_full
+                        and part.examples == len({place for place, _ in found[-1]})
+                        and part.count == len(found[-1])
+                    )
                     part = Part(file, str(tmp_path))
                     found.append([])
         return found
@@ -585,7 +781,11 @@ def test_where_there_is_a_checkpoint_for_each_processor_none_is_split(
 
 @pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["one after the other", "at once"])
 def test_batches_extracted_at_once_are_written_in_their_order(
-    extract: Run, tiny: Tiny, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+    extract: Run,
+    tiny: Tiny,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
 ) -> None:
     genuine, under_way, most = extract_batch.extract_features, [], []
 
@@ -601,8 +801,12 @@ def test_batches_extracted_at_once_are_written_in_their_order(
 
     monkeypatch.setattr(extract_batch, "extract_features", slow)
     monkeypatch.setattr(extract_step, "_LONG", seconds)
-    assert extract(write_records(tmp_path / "examples", tiny.payloads()), "--batch_size=4").status == 0
-    assert read_set(tmp_path / "out")[1].example_ids.tolist() == [f"ex-{i:02d}".encode() for i in range(40)]
+    assert (
+        extract(write_records(tmp_path / "examples", tiny.payloads()), "--batch_size=4").status == 0
+    )
+    assert read_set(tmp_path / "out")[1].example_ids.tolist() == [
+        f"ex-{i:02d}".encode() for i in range(40)
+    ]
     assert max(most) == (2 if seconds else 1)
 
 
@@ -618,7 +822,9 @@ def test_a_changed_checkpoint_is_refused_by_the_worker(tmp_path: pathlib.Path) -
         carried.acquire()
 
 
-def test_a_gpus_memory_is_taken_as_it_is_needed(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpus_memory_is_taken_as_it_is_needed(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import tensorflow as tf
 
     grown = []
@@ -631,7 +837,9 @@ def test_a_gpus_memory_is_taken_as_it_is_needed(tiny: Tiny, monkeypatch: pytest.
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [f"{kind}:0", f"{kind}:1"])
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", grow)
     paths = tuple(map(str, tiny.paths))
-    loaded = Model(ModelSpec(paths), tuple(checkpoint_files.inspect(path).digest for path in paths)).acquire()
+    loaded = Model(
+        ModelSpec(paths), tuple(checkpoint_files.inspect(path).digest for path in paths)
+    ).acquire()
     assert grown == [("GPU:0", True), ("GPU:1", True)] and loaded.size == T
 
 
@@ -640,7 +848,11 @@ def test_a_gpus_memory_is_taken_as_it_is_needed(tiny: Tiny, monkeypatch: pytest.
 
 def test_repeated_hashes_are_found_across_files_and_told_in_order() -> None:
     def part(name: str, rows: Iterable[int], hashes: Iterable[int]) -> tuple[str, bytes, bytes]:
-        return name, np.array(list(rows), np.int32).tobytes(), np.array(list(hashes), np.uint64).tobytes()
+        return (
+            name,
+            np.array(list(rows), np.int32).tobytes(),
+            np.array(list(hashes), np.uint64).tobytes(),
+        )
 
     assert repeated_hashes([part("a", [0, 1], [7, 8]), part("b", [5], [9])]) == []
     groups = repeated_hashes([part("a", [3, 1, 2], [7, 7, 8]), part("b", [0, 4], [8, 7])])
@@ -654,19 +866,29 @@ def test_padding_a_batch_does_not_touch_its_rows(tiny: Tiny) -> None:
     extractor = FeatureExtractor(loaded, ExtractionPlan(40))
     ids = [f"ex-{i:02d}" for i in range(40)]
     whole = extractor(ids, [tiny.images], labels)
-    assert whole.loss_grads.shape == (40, T, CLASSES) and whole.activations.shape == (40, T, UNITS + 1)
+    assert whole.loss_grads.shape == (40, T, CLASSES) and whole.activations.shape == (
+        40,
+        T,
+        UNITS + 1,
+    )
     few = extractor(ids[:3], [tiny.images[:3]], labels[:3])
     assert_same_features(few, whole.take(slice(0, 3)))
 
 
-def test_batches_of_other_lengths_are_computed_by_a_trace_of_their_own(tmp_path: pathlib.Path) -> None:
+def test_batches_of_other_lengths_are_computed_by_a_trace_of_their_own(
+    tmp_path: pathlib.Path,
+) -> None:
     import keras
 
     layers = keras.layers
-    model = keras.Sequential([layers.Input((None, 4)), layers.GlobalMaxPooling1D(), layers.Dense(3)])
+    model = keras.Sequential(
+        [layers.Input((None, 4)), layers.GlobalMaxPooling1D(), layers.Dense(3)]
+    )
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.save(tmp_path / "model.keras")
-    extractor = FeatureExtractor(load(ModelSpec((str(tmp_path / "model.keras"),))), ExtractionPlan(8))
+    extractor = FeatureExtractor(
+        load(ModelSpec((str(tmp_path / "model.keras"),))), ExtractionPlan(8)
+    )
     rng = np.random.default_rng(0)
     for length in (5, 7, 5):
         sequences = rng.normal(size=(8, length, 4)).astype(np.float32)
@@ -676,7 +898,9 @@ def test_batches_of_other_lengths_are_computed_by_a_trace_of_their_own(tmp_path:
 
 @pytest.fixture
 def greedy(tmp_path: pathlib.Path) -> Callable[[int], Checkpoints]:
-    """Loads a network that asks for more memory than any machine has where a batch has more than so many rows."""
+    """Loads a network that asks for more memory than any machine has where a batch has more than so
+    many rows.
+    """
     import keras
     import tensorflow as tf
 
@@ -695,7 +919,9 @@ def greedy(tmp_path: pathlib.Path) -> Callable[[int], Checkpoints]:
 
     def build(most: int) -> Checkpoints:
         layers = keras.layers
-        model = keras.Sequential([layers.Input((5,)), Greedy(most), layers.Dense(7, activation="relu"), layers.Dense(3)])
+        model = keras.Sequential(
+            [layers.Input((5,)), Greedy(most), layers.Dense(7, activation="relu"), layers.Dense(3)]
+        )
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         keras.utils.set_random_seed(1)
         for layer in model.layers[1:]:
@@ -706,7 +932,9 @@ def greedy(tmp_path: pathlib.Path) -> Callable[[int], Checkpoints]:
     return build
 
 
-def test_batches_are_halved_until_they_fit_into_memory(greedy: Callable[[int], Checkpoints], caplog: pytest.LogCaptureFixture) -> None:
+def test_batches_are_halved_until_they_fit_into_memory(
+    greedy: Callable[[int], Checkpoints], caplog: pytest.LogCaptureFixture
+) -> None:
     inputs = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
     ids, labels = [f"{i:02d}" for i in range(40)], np.zeros((40, 1))
     whole = FeatureExtractor(greedy(40), ExtractionPlan(40))(ids, [inputs], labels)
@@ -715,24 +943,45 @@ def test_batches_are_halved_until_they_fit_into_memory(greedy: Callable[[int], C
     extractor = FeatureExtractor(greedy(12), ExtractionPlan(40))
     assert_same_features(extractor(ids, [inputs], labels), whole)
     assert counters.snapshot()["batches-halved"] == 2
-    told = [record.getMessage() for record in caplog.records if record.name == "transforms.extraction.extractor"]
+    told = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "transforms.extraction.extractor"
+    ]
     assert len(told) == 2 and "40 examples at once" in told[0] and "going on with 10" in told[1]
     # What did not fit once is not tried again.
     assert_same_features(extractor(ids[:15], [inputs[:15]], labels[:15]), whole.take(slice(15)))
     assert counters.snapshot()["batches-halved"] == 2
 
 
-def test_a_model_too_large_for_the_smallest_batch_is_told(greedy: Callable[[int], Checkpoints]) -> None:
-    with pytest.raises(InputError, match=r"^the model runs out of memory with 2 examples at once \(.*OOM.*\): use workers with more"):
-        FeatureExtractor(greedy(1), ExtractionPlan(8))(["a"], [np.zeros((1, 5), np.float32)], np.zeros((1, 1)))
+def test_a_model_too_large_for_the_smallest_batch_is_told(
+    greedy: Callable[[int], Checkpoints],
+) -> None:
+    with pytest.raises(
+        InputError,
+        match=r"^the model runs out of memory with 2 examples "
+        r"at "
+        r"once "
+        r"\(.*OOM.*\): "
+        r"use "
+        r"workers "
+        r"with more",
+    ):
+        FeatureExtractor(greedy(1), ExtractionPlan(8))(
+            ["a"], [np.zeros((1, 5), np.float32)], np.zeros((1, 1))
+        )
 
 
 @pytest.mark.parametrize("size", [1, 5, 33])
-def test_matrix_products_of_a_real_networks_width_give_the_same_bits_in_any_batch(tmp_path: pathlib.Path, size: int) -> None:
+def test_matrix_products_of_a_real_networks_width_give_the_same_bits_in_any_batch(
+    tmp_path: pathlib.Path, size: int
+) -> None:
     import keras
 
     layers = keras.layers
-    model = keras.Sequential([layers.Input((784,)), layers.Dense(128, activation="relu"), layers.Dense(10)])
+    model = keras.Sequential(
+        [layers.Input((784,)), layers.Dense(128, activation="relu"), layers.Dense(10)]
+    )
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.save(tmp_path / "a.keras")
     loaded = load(ModelSpec((str(tmp_path / "a.keras"),)))
@@ -740,5 +989,8 @@ def test_matrix_products_of_a_real_networks_width_give_the_same_bits_in_any_batc
     ids, labels = [f"{i:02d}" for i in range(40)], np.zeros((40, 1))
     whole = FeatureExtractor(loaded, ExtractionPlan(40))(ids, [inputs], labels)
     extractor = FeatureExtractor(loaded, ExtractionPlan(size))
-    parts = [extractor(ids[i : i + size], [inputs[i : i + size]], labels[i : i + size]) for i in range(0, 40, size)]
+    parts = [
+        extractor(ids[i : i + size], [inputs[i : i + size]], labels[i : i + size])
+        for i in range(0, 40, size)
+    ]
     assert_same_features(Features.concatenate(parts), whole)

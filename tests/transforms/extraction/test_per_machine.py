@@ -1,4 +1,6 @@
-"""Checkpoints that the worker processes of a machine share: loaded once, and once more for each process that dies with them."""
+"""Checkpoints that the worker processes of a machine share: loaded once, and once more for each
+process that dies with them.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ Run = Callable[..., Outcome]
 
 def model_of(tiny: Tiny, digests: tuple[str, ...] | None = None) -> Model:
     paths = tuple(map(str, tiny.paths))
-    return Model(ModelSpec(paths), digests or tuple(checkpoint_files.inspect(path).digest for path in paths), per_machine=True)
+    return Model(
+        ModelSpec(paths),
+        digests or tuple(checkpoint_files.inspect(path).digest for path in paths),
+        per_machine=True,
+    )
 
 
 def batch_of(tiny: Tiny, start: int) -> ExampleBatch:
@@ -51,7 +57,12 @@ def batch_of(tiny: Tiny, start: int) -> ExampleBatch:
 
 @pytest.mark.parametrize(("share", "loads"), [("process", 2), ("machine", 1)])
 def test_worker_processes_load_as_often_as_they_are_asked_to(
-    tracin: Run, tiny: Tiny, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, share: str, loads: int
+    tracin: Run,
+    tiny: Tiny,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    share: str,
+    loads: int,
 ) -> None:
     for shard in range(8):
         write_records(tmp_path / "in" / f"s-{shard}", tiny.payloads()[shard::8])
@@ -75,12 +86,21 @@ def test_worker_processes_load_as_often_as_they_are_asked_to(
         )
         assert outcome.status == 0, outcome.err
 
-    extract("out", "--direct_running_mode=multi_processing", "--direct_num_workers=2", f"--share_checkpoints={share}")
+    extract(
+        "out",
+        "--direct_running_mode=multi_processing",
+        "--direct_num_workers=2",
+        f"--share_checkpoints={share}",
+    )
     assert told[0]["checkpoint-loads"] == loads
     assert told[0]["examples-extracted"] == 40
     extract("one")
     records = [
-        sorted((path.name.rsplit("-", 1)[0], path.read_bytes()) for path in (tmp_path / name).glob("features-*")) for name in ("out", "one")
+        sorted(
+            (path.name.rsplit("-", 1)[0], path.read_bytes())
+            for path in (tmp_path / name).glob("features-*")
+        )
+        for name in ("out", "one")
     ]
     assert len(records[0]) == 8
     assert records[0] == records[1]
@@ -107,7 +127,10 @@ def test_when_the_process_that_has_them_dies_the_others_load_them_again(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     model, batches = model_of(tiny), [batch_of(tiny, 8 * i) for i in range(4)]
     loads = tmp_path / "loads"
-    expected = [Extraction(checkpoints.load(model.spec))(batch, ExtractionPlan(8)).features for batch in batches]
+    expected = [
+        Extraction(checkpoints.load(model.spec))(batch, ExtractionPlan(8)).features
+        for batch in batches
+    ]
     context = multiprocessing.get_context("spawn")
     pipes, workers = [], []
     for _ in range(3):
@@ -118,8 +141,16 @@ def test_when_the_process_that_has_them_dies_the_others_load_them_again(
         pipes.append(here)
 
     def check(extracted: FeatureBatch, i: int) -> None:
-        for name in ("example_ids", "loss_grads", "activations", "label_probabilities", "loss_grad_norms"):
-            assert getattr(extracted.features, name).tobytes() == getattr(expected[i], name).tobytes(), name
+        for name in (
+            "example_ids",
+            "loss_grads",
+            "activations",
+            "label_probabilities",
+            "loss_grad_norms",
+        ):
+            assert (
+                getattr(extracted.features, name).tobytes() == getattr(expected[i], name).tobytes()
+            ), name
 
     try:
         alive = list(range(3))

@@ -1,4 +1,6 @@
-"""Models whose last dense layer works on positions: their records add up to Keras's own gradient of each example's loss."""
+"""Models whose last dense layer works on positions: their records add up to Keras's own gradient of
+each example's loss.
+"""
 
 from __future__ import annotations
 
@@ -42,13 +44,23 @@ def tagger(*head: Any, mask_zero: bool = True) -> keras.Model:
 def nested() -> keras.Model:
     words = keras.Input((P,), dtype="int32", name="words")
     inner_in = keras.Input((P, 4))
-    inner = keras.Model(inner_in, L.Dense(C, name="head")(L.GRU(6, return_sequences=True)(inner_in)), name="inner")
-    return keras.Model(words, L.Dropout(0.5)(inner(L.Embedding(WORDS, 4, "normal", mask_zero=True)(words))))
+    inner = keras.Model(
+        inner_in, L.Dense(C, name="head")(L.GRU(6, return_sequences=True)(inner_in)), name="inner"
+    )
+    return keras.Model(
+        words, L.Dropout(0.5)(inner(L.Embedding(WORDS, 4, "normal", mask_zero=True)(words)))
+    )
 
 
 def segmenter() -> keras.Model:
     keras.utils.set_random_seed(3)
-    return keras.Sequential([keras.Input((2, 3, 2)), L.Conv2D(4, 2, padding="same", activation="relu"), L.Dense(C, name="head")])
+    return keras.Sequential(
+        [
+            keras.Input((2, 3, 2)),
+            L.Conv2D(4, 2, padding="same", activation="relu"),
+            L.Dense(C, name="head"),
+        ]
+    )
 
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy
@@ -57,13 +69,28 @@ MODELS: dict[str, tuple[Callable[[], keras.Model], Any]] = {
     "not masked": (lambda: tagger(mask_zero=False), SPARSE(from_logits=True)),
     "summed": (tagger, SPARSE(from_logits=True, reduction="sum")),
     "softmax": (lambda: tagger(L.Dense(C, activation="softmax", name="head")), SPARSE()),
-    "softmax layer": (lambda: tagger(L.Dense(C, name="head"), L.Dropout(0.3), L.Activation("softmax")), SPARSE()),
-    "time distributed": (lambda: tagger(L.TimeDistributed(L.Dense(C, name="head"), name="each")), SPARSE(from_logits=True)),
+    "softmax layer": (
+        lambda: tagger(L.Dense(C, name="head"), L.Dropout(0.3), L.Activation("softmax")),
+        SPARSE(),
+    ),
+    "time distributed": (
+        lambda: tagger(L.TimeDistributed(L.Dense(C, name="head"), name="each")),
+        SPARSE(from_logits=True),
+    ),
     "ignored class": (tagger, SPARSE(from_logits=True, ignore_class=1)),
     "ignored outside": (lambda: tagger(mask_zero=False), SPARSE(from_logits=True, ignore_class=-1)),
-    "one hot": (tagger, keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)),
-    "automatic": (lambda: tagger(L.Dense(C, activation="softmax", name="head")), keras.losses.CategoricalFocalCrossentropy()),
-    "binary": (lambda: tagger(L.Dense(1, activation="sigmoid", name="head")), keras.losses.BinaryCrossentropy()),
+    "one hot": (
+        tagger,
+        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
+    ),
+    "automatic": (
+        lambda: tagger(L.Dense(C, activation="softmax", name="head")),
+        keras.losses.CategoricalFocalCrossentropy(),
+    ),
+    "binary": (
+        lambda: tagger(L.Dense(1, activation="sigmoid", name="head")),
+        keras.losses.BinaryCrossentropy(),
+    ),
     "squared error": (lambda: tagger(L.Dense(2, name="head")), keras.losses.MeanSquaredError()),
     "nested": (nested, SPARSE(from_logits=True)),
     "picture": (segmenter, SPARSE(from_logits=True)),
@@ -119,9 +146,14 @@ def extract(tracin: Run, tmp_path: pathlib.Path) -> Callable[..., Outcome]:
     return features
 
 
-def write(directory: pathlib.Path, x: np.ndarray, y: np.ndarray | None, ids: Sequence[int] = range(N)) -> None:
+def write(
+    directory: pathlib.Path, x: np.ndarray, y: np.ndarray | None, ids: Sequence[int] = range(N)
+) -> None:
     """Writes examples `s0`, `s1`, … of these inputs and labels."""
-    fields = [{"x": x[i], "id": f"s{k}", **({} if y is None else {"label": y[i]})} for i, k in enumerate(ids)]
+    fields = [
+        {"x": x[i], "id": f"s{k}", **({} if y is None else {"label": y[i]})}
+        for i, k in enumerate(ids)
+    ]
     write_records(directory / "examples", [example(**one) for one in fields])
 
 
@@ -129,7 +161,9 @@ def write(directory: pathlib.Path, x: np.ndarray, y: np.ndarray | None, ids: Seq
 def run(extract: Callable[..., Outcome], tmp_path: pathlib.Path) -> Callable[..., Outcome]:
     """Writes a model and examples and extracts them."""
 
-    def features(model: keras.Model, x: np.ndarray, y: np.ndarray | None, *words: str, output: str = "out") -> Outcome:
+    def features(
+        model: keras.Model, x: np.ndarray, y: np.ndarray | None, *words: str, output: str = "out"
+    ) -> Outcome:
         write(tmp_path, x, y)
         save(model, tmp_path / "m.keras")
         return extract(output, *words)
@@ -149,14 +183,22 @@ def test_records_of_an_example_add_up_to_the_gradient_of_its_compiled_loss(
     model.fit(x, y, epochs=2, batch_size=4, verbose=0)
     assert run(model, x, y, "--batch_size=3").status == 0
     found, records, raw = read_set(tmp_path / "out")
-    assert found.per_token and found.counts["examples"] == N and found.counts["positions"] == len(records)
+    assert (
+        found.per_token
+        and found.counts["examples"] == N
+        and found.counts["positions"] == len(records)
+    )
     dense = head_of(model)
     sizes = []
     for i in range(N):
         with tf.GradientTape() as tape:
             value = model.loss(tf.constant(y[i : i + 1]), model(x[i : i + 1], training=False))
         kernel, bias = tape.gradient(value, [dense.kernel.value, dense.bias.value])
-        rows = [r for r, record in enumerate(records.example_ids.tolist()) if example_of(record) == f"s{i}".encode()]
+        rows = [
+            r
+            for r, record in enumerate(records.example_ids.tolist())
+            if example_of(record) == f"s{i}".encode()
+        ]
         sizes.append(len(rows))
         summed = sum(np.outer(records.activations[r, 0], records.loss_grads[r, 0]) for r in rows)
         np.testing.assert_allclose(summed[:-1], kernel, rtol=2e-4, atol=2e-6)
@@ -178,7 +220,12 @@ def test_scores_of_pairs_of_positions_add_up_to_the_influence_of_examples(
     model.compile(keras.optimizers.SGD(0.1), SPARSE(from_logits=True))
     assert run(model, x, y).status == 0
     sets = (f"--train_features={tmp_path / 'out'}", f"--test_features={tmp_path / 'out'}")
-    assert tracin("score", *sets, "--k=100", f"--output={tmp_path / 'scores'}", "--runner=FnApiRunner").status == 0
+    assert (
+        tracin(
+            "score", *sets, "--k=100", f"--output={tmp_path / 'scores'}", "--runner=FnApiRunner"
+        ).status
+        == 0
+    )
     totals = np.zeros((N, N))
     for line in (tmp_path / "scores" / "influence-00000.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -190,7 +237,14 @@ def test_scores_of_pairs_of_positions_add_up_to_the_influence_of_examples(
     for i in range(N):
         with tf.GradientTape() as tape:
             value = model.loss(y[i : i + 1], model(x[i : i + 1], training=False))
-        grads.append(np.concatenate([g.numpy().ravel() for g in tape.gradient(value, [dense.kernel.value, dense.bias.value])]))
+        grads.append(
+            np.concatenate(
+                [
+                    g.numpy().ravel()
+                    for g in tape.gradient(value, [dense.kernel.value, dense.bias.value])
+                ]
+            )
+        )
     np.testing.assert_allclose(totals, np.array(grads) @ np.array(grads).T, rtol=1e-3, atol=1e-6)
 
 
@@ -208,15 +262,24 @@ def test_labels_at_masked_positions_do_not_matter_and_a_wrong_one_elsewhere_reje
     x[4] = 0
     outcome = run(model, x, padded, "--max_rejected_fraction=0.5", output="wrong")
     assert outcome.status == 0 and "6 examples of 21 positions" in outcome.out
-    told = {reject.example_id: (reject.reason, reject.detail) for reject in read_rejects(tmp_path / "wrong")}
+    told = {
+        reject.example_id: (reject.reason, reject.detail)
+        for reject in read_rejects(tmp_path / "wrong")
+    }
     assert told == {
         "s1": ("bad-label", "label 7 is outside 0..2 (position 2)"),
         "s4": ("no-positions", "all its positions are masked or ignored by the loss"),
     }
-    assert not [one for one in read_set(tmp_path / "wrong")[1].example_ids.tolist() if one.startswith((b"s1@", b"s4@"))]
+    assert not [
+        one
+        for one in read_set(tmp_path / "wrong")[1].example_ids.tolist()
+        if one.startswith((b"s1@", b"s4@"))
+    ]
 
 
-def test_an_infinite_position_sets_the_whole_example_aside(run: Callable[..., Outcome], tmp_path: pathlib.Path) -> None:
+def test_an_infinite_position_sets_the_whole_example_aside(
+    run: Callable[..., Outcome], tmp_path: pathlib.Path
+) -> None:
     model = tagger(mask_zero=False)
     x, y = data(model, SPARSE())
     model.compile("sgd", SPARSE(from_logits=True))
@@ -227,27 +290,42 @@ def test_an_infinite_position_sets_the_whole_example_aside(run: Callable[..., Ou
     values[10] = np.nan
     table.set_weights([values])
     assert run(model, x, y, "--max_rejected_fraction=0.5").status == 0
-    assert [(one.example_id, one.reason) for one in read_rejects(tmp_path / "out")] == [("s2", "non-finite-features")]
+    assert [(one.example_id, one.reason) for one in read_rejects(tmp_path / "out")] == [
+        ("s2", "non-finite-features")
+    ]
     assert len(read_set(tmp_path / "out")[1]) == (N - 1) * P
 
 
-def test_predicted_labels_are_those_of_each_position(run: Callable[..., Outcome], tmp_path: pathlib.Path) -> None:
+def test_predicted_labels_are_those_of_each_position(
+    run: Callable[..., Outcome], tmp_path: pathlib.Path
+) -> None:
     model = tagger()
     x, _ = data(model, SPARSE())
     model.compile("sgd", SPARSE(from_logits=True))
     assert run(model, x, None, "--labels=predicted").status == 0
     records = read_set(tmp_path / "out")[1]
     wanted = model.predict(x, verbose=0).argmax(-1)[x != 0]
-    assert records.labels.ravel().tolist() == wanted.tolist() == records.predictions.ravel().tolist()
+    assert (
+        records.labels.ravel().tolist() == wanted.tolist() == records.predictions.ravel().tolist()
+    )
 
 
 def dense_tagger() -> keras.Model:
     """Without recurrent layers, whose last bits depend on the batch."""
     table = L.Embedding(WORDS, 4, keras.initializers.RandomNormal(stddev=1), mask_zero=True)
-    return keras.Sequential([keras.Input((P,), dtype="int32"), table, L.Dense(6, activation="relu"), L.Dense(C, name="head")])
+    return keras.Sequential(
+        [
+            keras.Input((P,), dtype="int32"),
+            table,
+            L.Dense(6, activation="relu"),
+            L.Dense(C, name="head"),
+        ]
+    )
 
 
-def test_batches_and_copies_change_no_bit(run: Callable[..., Outcome], extract: Callable[..., Outcome], tmp_path: pathlib.Path) -> None:
+def test_batches_and_copies_change_no_bit(
+    run: Callable[..., Outcome], extract: Callable[..., Outcome], tmp_path: pathlib.Path
+) -> None:
     model = dense_tagger()
     x, y = data(model, SPARSE())
     model.compile("sgd", SPARSE(from_logits=True))
@@ -289,7 +367,11 @@ def test_a_file_of_features_ends_between_examples(
 
 
 REFUSED: dict[str, tuple[Callable[[], keras.Model], bool, str]] = {
-    "flag missing": (tagger, False, "sum of outer products over the positions; expected one vector per example, or --per_token"),
+    "flag missing": (
+        tagger,
+        False,
+        "sum of outer products over the positions; expected one vector per example, or --per_token",
+    ),
     "flag too many": (
         lambda: keras.Sequential([keras.Input((4,)), L.Dense(C, name="head")]),
         True,
@@ -315,11 +397,15 @@ def test_refused(name: str, tmp_path: pathlib.Path) -> None:
 @keras.saving.register_keras_serializable("test_tokens")
 def neighbours(y: Any, z: Any) -> Any:
     """Looks at the position before, so that a position has no loss of its own."""
-    return keras.ops.mean(keras.ops.square(z - keras.ops.roll(y, 1, axis=1 if len(y.shape) == 3 else -1)), axis=-1)
+    return keras.ops.mean(
+        keras.ops.square(z - keras.ops.roll(y, 1, axis=1 if len(y.shape) == 3 else -1)), axis=-1
+    )
 
 
 def test_a_loss_that_looks_at_neighbours_is_refused() -> None:
-    with pytest.raises(InputError, match="does not give each position of a sequence a value of its own"):
+    with pytest.raises(
+        InputError, match="does not give each position of a sequence a value of its own"
+    ):
         resolve(None, "test_tokens>neighbours", "linear", 2, per_token=True)
 
 

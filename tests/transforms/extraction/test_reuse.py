@@ -1,4 +1,6 @@
-"""`--base`: what did not change is copied, and the set is what it would be if all of it had been computed."""
+"""`--base`: what did not change is copied, and the set is what it would be if all of it had been
+computed.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture
 def extract(tracin: Run, tiny: Tiny, tmp_path: pathlib.Path) -> Run:
-    """Runs `tracin features` on a directory of examples; returns its outcome, and leaves its counters."""
+    """Runs `tracin features` on a directory of examples; returns its outcome, and leaves its
+    counters.
+    """
 
     def run(examples: str, output: str, *words: str, id_key: bool = True) -> Outcome:
         return tracin(
@@ -45,21 +49,45 @@ def records(directory: pathlib.Path) -> tuple[FeatureManifest, dict[bytes, bytes
     import tensorflow as tf
 
     found = manifests.read(str(directory), FeatureManifest, "features")
-    payloads = [payload for file in found.files for payload in tfrecords.split_frames(filesystems.read_verified(str(directory), file))]
-    by_id = {tf.train.Example.FromString(payload).features.feature["example_id"].bytes_list.value[0]: payload for payload in payloads}
+    payloads = [
+        payload
+        for file in found.files
+        for payload in tfrecords.split_frames(filesystems.read_verified(str(directory), file))
+    ]
+    by_id = {
+        tf.train.Example.FromString(payload)
+        .features.feature["example_id"]
+        .bytes_list.value[0]: payload
+        for payload in payloads
+    }
     assert len(by_id) == len(payloads)
     return found, by_id
 
 
-def assert_as_computed(extract: Run, tmp_path: pathlib.Path, examples: str, output: str, *words: str, id_key: bool = True) -> None:
-    """The set in `output` has the manifest's counts, fingerprint and records, to the byte, that a run without a base gives."""
+def assert_as_computed(
+    extract: Run,
+    tmp_path: pathlib.Path,
+    examples: str,
+    output: str,
+    *words: str,
+    id_key: bool = True,
+) -> None:
+    """The set in `output` has the manifest's counts, fingerprint and records, to the byte, that a
+    run without a base gives.
+    """
     assert extract(examples, "computed", *words, id_key=id_key).status == 0
     (found, got), (expected, wanted) = records(tmp_path / output), records(tmp_path / "computed")
     assert got == wanted
-    assert (found.fingerprint, found.counts, found.rejected) == (expected.fingerprint, expected.counts, expected.rejected)
+    assert (found.fingerprint, found.counts, found.rejected) == (
+        expected.fingerprint,
+        expected.counts,
+        expected.rejected,
+    )
 
 
-def test_of_an_unchanged_set_nothing_is_computed(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_of_an_unchanged_set_nothing_is_computed(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
     for shard in range(3):
         write_records(tmp_path / "a" / f"s-{shard}", tiny.payloads()[shard::3])
     assert extract("a", "one").status == 0
@@ -73,12 +101,17 @@ def test_of_an_unchanged_set_nothing_is_computed(extract: Run, tiny: Tiny, tmp_p
     assert list(first) == list(second)
 
 
-def test_new_and_changed_examples_are_computed_and_gone_ones_are_gone(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_new_and_changed_examples_are_computed_and_gone_ones_are_gone(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
     payloads = tiny.payloads()
     write_records(tmp_path / "a" / "s-0", payloads[:15])
     write_records(tmp_path / "a" / "s-1", payloads[15:30])
     assert extract("a", "one").status == 0
-    changed = [example(image=tiny.images[i] + 1, label=int(tiny.labels[i]), id=f"ex-{i:02d}") for i in (2, 20)]
+    changed = [
+        example(image=tiny.images[i] + 1, label=int(tiny.labels[i]), id=f"ex-{i:02d}")
+        for i in (2, 20)
+    ]
     relabelled = example(image=tiny.images[7], label=int((tiny.labels[7] + 1) % 3), id="ex-07")
     # Cut and ordered otherwise, with 5 of the old examples gone, 3 changed and 10 new.
     later = [*payloads[20:40], *changed, relabelled, *payloads[:15]]
@@ -87,12 +120,16 @@ def test_new_and_changed_examples_are_computed_and_gone_ones_are_gone(extract: R
     write_records(tmp_path / "b" / "s-1", later[3:], "GZIP")
     outcome = extract("b", "two", f"--base={tmp_path / 'one'}")
     assert outcome.status == 0, outcome.err
-    assert outcome.out.splitlines()[-1].endswith(": read 13 examples, copied 22 that did not change")
+    assert outcome.out.splitlines()[-1].endswith(
+        ": read 13 examples, copied 22 that did not change"
+    )
     assert counters.snapshot()["examples-extracted"] == 13
     assert_as_computed(extract, tmp_path, "b", "two")
 
 
-def test_without_an_id_key_an_inserted_record_renames_what_follows(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_without_an_id_key_an_inserted_record_renames_what_follows(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
     payloads = tiny.payloads()
     write_records(tmp_path / "a" / "s-0", payloads[:20])
     write_records(tmp_path / "a" / "s-1", payloads[20:30])
@@ -100,12 +137,19 @@ def test_without_an_id_key_an_inserted_record_renames_what_follows(extract: Run,
     write_records(tmp_path / "b" / "s-0", [*payloads[:10], payloads[35], *payloads[10:20]])
     write_records(tmp_path / "b" / "s-1", payloads[20:30])
     outcome = extract("b", "two", f"--base={tmp_path / 'one'}", id_key=False)
-    assert outcome.out.splitlines()[-1].endswith(": read 11 examples, copied 20 that did not change")
+    assert outcome.out.splitlines()[-1].endswith(
+        ": read 11 examples, copied 20 that did not change"
+    )
     assert_as_computed(extract, tmp_path, "b", "two", id_key=False)
 
 
-def test_what_was_set_aside_is_set_aside_again_and_kept_keys_are_copied(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
-    payloads = [example(image=x, label=int(y), id=f"é{i}", week=i) for i, (x, y) in enumerate(zip(tiny.images, tiny.labels, strict=True))]
+def test_what_was_set_aside_is_set_aside_again_and_kept_keys_are_copied(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
+    payloads = [
+        example(image=x, label=int(y), id=f"é{i}", week=i)
+        for i, (x, y) in enumerate(zip(tiny.images, tiny.labels, strict=True))
+    ]
     bad = [
         example(image=tiny.images[0], label=99, id="bad-label", week=1),
         b"no example",
@@ -120,11 +164,16 @@ def test_what_was_set_aside_is_set_aside_again_and_kept_keys_are_copied(extract:
     outcome = extract("a", "two", *words, f"--base={tmp_path / 'one'}")
     assert outcome.status == 0, outcome.err
     assert counters.snapshot()["examples-unchanged"] == 39
-    assert "examples-extracted" not in counters.snapshot() or counters.snapshot()["examples-extracted"] == 0
+    assert (
+        "examples-extracted" not in counters.snapshot()
+        or counters.snapshot()["examples-extracted"] == 0
+    )
     assert_as_computed(extract, tmp_path, "a", "two", *words)
 
 
-def test_an_id_used_twice_is_found_though_one_of_them_is_copied(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_an_id_used_twice_is_found_though_one_of_them_is_copied(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
     write_records(tmp_path / "a" / "s-0", tiny.payloads()[:20])
     assert extract("a", "one").status == 0
     for again in (tiny.payloads()[3], example(image=tiny.images[0], label=0, id="ex-03")):
@@ -157,20 +206,36 @@ def test_a_run_that_died_goes_on_only_with_the_same_base(
     assert_as_computed(extract, tmp_path, "a", "two")
     # What was left to extract beside one base is not all that there is without it.
     found = manifests.read(str(tmp_path / "two"), FeatureManifest, "features")
-    assert finished(str(tmp_path / "two"), found.fingerprint, InputFile(0, str(tmp_path / "a" / "s-0"), "s-0", 1)) is None
+    assert (
+        finished(
+            str(tmp_path / "two"),
+            found.fingerprint,
+            InputFile(0, str(tmp_path / "a" / "s-0"), "s-0", 1),
+        )
+        is None
+    )
 
 
 @pytest.mark.parametrize(
     ("base", "words", "parts"),
     [
-        ("one", ["--labels=predicted"], ("--base=", "was extracted with other settings (label_key was", "labels was")),
+        (
+            "one",
+            ["--labels=predicted"],
+            ("--base=", "was extracted with other settings (label_key was", "labels was"),
+        ),
         ("one", ["--feature_dtype=bfloat16"], ('feature_dtype was "float32", is "bfloat16"',)),
         ("nowhere", [], ("nowhere", "is not a complete set")),
         ("two", [], ("is where the new set would go",)),
     ],
 )
 def test_a_base_that_cannot_serve_is_refused_in_one_line(
-    extract: Run, tiny: Tiny, tmp_path: pathlib.Path, base: str, words: list[str], parts: Sequence[str]
+    extract: Run,
+    tiny: Tiny,
+    tmp_path: pathlib.Path,
+    base: str,
+    words: list[str],
+    parts: Sequence[str],
 ) -> None:
     write_records(tmp_path / "a" / "s-0", tiny.payloads())
     assert extract("a", "one").status == 0
@@ -182,7 +247,9 @@ def test_a_base_that_cannot_serve_is_refused_in_one_line(
     assert not (tmp_path / "two").exists()
 
 
-def test_a_damaged_base_is_told_and_nothing_of_it_is_used(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_a_damaged_base_is_told_and_nothing_of_it_is_used(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
     write_records(tmp_path / "a" / "s-0", tiny.payloads())
     assert extract("a", "one").status == 0
     (file,) = (tmp_path / "one").glob("features-*")
@@ -193,20 +260,31 @@ def test_a_damaged_base_is_told_and_nothing_of_it_is_used(extract: Run, tiny: Ti
     assert not (tmp_path / "two" / "manifest.json").exists()
 
 
-def test_influence_copies_what_both_sets_of_an_earlier_result_hold(tracin: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
+def test_influence_copies_what_both_sets_of_an_earlier_result_hold(
+    tracin: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
     payloads = tiny.payloads()
     write_records(tmp_path / "test-0", payloads[30:])
     write_records(tmp_path / "train-0", payloads[:15])
 
     def influence(output: str, *words: str) -> Outcome:
         examples = (f"--train_examples={tmp_path}/train-*", f"--test_examples={tmp_path}/test-*")
-        return tracin("influence", *examples, f"--checkpoints={tiny.glob}", "--id_key=id", f"--output={tmp_path / output}", *words)
+        return tracin(
+            "influence",
+            *examples,
+            f"--checkpoints={tiny.glob}",
+            "--id_key=id",
+            f"--output={tmp_path / output}",
+            *words,
+        )
 
     assert influence("one").status == 0
     write_records(tmp_path / "train-1", payloads[15:30])
     outcome = influence("two", f"--base={tmp_path / 'one'}")
     assert outcome.status == 0, outcome.err
-    assert outcome.out.splitlines()[-1].endswith("read 15 examples, copied 25 that did not change, scored 300 pairs")
+    assert outcome.out.splitlines()[-1].endswith(
+        "read 15 examples, copied 25 that did not change, scored 300 pairs"
+    )
     assert influence("computed").status == 0
     for name in ("influence-00000.jsonl", "influence-00000.parquet"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "computed" / name).read_bytes()
@@ -238,7 +316,8 @@ def test_reading_extracting_and_writing_stay_one_stage_and_no_feature_is_grouped
     grouped = {
         transform.unique_name.split("/", 2)[2].split("/")[0]
         for transform in graph.components.transforms.values()
-        if transform.spec.urn == common_urns.primitives.GROUP_BY_KEY.urn and "FindUnchanged/" in transform.unique_name
+        if transform.spec.urn == common_urns.primitives.GROUP_BY_KEY.urn
+        and "FindUnchanged/" in transform.unique_name
     }
     # Names of files, keys of records, and places of records.
     assert grouped == {"SpreadBaseFiles", "GroupKeys", "GroupByBaseFile", "GroupByFile"}
@@ -248,7 +327,9 @@ def test_reading_extracting_and_writing_stay_one_stage_and_no_feature_is_grouped
 
 
 @given(st.lists(st.binary(min_size=16, max_size=16), max_size=40), st.integers(1, 7))
-def test_every_key_is_in_one_bucket_and_equal_keys_in_the_same(keys: list[bytes], buckets: int) -> None:
+def test_every_key_is_in_one_bucket_and_equal_keys_in_the_same(
+    keys: list[bytes], buckets: int
+) -> None:
     bucket_of: dict[bytes, int] = {}
     seen = []
     for bucket, places, joined in _bucketed(keys, buckets):
@@ -264,20 +345,31 @@ PLACES = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.integers(0,
 
 
 @given(base=PLACES, new=PLACES)
-def test_matches_are_the_pairs_with_equal_id_and_content(base: list[tuple[int, int, int]], new: list[tuple[int, int, int]]) -> None:
-    """Each is (file, id, content); a place in a file is the order in the list. Ids are unique in a base."""
+def test_matches_are_the_pairs_with_equal_id_and_content(
+    base: list[tuple[int, int, int]], new: list[tuple[int, int, int]]
+) -> None:
+    """Each is (file, id, content); a place in a file is the order in the list. Ids are unique in a
+    base.
+    """
     base = list({number: (file, number, content) for file, number, content in base}.values())
 
     def by_file(entries: list[tuple[int, int, int]]) -> dict[int, list[tuple[int, int, int]]]:
         return {file: [entry for entry in entries if entry[0] == file] for file in range(3)}
 
     def element(owner: object, entries: list[tuple[int, int, int]]) -> tuple:
-        keys = [example_key(str(number).encode(), bytes([content])) for _, number, content in entries]
+        keys = [
+            example_key(str(number).encode(), bytes([content])) for _, number, content in entries
+        ]
         return owner, np.arange(len(entries)), b"".join(keys)
 
     here, there = by_file(new), by_file(base)
-    elements = [element(StoredFile(f"b{file}", 1, 1, len(entries)), entries) for file, entries in there.items()]
-    elements += [element(InputFile(file, f"n{file}", "", 1), entries) for file, entries in here.items()]
+    elements = [
+        element(StoredFile(f"b{file}", 1, 1, len(entries)), entries)
+        for file, entries in there.items()
+    ]
+    elements += [
+        element(InputFile(file, f"n{file}", "", 1), entries) for file, entries in here.items()
+    ]
     found = set()
     for match in match_examples(elements[::-1]):
         for row, offset in zip(match.rows.tolist(), match.offsets.tolist(), strict=True):

@@ -28,8 +28,17 @@ def committed(directory, features: Features, rows_per_file: int) -> FeatureSet:
     written = []
     for start in range(0, len(features), rows_per_file):
         part = features.take(slice(start, start + rows_per_file))
-        payloads = feature_record.encode(part, [Origin("source", start + i, b"digest") for i in range(len(part))])
-        written.append(filesystems.write(str(directory), f"features-{start:05d}.tfrecord", tfrecords.join_frames(payloads), len(part)))
+        payloads = feature_record.encode(
+            part, [Origin("source", start + i, b"digest") for i in range(len(part))]
+        )
+        written.append(
+            filesystems.write(
+                str(directory),
+                f"features-{start:05d}.tfrecord",
+                tfrecords.join_frames(payloads),
+                len(part),
+            )
+        )
     _, checkpoints, outputs = features.loss_grads.shape
     manifest = FeatureManifest(
         kind="features",
@@ -67,11 +76,15 @@ def score_all(test: FeatureSet, train: FeatureSet, plan: ScoringPlan):
     scorer = TileScorer()
     blocks: dict[int, list] = {}
     for tile in plan_tiles(test, train, plan):
-        blocks.setdefault(tile.test_start, []).append(scorer.score(tile, test, train, plan.scoring(train.manifest)))
+        blocks.setdefault(tile.test_start, []).append(
+            scorer.score(tile, test, train, plan.scoring(train.manifest))
+        )
     return blocks
 
 
-@pytest.mark.parametrize(("test_rows", "train_rows"), [(None, None), (23, 170), (5, 33), (9, 40), (1, 7), (23, 1)])
+@pytest.mark.parametrize(
+    ("test_rows", "train_rows"), [(None, None), (23, 170), (5, 33), (9, 40), (1, 7), (23, 1)]
+)
 def test_any_grid_gives_the_full_sort(arrays, sets, test_rows, train_rows):
     test, train = arrays
     scoring = Scoring((0.1, 0.02), 6)
@@ -94,9 +107,13 @@ def test_any_grid_gives_the_full_sort(arrays, sets, test_rows, train_rows):
                 **{
                     name: dataclasses.replace(
                         ranking.take((ranking.rows >= start) & (ranking.rows < start + n)),
-                        rows=ranking.rows[(ranking.rows >= start) & (ranking.rows < start + n)] - start,
+                        rows=ranking.rows[(ranking.rows >= start) & (ranking.rows < start + n)]
+                        - start,
                     )
-                    for name, ranking in (("proponents", expected.proponents), ("opponents", expected.opponents))
+                    for name, ranking in (
+                        ("proponents", expected.proponents),
+                        ("opponents", expected.opponents),
+                    )
                 },
             )
             assert_same(merged.best, part)
@@ -110,7 +127,10 @@ def test_reading_gives_what_was_written_in_any_spans(arrays, sets):
     for start, stop in ((0, 170), (39, 41), (169, 170), (5, 100)):
         found = sets[1].read(spans(sets[1].counts, start, stop))
         for field in dataclasses.fields(Features):
-            assert getattr(found, field.name).tobytes() == getattr(train.take(slice(start, stop)), field.name).tobytes(), field.name
+            assert (
+                getattr(found, field.name).tobytes()
+                == getattr(train.take(slice(start, stop)), field.name).tobytes()
+            ), field.name
 
 
 def test_a_flipped_byte_is_found(arrays, tmp_path):
@@ -125,12 +145,18 @@ def test_a_flipped_byte_is_found(arrays, tmp_path):
 
 def test_features_of_different_models_are_refused(sets):
     test, train = sets
-    other = dataclasses.replace(train.manifest, model_fingerprint="other", settings={"layer": "logits"})
-    with pytest.raises(InputError, match=r"TEST and TRAIN are features of different models \(different layer\)"):
+    other = dataclasses.replace(
+        train.manifest, model_fingerprint="other", settings={"layer": "logits"}
+    )
+    with pytest.raises(
+        InputError, match=r"TEST and TRAIN are features of different models \(different layer\)"
+    ):
         check_same_model(test.manifest, other, "TEST", "TRAIN")
 
 
-def test_an_empty_training_set_is_refused_and_an_empty_test_set_has_no_tiles(arrays, sets, tmp_path):
+def test_an_empty_training_set_is_refused_and_an_empty_test_set_has_no_tiles(
+    arrays, sets, tmp_path
+):
     empty = committed(tmp_path, arrays[0].take(slice(0, 0)), 9)
     assert list(plan_tiles(empty, sets[1], ScoringPlan(None, 3, "none", 2.0))) == []
     with pytest.raises(InputError, match="holds no example"):
@@ -157,7 +183,16 @@ def test_unusable_learning_rates_are_refused(sets, rates, message):
 
 
 def test_an_unknown_learning_rate_says_what_to_pass():
-    with pytest.raises(InputError, match=r"no learning rate is known for epoch-3\.keras: give one per checkpoint with `learning_rates="):
+    with pytest.raises(
+        InputError,
+        match=r"no learning rate is known for epoch-3\.keras: "
+        r"give "
+        r"one "
+        r"per "
+        r"checkpoint "
+        r"with "
+        r"`learning_rates=",
+    ):
         usable_rate(None, "epoch-3.keras")
 
 
@@ -169,7 +204,8 @@ def test_too_little_memory_is_said_before_the_start(sets):
 
 
 def test_a_tile_knows_the_thresholds_of_the_tiles_before_it(arrays, sets):
-    # What leaves the tiles shrinks: a candidate below the k-th best of an earlier tile is not among the k best of all.
+    # What leaves the tiles shrinks: a candidate below the k-th best of an earlier tile is not among
+    # the k best of all.
     plan = ScoringPlan(None, 6, "none", 2.0, 1, 23, 40)
     scoring = plan.scoring(sets[1].manifest)
     tiles = list(plan_tiles(*sets, plan))
@@ -177,7 +213,9 @@ def test_a_tile_knows_the_thresholds_of_the_tiles_before_it(arrays, sets):
     in_turn = [together.score(tile, *sets, scoring) for tile in tiles]
     for tile in tiles:
         alone.append(TileScorer().score(tile, *sets, scoring))
-    assert sum(len(block.best.proponents) for block in in_turn) < sum(len(block.best.proponents) for block in alone)
+    assert sum(len(block.best.proponents) for block in in_turn) < sum(
+        len(block.best.proponents) for block in alone
+    )
     assert sum(block.nbytes for block in in_turn) < sum(block.nbytes for block in alone)
     # Another k, or another set, knows nothing of them.
     again = together.score(tiles[-1], *sets, dataclasses.replace(scoring, k=7))
@@ -187,9 +225,18 @@ def test_a_tile_knows_the_thresholds_of_the_tiles_before_it(arrays, sets):
 @pytest.mark.parametrize("order", ["as drawn", "the strongest first", "the strongest last"])
 def test_thresholds_that_are_guessed_change_nothing(tmp_path, order):
     rng = np.random.default_rng(5)
-    test, train = draw(rng, 30, 2, 3, 6, "test-", spread=0.3), draw(rng, 1200, 2, 3, 6, "train-", spread=0.3)
+    test, train = (
+        draw(rng, 30, 2, 3, 6, "test-", spread=0.3),
+        draw(rng, 1200, 2, 3, 6, "train-", spread=0.3),
+    )
     rows = np.argsort(self_influence(train, (0.1, 0.02)))
-    train = train.take({"as drawn": np.arange(1200), "the strongest first": rows[::-1], "the strongest last": rows}[order])
+    train = train.take(
+        {
+            "as drawn": np.arange(1200),
+            "the strongest first": rows[::-1],
+            "the strongest last": rows,
+        }[order]
+    )
     sets = committed(tmp_path / "test", test, 9), committed(tmp_path / "train", train, 150)
     plan = ScoringPlan(None, 20, "none", 2.0, 1, 10, 100)
     expected = full_sort(test, train, plan.scoring(sets[1].manifest))
@@ -199,30 +246,46 @@ def test_thresholds_that_are_guessed_change_nothing(tmp_path, order):
         for start, block in blocks:
             for name in ("proponents", "opponents"):
                 own, all_of_them = getattr(block.best, name), getattr(expected, name)
-                theirs = all_of_them.take((all_of_them.rows >= start) & (all_of_them.rows < start + 10))
+                theirs = all_of_them.take(
+                    (all_of_them.rows >= start) & (all_of_them.rows < start + 10)
+                )
                 assert (own.rows + start).tolist() == theirs.rows.tolist()
                 assert own.ids.tolist() == theirs.ids.tolist()
                 assert own.scores.tobytes() == theirs.scores.tobytes()
 
     counters.reset()
     with beam.Pipeline(runner="DirectRunner") as pipeline:
-        named = [pipeline | f"Name{name}Set" >> beam.Create([one]) for name, one in zip(("Test", "Train"), sets, strict=True)]
+        named = [
+            pipeline | f"Name{name}Set" >> beam.Create([one])
+            for name, one in zip(("Test", "Train"), sets, strict=True)
+        ]
         assert_that(tuple(named) | ScoreInfluence(plan), compare)
     counts = counters.snapshot()
     # A part that is stronger than all others lets guess too much, and it is seen.
     assert (counts.get("tests-again", 0) > 0) == (order == "the strongest first")
-    assert sum(counts[f"pairs-{name}"] for name in ("zero", "blocks", "loss_gradients", "products")) == 30 * 1200
-    assert counts["pairs-scored"] == counts["pairs-planned"] == (30 + counts.get("tests-again", 0)) * 1200
+    assert (
+        sum(counts[f"pairs-{name}"] for name in ("zero", "blocks", "loss_gradients", "products"))
+        == 30 * 1200
+    )
+    assert (
+        counts["pairs-scored"]
+        == counts["pairs-planned"]
+        == (30 + counts.get("tests-again", 0)) * 1200
+    )
 
 
 def test_what_leaves_the_tiles_shrinks_by_what_the_first_lets_guess(arrays, sets):
     plan = ScoringPlan(None, 6, "none", 2.0, 1, 23, 20)
     scoring = plan.scoring(sets[1].manifest)
     first, *others = plan_tiles(*sets, plan)
-    ((start, guesses),) = guess_thresholds((0, TileScorer().score(first, *sets, scoring)), *sets, plan)
+    ((start, guesses),) = guess_thresholds(
+        (0, TileScorer().score(first, *sets, scoring)), *sets, plan
+    )
     assert start == 0
     for tile in others:
-        told, untold = (TileScorer().score(tile, *sets, scoring, known) for known in (guesses, None))
+        told, untold = (
+            TileScorer().score(tile, *sets, scoring, known) for known in (guesses, None)
+        )
         for sign, name in enumerate(("proponents", "opponents")):
             own, all_of_them = getattr(told.best, name), getattr(untold.best, name)
             high = np.abs(all_of_them.scores) >= guesses[sign][all_of_them.rows]
@@ -236,7 +299,11 @@ def test_what_is_counted_adds_up_to_all_pairs(arrays, sets):
     plan = ScoringPlan(None, 6, "none", 2.0, 1, 23, 40)
     score_all(*sets, plan)
     counts = counters.snapshot()
-    assert sum(counts[f"pairs-{name}"] for name in ("zero", "blocks", "loss_gradients", "products")) == 23 * 170 == counts["pairs-scored"]
+    assert (
+        sum(counts[f"pairs-{name}"] for name in ("zero", "blocks", "loss_gradients", "products"))
+        == 23 * 170
+        == counts["pairs-scored"]
+    )
     assert counts["pairs-scored-exactly"] > 0
     assert counts["bytes-shuffled"] > 0
 
@@ -259,7 +326,10 @@ def test_a_damaged_record_that_is_taken_is_told(tmp_path):
     data = bytearray(path.read_bytes())
     data[100] ^= 1
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"features-00000.tfrecord is damaged or gone: record 0 has another checksum"):
+    with pytest.raises(
+        InputError,
+        match=r"features-00000.tfrecord is damaged or gone: record 0 has another checksum",
+    ):
         found.take(np.array([0]))
     assert len(found.take(np.array([5]))) == 1
     with pytest.raises(InputError, match="is damaged"):

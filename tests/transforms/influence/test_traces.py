@@ -20,15 +20,26 @@ from transforms.storage.feature_set import FeatureSet
 from transforms.storage.manifests import FeatureManifest
 
 
-def block(ids: list[str], label_probabilities: np.ndarray, self_influence: np.ndarray, candidates: int = 8) -> ScoredBlock:
+def block(
+    ids: list[str], label_probabilities: np.ndarray, self_influence: np.ndarray, candidates: int = 8
+) -> ScoredBlock:
     n = len(ids)
     rows = np.repeat(np.arange(n, dtype=np.int32), candidates)
     scores = np.tile(np.arange(candidates, 0, -1.0), n)
     names = np.array([f"train-{i % 97}".encode() for i in range(n * candidates)])
     own = label_probabilities.astype(np.float32)
-    best = TopK(Ranking(rows, scores, names, np.zeros((len(rows), 1), int)), Ranking(rows, -scores, names, np.ones((len(rows), 1), int)))
+    best = TopK(
+        Ranking(rows, scores, names, np.zeros((len(rows), 1), int)),
+        Ranking(rows, -scores, names, np.ones((len(rows), 1), int)),
+    )
     return ScoredBlock(
-        id_array([one.encode() for one in ids]), np.zeros((n, 1), int), np.zeros((n, 1), int), own, own, self_influence, best
+        id_array([one.encode() for one in ids]),
+        np.zeros((n, 1), int),
+        np.zeros((n, 1), int),
+        own,
+        own,
+        self_influence,
+        best,
     )
 
 
@@ -39,14 +50,20 @@ def test_shown_are_the_least_probable_or_else_the_most_influenced(known):
     probabilities = rng.integers(0, 10, 200) / 10 if known else np.full(200, np.nan)
     influence = rng.integers(0, 3, 200).astype(float)
     ids = [f"test-{i:03d}" for i in rng.permutation(200)]
-    parts = [block(ids[a : a + 50], probabilities[a : a + 50], influence[a : a + 50]) for a in range(0, 200, 50)]
+    parts = [
+        block(ids[a : a + 50], probabilities[a : a + 50], influence[a : a + 50])
+        for a in range(0, 200, 50)
+    ]
     fields = schema("class", 3)
 
     def of_file(blocks: list[ScoredBlock]) -> list[traces.Trace]:
         return traces.of_rows(pa.concat_tables([to_table(one, fields) for one in blocks]), blocks)
 
     found = traces.worst([*of_file(parts[:1]), *of_file(parts[1:])])
-    order = sorted(range(200), key=lambda i: (np.float32(probabilities[i]) if known else 0, -influence[i], ids[i]))
+    order = sorted(
+        range(200),
+        key=lambda i: (np.float32(probabilities[i]) if known else 0, -influence[i], ids[i]),
+    )
     assert [one.row["test_id"] for one in found] == [ids[i] for i in order[:50]]
     assert all(len(one.row["proponents"]) == len(one.row["opponents"]) == 5 for one in found)
     assert all(np.isnan(one.label_probability) != known for one in found)
@@ -59,11 +76,22 @@ def stored(directory: pathlib.Path, ids: list[str], places: list[int]) -> Featur
     n = len(ids)
     labels, ones = np.zeros((n, 1), int), np.ones((n, 1, 1))
     factors = (np.repeat(ones, 3, axis=2), np.repeat(ones, 4, axis=2))
-    features = Features.of([one.encode() for one in ids], labels, labels, np.ones(n), np.ones((n, 1)), *factors)
-    payloads = feature_record.encode(features, [Origin(f"file-{i % 2}", i, bytes([i] * 16)) for i in places])
+    features = Features.of(
+        [one.encode() for one in ids], labels, labels, np.ones(n), np.ones((n, 1)), *factors
+    )
+    payloads = feature_record.encode(
+        features, [Origin(f"file-{i % 2}", i, bytes([i] * 16)) for i in places]
+    )
     assert feature_record.example_ids(payloads) == [one.encode() for one in ids]
-    written = filesystems.write(str(directory), "features-0.tfrecord", tfrecords.join_frames(payloads), n)
-    return FeatureSet(str(directory), FeatureManifest("features", "", {}, (written,), {}, "", "class", 3, 4, ("a",), (1.0,), (), {}))
+    written = filesystems.write(
+        str(directory), "features-0.tfrecord", tfrecords.join_frames(payloads), n
+    )
+    return FeatureSet(
+        str(directory),
+        FeatureManifest(
+            "features", "", {}, (written,), {}, "", "class", 3, 4, ("a",), (1.0,), (), {}
+        ),
+    )
 
 
 def test_origins_are_those_of_the_wanted_ids(tmp_path):

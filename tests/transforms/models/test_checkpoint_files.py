@@ -13,7 +13,13 @@ import tensorflow as tf
 
 from tests.small import compile_model, make_model, save
 from transforms.core.errors import InputError
-from transforms.models.checkpoint_files import CheckpointInfo, group_paths, inspect, natural_key, order
+from transforms.models.checkpoint_files import (
+    CheckpointInfo,
+    group_paths,
+    inspect,
+    natural_key,
+    order,
+)
 from transforms.models.checkpoints import ModelSpec, load
 
 
@@ -32,7 +38,16 @@ def test_group_paths() -> None:
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        (["a/m.h5"], r"a/m.h5 is not a checkpoint; expected a .keras file, a .weights.h5 file, or the .index"),
+        (
+            ["a/m.h5"],
+            r"a/m.h5 is not a checkpoint; expected a .keras file, "
+            r"a "
+            r".weights.h5 "
+            r"file, "
+            r"or "
+            r"the "
+            r".index",
+        ),
         (["a/c-1.index"], r"a/c-1 lacks a/c-1.data-\*"),
         (["a/c-1.data-00000-of-00001"], "a/c-1 lacks a/c-1.index"),
     ],
@@ -49,7 +64,11 @@ def test_order() -> None:
     def paths(infos: list[CheckpointInfo]) -> list[str]:
         return [info.path for info in infos]
 
-    assert sorted(["epoch-10", "epoch-2", "epoch-2b"], key=natural_key) == ["epoch-2", "epoch-2b", "epoch-10"]
+    assert sorted(["epoch-10", "epoch-2", "epoch-2b"], key=natural_key) == [
+        "epoch-2",
+        "epoch-2b",
+        "epoch-10",
+    ]
     known = [info("a", 30), info("b", 4), info("c", 0)]
     assert paths(order(known, keep=False)) == ["c", "b", "a"]
     assert paths(order(known, keep=True)) == ["a", "b", "c"]
@@ -69,12 +88,19 @@ def test_inspect_every_kind(trained: keras.Model, tmp_path: Path) -> None:
     for name in ("m.keras", "m.weights.h5", "ckpt"):
         info = inspect(str(tmp_path / name))
         assert (info.step, info.learning_rate, info.note) == (8, 0.0125, ""), name
-    assert inspect(str(tmp_path / "m.keras")).digest == hashlib.sha256((tmp_path / "m.keras").read_bytes()).hexdigest()
-    content = (tmp_path / "ckpt.index").read_bytes() + (tmp_path / "ckpt.data-00000-of-00001").read_bytes()
+    assert (
+        inspect(str(tmp_path / "m.keras")).digest
+        == hashlib.sha256((tmp_path / "m.keras").read_bytes()).hexdigest()
+    )
+    content = (tmp_path / "ckpt.index").read_bytes() + (
+        tmp_path / "ckpt.data-00000-of-00001"
+    ).read_bytes()
     assert inspect(str(tmp_path / "ckpt")).digest == hashlib.sha256(content).hexdigest()
 
 
-def test_inspect_evaluates_a_schedule_at_the_step(x: np.ndarray, y: np.ndarray, tmp_path: Path) -> None:
+def test_inspect_evaluates_a_schedule_at_the_step(
+    x: np.ndarray, y: np.ndarray, tmp_path: Path
+) -> None:
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([5, 100], [0.5, 0.25, 0.0])
     model = compile_model(make_model(), keras.optimizers.Adam(schedule))
     model.fit(x, y, batch_size=4, verbose=0)
@@ -104,11 +130,17 @@ def test_inspect_without_a_rate(tmp_path: Path) -> None:
     assert (info.step, info.learning_rate) == (None, None) and "without an optimizer" in info.note
     bare.save_weights(tmp_path / "bare.weights.h5")
     assert "without an optimizer" in inspect(str(tmp_path / "bare.weights.h5")).note
-    info = inspect(save(compile_model(make_model(), keras.optimizers.SGD(Unregistered())), tmp_path / "u.keras"))
+    info = inspect(
+        save(
+            compile_model(make_model(), keras.optimizers.SGD(Unregistered())), tmp_path / "u.keras"
+        )
+    )
     assert (info.step, info.learning_rate) == (0, None) and "Unregistered" in info.note
 
 
-def test_inspect_looks_through_a_loss_scale_optimizer(x: np.ndarray, y: np.ndarray, tmp_path: Path) -> None:
+def test_inspect_looks_through_a_loss_scale_optimizer(
+    x: np.ndarray, y: np.ndarray, tmp_path: Path
+) -> None:
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.25), initial_scale=2.0)
     model = compile_model(make_model(), optimizer)
     model.fit(x, y, batch_size=4, verbose=0)
@@ -128,7 +160,13 @@ def test_a_cut_off_file_is_named(name: str, trained: keras.Model, tmp_path: Path
         inspect(path)
     with pytest.raises(InputError, match=Path(path).name):
         (tmp_path / "small.json").write_text(make_model().to_json())
-        load(ModelSpec((path,), model=str(tmp_path / "small.json"), loss="SparseCategoricalCrossentropy(from_logits=True)"))
+        load(
+            ModelSpec(
+                (path,),
+                model=str(tmp_path / "small.json"),
+                loss="SparseCategoricalCrossentropy(from_logits=True)",
+            )
+        )
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

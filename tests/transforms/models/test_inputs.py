@@ -1,4 +1,6 @@
-"""What a model takes and gives, by name: several outputs, dictionaries of inputs, and what a subclassed model tells."""
+"""What a model takes and gives, by name: several outputs, dictionaries of inputs, and what a
+subclassed model tells.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,17 @@ def two_outputs(as_dict: bool = False, loss: Any = None, **compiled: Any) -> ker
 
 @pytest.mark.parametrize("as_dict", [False, True])
 @pytest.mark.parametrize("output", ["kind", "price"])
-def test_one_of_several_outputs(as_dict: bool, output: str, tmp_path: Path, x: np.ndarray, y: np.ndarray) -> None:
+def test_one_of_several_outputs(
+    as_dict: bool, output: str, tmp_path: Path, x: np.ndarray, y: np.ndarray
+) -> None:
     prefix = {"kind": "a_", "price": "z_"}[output] if as_dict else ""
-    names = {"kind": "a_kind", "price": "z_price"} if as_dict else {"kind": "kind", "price": "price"}
-    losses = {names["kind"]: keras.losses.SparseCategoricalCrossentropy(from_logits=True), names["price"]: "mse"}
+    names = (
+        {"kind": "a_kind", "price": "z_price"} if as_dict else {"kind": "kind", "price": "price"}
+    )
+    losses = {
+        names["kind"]: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        names["price"]: "mse",
+    }
     model = two_outputs(as_dict, losses, loss_weights={names["kind"]: 0.5, names["price"]: 3.0})
     found = load(ModelSpec((save(model, tmp_path / "m.keras"),), output_name=prefix + output))
     assert (found.layer, found.output) == (output, prefix + output)
@@ -59,7 +68,10 @@ def test_losses_and_weights_in_a_list_or_one_for_all(tmp_path: Path) -> None:
     sparse = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     assert description("price", ["mae", sparse]) == "MeanAbsoluteError()"
     assert description("kind", ("mae", sparse)) == "SparseCategoricalCrossentropy()"
-    assert description("kind", ["mae", "mse"], loss_weights=[1.0, 0.5]) == "MeanSquaredError() times 0.5"
+    assert (
+        description("kind", ["mae", "mse"], loss_weights=[1.0, 0.5])
+        == "MeanSquaredError() times 0.5"
+    )
     assert description("kind", "mse") == description("price", "mse") == "MeanSquaredError()"
 
 
@@ -99,36 +111,55 @@ def test_the_only_output_may_be_named(tmp_path: Path, x: np.ndarray) -> None:
     path = save(model, tmp_path / "m.keras")
     found = load(ModelSpec((path,), loss="mse", output_name="head"))
     assert found.output is None
-    np.testing.assert_array_equal(logits_of(found, x), logits_of(load(ModelSpec((path,), loss="mse")), x))
+    np.testing.assert_array_equal(
+        logits_of(found, x), logits_of(load(ModelSpec((path,), loss="mse")), x)
+    )
     with pytest.raises(InputError, match="its outputs are head"):
         load(ModelSpec((path,), loss="mse", output_name="tail"))
 
 
-def test_a_layer_that_only_other_outputs_share_is_no_obstacle(tmp_path: Path, x: np.ndarray) -> None:
+def test_a_layer_that_only_other_outputs_share_is_no_obstacle(
+    tmp_path: Path, x: np.ndarray
+) -> None:
     inputs = keras.Input((D_IN,))
     shared = L.Dense(D_IN, name="shared")
-    model = keras.Model(inputs, [shared(inputs), shared(L.ReLU()(inputs)), L.Dense(C, name="own")(inputs)])
+    model = keras.Model(
+        inputs, [shared(inputs), shared(L.ReLU()(inputs)), L.Dense(C, name="own")(inputs)]
+    )
     path = save(model, tmp_path / "m.keras")
     np.testing.assert_allclose(
-        logits_of(load(ModelSpec((path,), loss="mse", output_name="own")), x), model.predict(x, verbose=0)[2], rtol=1e-5, atol=1e-6
+        logits_of(load(ModelSpec((path,), loss="mse", output_name="own")), x),
+        model.predict(x, verbose=0)[2],
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
 def dict_inputs() -> keras.Model:
-    """Keys in another order than their alphabet's, and inputs that cannot be taken for each other by shape."""
+    """Keys in another order than their alphabet's, and inputs that cannot be taken for each other
+    by shape.
+    """
     wide, deep = keras.Input((D_IN,), name="wide"), keras.Input((D_IN,), name="deep")
     h = L.Concatenate()([L.Dense(4, activation="relu")(wide), L.Dense(2)(deep)])
-    return keras.Model({"wide": wide, "deep": deep}, L.Dense(C, name="head", activation="softmax")(h))
+    return keras.Model(
+        {"wide": wide, "deep": deep}, L.Dense(C, name="head", activation="softmax")(h)
+    )
 
 
 def test_a_dictionary_of_inputs(tmp_path: Path, x: np.ndarray, y: np.ndarray) -> None:
     model = dict_inputs()
-    found = load(ModelSpec((save(model, tmp_path / "m.keras"),), loss="sparse_categorical_crossentropy"))
+    found = load(
+        ModelSpec((save(model, tmp_path / "m.keras"),), loss="sparse_categorical_crossentropy")
+    )
     assert [spec.name for spec in found.inputs] == ["deep", "wide"]
     data = {"wide": x, "deep": x[::-1].copy()}
     expected = model.predict(data, verbose=0)
-    np.testing.assert_allclose(tf.nn.softmax(logits_of(found, data)), expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(logits_of(found, [data["deep"], data["wide"]]), logits_of(found, data))
+    np.testing.assert_allclose(
+        tf.nn.softmax(logits_of(found, data)), expected, rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_array_equal(
+        logits_of(found, [data["deep"], data["wide"]]), logits_of(found, data)
+    )
 
     def value(one: Any, i: int) -> Any:
         return -tf.math.log(one[0, y[i]])
@@ -137,7 +168,9 @@ def test_a_dictionary_of_inputs(tmp_path: Path, x: np.ndarray, y: np.ndarray) ->
 
 
 @pytest.mark.parametrize("as_dict", [False, True])
-def test_a_model_inside_may_be_called_with_a_dictionary(as_dict: bool, tmp_path: Path, x: np.ndarray) -> None:
+def test_a_model_inside_may_be_called_with_a_dictionary(
+    as_dict: bool, tmp_path: Path, x: np.ndarray
+) -> None:
     """Keras matches it by name to inputs in another order."""
     b, a = keras.Input((D_IN,), name="b"), keras.Input((D_IN,), name="a")
     end = L.Dense(C)(L.Concatenate()([L.Dense(4)(b), L.Dense(2)(a)]))
@@ -146,7 +179,9 @@ def test_a_model_inside_may_be_called_with_a_dictionary(as_dict: bool, tmp_path:
     model = keras.Model([first, second], inner({"a": first, "b": second}))
     found = load(ModelSpec((save(model, tmp_path / "m.keras"),), loss="mse"))
     data = [x, x[::-1].copy()]
-    np.testing.assert_allclose(logits_of(found, data), model.predict(data, verbose=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        logits_of(found, data), model.predict(data, verbose=0), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_several_inputs_as_a_list(tmp_path: Path) -> None:

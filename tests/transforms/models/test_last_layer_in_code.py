@@ -1,4 +1,6 @@
-"""Models whose end is code: the last dense layer is found by running them, its gradients are the tape's, and what cannot be is refused."""
+"""Models whose end is code: the last dense layer is found by running them, its gradients are the
+tape's, and what cannot be is refused.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ register = keras.saving.register_keras_serializable("test_tracing")
 
 
 class Base(keras.Model):
-    """A trunk with what inference mode must get right, and a head that is not the last layer to be made."""
+    """A trunk with what inference mode must get right, and a head that is not the last layer to be
+    made.
+    """
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -80,15 +84,34 @@ class Choosing(Base):
 
     def call(self, inputs: Any, training: Any = None) -> Any:
         h = self.trunk(inputs, training)
-        return self.head(tf.map_fn(lambda row: tf.cond(tf.reduce_max(row) > 0.5, lambda: row * 2.0, lambda: tf.square(row)), h))
+        return self.head(
+            tf.map_fn(
+                lambda row: tf.cond(
+                    tf.reduce_max(row) > 0.5, lambda: row * 2.0, lambda: tf.square(row)
+                ),
+                h,
+            )
+        )
 
 
 BUILDS: list[tuple[type[Base], str, Callable[[Any, Any], Any]]] = [
-    (Plain, "SparseCategoricalCrossentropy(from_logits=True)", lambda p, y: tf.nn.softmax_cross_entropy_with_logits(tf.one_hot([y], C), p)),
+    (
+        Plain,
+        "SparseCategoricalCrossentropy(from_logits=True)",
+        lambda p, y: tf.nn.softmax_cross_entropy_with_logits(tf.one_hot([y], C), p),
+    ),
     (WithSoftmax, "sparse_categorical_crossentropy", lambda p, y: -tf.math.log(p[0, y])),
     (OwnSoftmax, "sparse_categorical_crossentropy", lambda p, y: -tf.math.log(p[0, y])),
-    (Choosing, "SparseCategoricalCrossentropy(from_logits=True)", lambda p, y: -tf.nn.log_softmax(p)[0, y]),
-    (Sigmoids, "binary_crossentropy", lambda p, y: -tf.reduce_mean(tf.math.log(tf.where(tf.one_hot([y], C) == 1, p, 1 - p)))),
+    (
+        Choosing,
+        "SparseCategoricalCrossentropy(from_logits=True)",
+        lambda p, y: -tf.nn.log_softmax(p)[0, y],
+    ),
+    (
+        Sigmoids,
+        "binary_crossentropy",
+        lambda p, y: -tf.reduce_mean(tf.math.log(tf.where(tf.one_hot([y], C) == 1, p, 1 - p))),
+    ),
     (Squeezed, "mse", lambda p, y: (p[0] - float(y)) ** 2),
 ]
 
@@ -96,7 +119,9 @@ BUILDS: list[tuple[type[Base], str, Callable[[Any, Any], Any]]] = [
 def trained(kind: type[Base], x: np.ndarray, y: np.ndarray) -> keras.Model:
     model = kind()
     targets = keras.utils.to_categorical(y, C) if kind is Sigmoids else y
-    loss: Any = {Sigmoids: "binary_crossentropy", Squeezed: "mse"}.get(kind, "sparse_categorical_crossentropy")
+    loss: Any = {Sigmoids: "binary_crossentropy", Squeezed: "mse"}.get(
+        kind, "sparse_categorical_crossentropy"
+    )
     if kind in (Plain, Choosing):
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("sgd", loss)
@@ -104,9 +129,16 @@ def trained(kind: type[Base], x: np.ndarray, y: np.ndarray) -> keras.Model:
     return model
 
 
-@pytest.mark.parametrize(("kind", "loss", "value"), BUILDS, ids=[kind.__name__ for kind, _, _ in BUILDS])
+@pytest.mark.parametrize(
+    ("kind", "loss", "value"), BUILDS, ids=[kind.__name__ for kind, _, _ in BUILDS]
+)
 def test_gradients_are_the_tapes(
-    kind: type[Base], loss: str, value: Callable[[Any, Any], Any], tmp_path: Path, x: np.ndarray, y: np.ndarray
+    kind: type[Base],
+    loss: str,
+    value: Callable[[Any, Any], Any],
+    tmp_path: Path,
+    x: np.ndarray,
+    y: np.ndarray,
 ) -> None:
     model = trained(kind, x, y)
     first = save(model, tmp_path / "1.keras")
@@ -115,7 +147,9 @@ def test_gradients_are_the_tapes(
     assert found.layer == "head" and found.inputs == (InputSpec("input_1", (D_IN,), "float32"),)
     assert found.loss.description == load(ModelSpec((first,), loss=loss)).loss.description
     labels = np.eye(C, dtype=np.float32)[y] if kind is Sigmoids else y[:, None]
-    assert_reference(found, model, model.head, x, labels, lambda output, i: tf.reduce_sum(value(output, y[i])))
+    assert_reference(
+        found, model, model.head, x, labels, lambda output, i: tf.reduce_sum(value(output, y[i]))
+    )
     assert np.abs(logits_of(found, x, 0) - logits_of(found, x, 1)).max() > 1e-4
 
 
@@ -131,20 +165,28 @@ def build_declared() -> keras.Model:
     return model
 
 
-def test_weights_files_of_a_model_that_code_builds(tmp_path: Path, x: np.ndarray, y: np.ndarray) -> None:
+def test_weights_files_of_a_model_that_code_builds(
+    tmp_path: Path, x: np.ndarray, y: np.ndarray
+) -> None:
     model = trained(Plain, x, y)
     model.save_weights(tmp_path / "m.weights.h5")
     tf.train.Checkpoint(model=model).write(str(tmp_path / "ckpt"))
     for name in ("m.weights.h5", "ckpt"):
-        found = load(ModelSpec((str(tmp_path / name),), model=f"{__name__}:build_plain", loss="mse"))
-        np.testing.assert_allclose(logits_of(found, x), model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
+        found = load(
+            ModelSpec((str(tmp_path / name),), model=f"{__name__}:build_plain", loss="mse")
+        )
+        np.testing.assert_allclose(
+            logits_of(found, x), model.predict(x, verbose=0), rtol=1e-5, atol=1e-6
+        )
         with pytest.raises(InputError, match=r"gives a model without variables.*or call it once"):
             load(ModelSpec((str(tmp_path / name),), model=f"{__name__}:build_declared", loss="mse"))
 
 
 @register
 class Tokens(keras.Model):
-    """Whole numbers and a second input, by name; what it takes is declared, because what it was built with does not tell dtypes."""
+    """Whole numbers and a second input, by name; what it takes is declared, because what it was
+    built with does not tell dtypes.
+    """
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -156,7 +198,9 @@ class Tokens(keras.Model):
         self.heads = [L.Dense(C, name="kind"), L.Dense(1, name="price")]
 
     def call(self, inputs: Any) -> Any:
-        h = tf.concat([tf.reduce_mean(self.embed(inputs["words"]), axis=1), inputs["extra"]], axis=1)
+        h = tf.concat(
+            [tf.reduce_mean(self.embed(inputs["words"]), axis=1), inputs["extra"]], axis=1
+        )
         return {"price": self.heads[1](h), "kind": self.heads[0](h)}
 
 
@@ -175,19 +219,41 @@ class Listed(Tokens):
 
 def test_names_of_inputs_and_outputs(tmp_path: Path, y: np.ndarray) -> None:
     rng = np.random.default_rng(3)
-    data = {"words": rng.integers(2000, 3000, (N, 4)).astype(np.int32), "extra": rng.normal(size=(N, 2)).astype(np.float32)}
+    data = {
+        "words": rng.integers(2000, 3000, (N, 4)).astype(np.int32),
+        "extra": rng.normal(size=(N, 2)).astype(np.float32),
+    }
     model = Tokens()
     model(data)
-    model.compile("sgd", {"kind": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "price": "mse"})
+    model.compile(
+        "sgd",
+        {"kind": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "price": "mse"},
+    )
     path = save(model, tmp_path / "m.keras")
-    with pytest.raises(InputError, match=r"has 2 outputs \(kind, price\); choose one with `output_name`"):
+    with pytest.raises(
+        InputError, match=r"has 2 outputs \(kind, price\); choose one with `output_name`"
+    ):
         load(ModelSpec((path,)))
     found = load(ModelSpec((path,), output_name="kind"))
     assert found.inputs == (InputSpec("extra", (2,), "float32"), InputSpec("words", (4,), "int32"))
-    assert_reference(found, model, model.heads[0], data, y[:, None], lambda out, i: -tf.nn.log_softmax(out["kind"])[0, y[i]])
+    assert_reference(
+        found,
+        model,
+        model.heads[0],
+        data,
+        y[:, None],
+        lambda out, i: -tf.nn.log_softmax(out["kind"])[0, y[i]],
+    )
     found = load(ModelSpec((path,), output_name="price"))
     target = y.astype(np.float32) + 2
-    assert_reference(found, model, model.heads[1], data, target[:, None], lambda out, i: (out["price"][0, 0] - target[i]) ** 2)
+    assert_reference(
+        found,
+        model,
+        model.heads[1],
+        data,
+        target[:, None],
+        lambda out, i: (out["price"][0, 0] - target[i]) ** 2,
+    )
 
     listed = Listed()
     flat = [data["words"].astype(np.float32), data["extra"]]
@@ -195,7 +261,11 @@ def test_names_of_inputs_and_outputs(tmp_path: Path, y: np.ndarray) -> None:
     listed.compile("sgd", ["mse", "mae"])
     found = load(ModelSpec((save(listed, tmp_path / "l.keras"),), output_name="output_2"))
     assert [spec.name for spec in found.inputs] == ["input_1", "input_2"]
-    assert (found.layer, found.output, found.loss.description) == ("price", "output_2", "MeanAbsoluteError()")
+    assert (found.layer, found.output, found.loss.description) == (
+        "price",
+        "output_2",
+        "MeanAbsoluteError()",
+    )
     np.testing.assert_allclose(logits_of(found, flat), listed(flat)[1], rtol=1e-5, atol=1e-6)
 
 
@@ -214,16 +284,27 @@ class Ending(L.Layer):
         return tf.identity(self.inner(tf.nn.relu(inputs)))
 
 
-def test_a_functional_model_that_ends_in_a_layer_of_ones_own(tmp_path: Path, x: np.ndarray, y: np.ndarray) -> None:
+def test_a_functional_model_that_ends_in_a_layer_of_ones_own(
+    tmp_path: Path, x: np.ndarray, y: np.ndarray
+) -> None:
     inputs = keras.Input((D_IN,), name="pixels")
     model = keras.Model(inputs, Ending(name="ending")(L.Dense(7)(inputs)))
-    found = load(ModelSpec((save(model, tmp_path / "m.keras"),), loss="SparseCategoricalCrossentropy(from_logits=True)"))
+    found = load(
+        ModelSpec(
+            (save(model, tmp_path / "m.keras"),),
+            loss="SparseCategoricalCrossentropy(from_logits=True)",
+        )
+    )
     assert (found.layer, found.inputs) == ("inner", (InputSpec("pixels", (D_IN,), "float32"),))
     dense = model.get_layer("ending").inner
-    assert_reference(found, model, dense, x, y[:, None], lambda output, i: -tf.nn.log_softmax(output)[0, y[i]])
+    assert_reference(
+        found, model, dense, x, y[:, None], lambda output, i: -tf.nn.log_softmax(output)[0, y[i]]
+    )
 
 
-def test_several_threads_do_not_see_each_other(tmp_path: Path, x: np.ndarray, y: np.ndarray) -> None:
+def test_several_threads_do_not_see_each_other(
+    tmp_path: Path, x: np.ndarray, y: np.ndarray
+) -> None:
     found = load(ModelSpec((save(trained(Plain, x, y), tmp_path / "m.keras"),)))
     expected = [logits_of(found, x + i) for i in range(4)]
     wrong = []
@@ -245,9 +326,16 @@ def test_several_threads_do_not_see_each_other(tmp_path: Path, x: np.ndarray, y:
 
 
 @pytest.mark.parametrize(("kind", "word"), [(WithSoftmax, ""), (OwnSoftmax, "")])
-def test_from_logits_after_a_softmax_follows_keras(kind: type[Base], word: str, tmp_path: Path, x: np.ndarray, y: np.ndarray) -> None:
+def test_from_logits_after_a_softmax_follows_keras(
+    kind: type[Base], word: str, tmp_path: Path, x: np.ndarray, y: np.ndarray
+) -> None:
     model = trained(kind, x, y)
-    found = load(ModelSpec((save(model, tmp_path / "m.keras"),), loss="SparseCategoricalCrossentropy(from_logits=True)"))
+    found = load(
+        ModelSpec(
+            (save(model, tmp_path / "m.keras"),),
+            loss="SparseCategoricalCrossentropy(from_logits=True)",
+        )
+    )
     assert found.loss.description == f"SparseCategoricalCrossentropy() after softmax{word}"
 
 
@@ -262,13 +350,22 @@ def test_a_softmax_that_keras_does_not_find(tmp_path: Path, x: np.ndarray, y: np
     loss = "SparseCategoricalCrossentropy(from_logits=True)"
     found = load(ModelSpec((save(model, tmp_path / "m.keras"),), loss=loss))
     assert found.loss.description.endswith("after softmax as logits")
-    assert_reference(found, model, model.head, x, y[:, None], lambda output, i: -tf.nn.log_softmax(output)[0, y[i]])
+    assert_reference(
+        found,
+        model,
+        model.head,
+        x,
+        y[:, None],
+        lambda output, i: -tf.nn.log_softmax(output)[0, y[i]],
+    )
 
 
 # Refusals
 
 
-def variant(name: str, call: Callable[..., Any], head: Any = None, **layers: Any) -> Callable[[], keras.Model]:
+def variant(
+    name: str, call: Callable[..., Any], head: Any = None, **layers: Any
+) -> Callable[[], keras.Model]:
     """A registered subclass with another `call`, as a function that makes it, called once."""
 
     def init(self: Any, **kwargs: Any) -> None:
@@ -292,38 +389,77 @@ def in_a_condition(self: Any, inputs: Any) -> Any:
 
 
 def tied(self: Any, inputs: Any) -> Any:
-    return self.head(tf.matmul(inputs, self.head.kernel, transpose_b=True)) if self.head.built else self.head(inputs)
+    return (
+        self.head(tf.matmul(inputs, self.head.kernel, transpose_b=True))
+        if self.head.built
+        else self.head(inputs)
+    )
 
 
 REFUSED: dict[str, tuple[Callable[[], keras.Model], str]] = {
     "twice": (variant("A", lambda self, x: self.head(self.head(x))), "head is called 2 times"),
-    "not at the end": (variant("B", lambda self, x: tf.nn.relu(self.head(x))), "head is followed by something else"),
-    "clipped": (variant("C", lambda self, x: tf.clip_by_value(self.head(x), -100, 100)), "head is followed by something else"),
-    "skip connection": (variant("D", lambda self, x: self.head(x) + x), "head is followed by something else"),
+    "not at the end": (
+        variant("B", lambda self, x: tf.nn.relu(self.head(x))),
+        "head is followed by something else",
+    ),
+    "clipped": (
+        variant("C", lambda self, x: tf.clip_by_value(self.head(x), -100, 100)),
+        "head is followed by something else",
+    ),
+    "skip connection": (
+        variant("D", lambda self, x: self.head(x) + x),
+        "head is followed by something else",
+    ),
     "per position": (
         variant("E", lambda self, x: tf.reduce_mean(self.head(tf.stack([x, x], 1)), 1)),
         "head works on each position of a tensor of shape .*expected one vector per example",
     ),
-    "not called": (variant("F", lambda self, x: self.hidden(x)), r"last dense layer hidden \(Dense\) has the activation relu"),
+    "not called": (
+        variant("F", lambda self, x: self.hidden(x)),
+        r"last dense layer hidden \(Dense\) has the activation relu",
+    ),
     "convolution": (
-        variant("G", lambda self, x: self.conv(tf.reshape(x, [-1, 1, 1, D_IN]))[:, 0, 0], conv=lambda: L.Conv2D(C, 1)),
+        variant(
+            "G",
+            lambda self, x: self.conv(tf.reshape(x, [-1, 1, 1, D_IN]))[:, 0, 0],
+            conv=lambda: L.Conv2D(C, 1),
+        ),
         r"no Dense layer of G is the last one.*head is not called",
     ),
     "activation": (
-        variant("H", lambda self, x: self.head(x), lambda: L.Dense(C, activation="tanh", name="head")),
+        variant(
+            "H", lambda self, x: self.head(x), lambda: L.Dense(C, activation="tanh", name="head")
+        ),
         "has the activation tanh",
     ),
-    "no bias": (variant("I", lambda self, x: self.head(x), lambda: L.Dense(C, use_bias=False, name="head")), "has no bias"),
+    "no bias": (
+        variant("I", lambda self, x: self.head(x), lambda: L.Dense(C, use_bias=False, name="head")),
+        "has no bias",
+    ),
     "tied": (variant("J", tied), "kernel is used elsewhere in J too"),
-    "stopped": (variant("K", lambda self, x: tf.stop_gradient(self.head(x))), "or the gradient is stopped"),
-    "in a condition": (variant("M", in_a_condition), "head is called 1 times, or inside tf.cond, a loop or a tf.function"),
-    "in a function": (variant("N", tf.function(lambda self, x: self.head(x))), "head is called inside tf.cond, a loop or a tf.function"),
-    "batch": (variant("Q", lambda self, x: self.head(x - tf.reduce_mean(x, axis=0))), "depends on the rest of its batch"),
+    "stopped": (
+        variant("K", lambda self, x: tf.stop_gradient(self.head(x))),
+        "or the gradient is stopped",
+    ),
+    "in a condition": (
+        variant("M", in_a_condition),
+        "head is called 1 times, or inside tf.cond, a loop or a tf.function",
+    ),
+    "in a function": (
+        variant("N", tf.function(lambda self, x: self.head(x))),
+        "head is called inside tf.cond, a loop or a tf.function",
+    ),
+    "batch": (
+        variant("Q", lambda self, x: self.head(x - tf.reduce_mean(x, axis=0))),
+        "depends on the rest of its batch",
+    ),
     "made when called": (variant("P", lambda self, x: L.Dense(C)(x)), "head is not called"),
 }
 
 
-stacked = variant("O", lambda self, x: self.other(self.head(x)), other=lambda: L.Dense(D_IN, name="other"))
+stacked = variant(
+    "O", lambda self, x: self.other(self.head(x)), other=lambda: L.Dense(D_IN, name="other")
+)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -336,15 +472,23 @@ def test_a_stack_of_dense_layers_is_not_ambiguous(tmp_path: Path) -> None:
     path = save(stacked(), tmp_path / "m.keras")
     assert load(ModelSpec((path,), loss="mse")).layer == "other"
     assert load(ModelSpec((path,), loss="mse", layer="other")).layer == "other"
-    with pytest.raises(InputError, match=r"no Dense layer of O is the last one.*: .*head is followed by something else"):
+    with pytest.raises(
+        InputError,
+        match=r"no Dense layer of O is the last one.*: .*head is followed by something else",
+    ):
         load(ModelSpec((path,), loss="mse", layer="head"))
-    with pytest.raises(InputError, match=r"`layer=drop` is not a dense layer of .*; its dense layers are head, .*other"):
+    with pytest.raises(
+        InputError,
+        match=r"`layer=drop` is not a dense layer of .*; its dense layers are head, .*other",
+    ):
         load(ModelSpec((path,), loss="mse", layer="drop"))
 
 
 def test_what_it_takes_must_be_known(tmp_path: Path) -> None:
     path = save(Plain(), tmp_path / "m.keras")
-    with pytest.raises(InputError, match=r"subclassed model \(Plain\) that does not tell the shapes.*input_spec"):
+    with pytest.raises(
+        InputError, match=r"subclassed model \(Plain\) that does not tell the shapes.*input_spec"
+    ):
         load(ModelSpec((path,), loss="mse"))
     declared = save(build_declared(), tmp_path / "n.keras")
     with pytest.raises(InputError, match="does not tell the shapes"):
@@ -389,7 +533,9 @@ class Late(Base):
     """A variable that only a call in inference mode makes, once the file has been read."""
 
     def call(self, inputs: Any, training: Any = None) -> Any:
-        return self.head(self.late(inputs) if getattr(self, "ready", False) else self.hidden(inputs))
+        return self.head(
+            self.late(inputs) if getattr(self, "ready", False) else self.hidden(inputs)
+        )
 
     def load_own_variables(self, store: Any) -> None:
         super().load_own_variables(store)
@@ -413,12 +559,24 @@ def called(kind: type[keras.Model], *inputs: Any) -> keras.Model:
 
 ROW = np.ones((1, D_IN), np.float32)
 UNKNOWN: dict[str, tuple[Callable[[], keras.Model], str]] = {
-    "free shape": (lambda: called(Free, ROW), r"input_1 has the free shape \(None,\); declare a fixed one in input_spec"),
-    "two arguments": (lambda: called(TwoArguments, ROW, ROW), "cannot be called with .*missing a required argument: 'others'"),
-    "declared otherwise": (lambda: unchecked(Miscounted), "input_spec declares 2 inputs, the model was built with 1"),
+    "free shape": (
+        lambda: called(Free, ROW),
+        r"input_1 has the free shape \(None,\); declare a fixed one in input_spec",
+    ),
+    "two arguments": (
+        lambda: called(TwoArguments, ROW, ROW),
+        "cannot be called with .*missing a required argument: 'others'",
+    ),
+    "declared otherwise": (
+        lambda: unchecked(Miscounted),
+        "input_spec declares 2 inputs, the model was built with 1",
+    ),
     "no dense layer": (lambda: called(Bare, ROW > 0), "Bare holds no Dense layer"),
     "late variables": (lambda: called(Late, ROW), "come into being only when the model is called"),
-    "cannot be called": (lambda: called(Raising, ROW), r"cannot be called with random numbers of input_1 \(6,\) float32 \(.*one at a time"),
+    "cannot be called": (
+        lambda: called(Raising, ROW),
+        r"cannot be called with random numbers of input_1 \(6,\) float32 \(.*one at a time",
+    ),
 }
 
 

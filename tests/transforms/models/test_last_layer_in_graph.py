@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.small import D_IN, C, L, assert_refused, compile_model, functional, logits_of, save, sequential
+from tests.small import (
+    D_IN,
+    C,
+    L,
+    assert_refused,
+    compile_model,
+    functional,
+    logits_of,
+    save,
+    sequential,
+)
 from transforms.models.checkpoints import ModelSpec, load
 
 HEADS: dict[str, tuple[Callable[[], keras.Model], str]] = {
@@ -20,9 +30,18 @@ HEADS: dict[str, tuple[Callable[[], keras.Model], str]] = {
     "own softmax": (lambda: sequential(L.Dense(C, activation="softmax", name="head")), "softmax"),
     "own sigmoid": (lambda: sequential(L.Dense(C, activation="sigmoid", name="head")), "sigmoid"),
     "softmax layer": (lambda: sequential(L.Dense(C, name="head"), L.Softmax()), "softmax"),
-    "activation layer": (lambda: sequential(L.Dense(C, name="head"), L.Activation("sigmoid")), "sigmoid"),
-    "softmax operation": (lambda: functional(lambda h: keras.ops.softmax(L.Dense(C, name="head")(h))), "softmax"),
-    "sigmoid operation": (lambda: functional(lambda h: keras.ops.sigmoid(L.Dense(C, name="head")(h))), "sigmoid"),
+    "activation layer": (
+        lambda: sequential(L.Dense(C, name="head"), L.Activation("sigmoid")),
+        "sigmoid",
+    ),
+    "softmax operation": (
+        lambda: functional(lambda h: keras.ops.softmax(L.Dense(C, name="head")(h))),
+        "softmax",
+    ),
+    "sigmoid operation": (
+        lambda: functional(lambda h: keras.ops.sigmoid(L.Dense(C, name="head")(h))),
+        "sigmoid",
+    ),
     "seen through": (
         lambda: sequential(
             L.Dense(C, name="head"),
@@ -42,12 +61,17 @@ HEADS: dict[str, tuple[Callable[[], keras.Model], str]] = {
     "nested": (
         lambda: sequential(
             keras.Sequential([L.Dense(5, activation="tanh"), L.BatchNormalization()]),
-            keras.Sequential([L.Dense(4), keras.Sequential([L.Dropout(0.2), L.Dense(C, name="head")])]),
+            keras.Sequential(
+                [L.Dense(4), keras.Sequential([L.Dropout(0.2), L.Dense(C, name="head")])]
+            ),
             L.Softmax(),
         ),
         "softmax",
     ),
-    "dense first inside": (lambda: sequential(L.Dense(4), keras.Sequential([L.Dense(C, name="head"), L.Softmax()])), "softmax"),
+    "dense first inside": (
+        lambda: sequential(L.Dense(4), keras.Sequential([L.Dense(C, name="head"), L.Softmax()])),
+        "softmax",
+    ),
     "dense on the input": (lambda: sequential(L.Dense(C, name="head")), "linear"),
     "no bias": (lambda: sequential(L.Dense(C, name="head", use_bias=False)), "linear"),
 }
@@ -60,7 +84,11 @@ def test_heads(name: str, tmp_path: Path, x: np.ndarray) -> None:
     for variable in model.weights:
         variable.assign(variable + 0.1)
     path = save(model, tmp_path / "m.keras")
-    loss = {"linear": "mse", "softmax": "sparse_categorical_crossentropy", "sigmoid": "binary_crossentropy"}[activation]
+    loss = {
+        "linear": "mse",
+        "softmax": "sparse_categorical_crossentropy",
+        "sigmoid": "binary_crossentropy",
+    }[activation]
     found = load(ModelSpec((path,), layer="head", loss=loss, include_bias=name != "no bias"))
     assert (found.layer, found.outputs, found.loss.activation) == ("head", C, activation)
     logits = logits_of(found, x)
@@ -71,7 +99,9 @@ def test_heads(name: str, tmp_path: Path, x: np.ndarray) -> None:
 def test_one_output_may_be_squeezed(tmp_path: Path, x: np.ndarray) -> None:
     model = functional(lambda h: keras.ops.squeeze(L.Dense(1)(h), axis=-1))
     found = load(ModelSpec((save(model, tmp_path / "m.keras"),), loss="mse"))
-    np.testing.assert_allclose(logits_of(found, x)[:, 0], model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        logits_of(found, x)[:, 0], model.predict(x, verbose=0), rtol=1e-5, atol=1e-6
+    )
 
 
 @keras.saving.register_keras_serializable("test_checkpoints")
@@ -101,29 +131,56 @@ def low_rank() -> keras.Model:
 
 
 REFUSED: dict[str, tuple[Callable[[], keras.Model], str]] = {
-    "relu on the last dense": (lambda: sequential(L.Dense(C, activation="relu", name="head")), "head .Dense. has the activation relu"),
-    "relu after": (lambda: sequential(L.Dense(C, name="head"), L.ReLU(name="after")), "layer after .ReLU. stands at the end"),
+    "relu on the last dense": (
+        lambda: sequential(L.Dense(C, activation="relu", name="head")),
+        "head .Dense. has the activation relu",
+    ),
+    "relu after": (
+        lambda: sequential(L.Dense(C, name="head"), L.ReLU(name="after")),
+        "layer after .ReLU. stands at the end",
+    ),
     "batch norm after": (
         lambda: sequential(L.Dense(C), L.BatchNormalization(name="bn")),
         r"layer bn \(BatchNormalization\) stands at the end",
     ),
-    "scaled after": (lambda: functional(lambda h: L.Dense(C)(h) / 2.0), r"\(TrueDivide\) stands at the end"),
-    "two activations": (lambda: sequential(L.Dense(C, activation="softmax"), L.Softmax()), "softmax, and a softmax follows"),
-    "two activation layers": (lambda: sequential(L.Dense(C), L.Softmax(), L.Activation("sigmoid")), "is a second activation"),
+    "scaled after": (
+        lambda: functional(lambda h: L.Dense(C)(h) / 2.0),
+        r"\(TrueDivide\) stands at the end",
+    ),
+    "two activations": (
+        lambda: sequential(L.Dense(C, activation="softmax"), L.Softmax()),
+        "softmax, and a softmax follows",
+    ),
+    "two activation layers": (
+        lambda: sequential(L.Dense(C), L.Softmax(), L.Activation("sigmoid")),
+        "is a second activation",
+    ),
     "convolution": (
         lambda: sequential(L.Reshape((1, 1, D_IN)), L.Conv2D(C, 1, name="conv"), L.Flatten()),
         r"ends in layer conv \(Conv2D\), which is not a Dense layer",
     ),
-    "einsum": (lambda: sequential(L.EinsumDense("ab,bc->ac", C, name="ein")), r"ein \(EinsumDense\), which is not a Dense layer"),
+    "einsum": (
+        lambda: sequential(L.EinsumDense("ab,bc->ac", C, name="ein")),
+        r"ein \(EinsumDense\), which is not a Dense layer",
+    ),
     "subclass of dense": (lambda: sequential(MyDense(C, name="mine")), "is a subclass of Dense"),
     "no dense": (lambda: sequential(L.Flatten()), "no Dense layer stands between"),
-    "per token": (lambda: sequential(L.Reshape((2, 3)), L.Dense(C, name="head")), "sum of outer products"),
-    "grouped softmax": (lambda: sequential(L.Dense(4), L.Reshape((2, 2)), L.Softmax(), L.Flatten()), "softmax is over groups"),
+    "per token": (
+        lambda: sequential(L.Reshape((2, 3)), L.Dense(C, name="head")),
+        "sum of outer products",
+    ),
+    "grouped softmax": (
+        lambda: sequential(L.Dense(4), L.Reshape((2, 2)), L.Softmax(), L.Flatten()),
+        "softmax is over groups",
+    ),
     "reshaped": (lambda: sequential(L.Dense(4), L.Reshape((2, 2))), r"reshaped to \(None, 2, 2\)"),
     "shared": (shared_dense, "is called 2 times"),
     "shared model": (shared_model, "is called 2 times"),
     "two outputs": (two_outputs, r"has 2 outputs .*; choose one with `output_name`"),
-    "no bias": (lambda: sequential(L.Dense(C, use_bias=False)), "has no bias.*`include_bias=false`"),
+    "no bias": (
+        lambda: sequential(L.Dense(C, use_bias=False)),
+        "has no bias.*`include_bias=false`",
+    ),
     "lora": (low_rank, "LoRA"),
 }
 
@@ -144,19 +201,30 @@ def test_mixed_precision_gives_float32(policy: str, tmp_path: Path, x: np.ndarra
             L.Activation("linear", dtype="float32"),
         ]
     )
-    found = load(ModelSpec((save(model, tmp_path / "m.keras"),), loss="SparseCategoricalCrossentropy(from_logits=True)"))
+    found = load(
+        ModelSpec(
+            (save(model, tmp_path / "m.keras"),),
+            loss="SparseCategoricalCrossentropy(from_logits=True)",
+        )
+    )
     logits, h, _ = found.logits_and_activations(0, x)
     assert logits.dtype == h.dtype == tf.float32
     hidden = tf.cast(model.get_layer("hidden")(x), tf.float32).numpy()
     np.testing.assert_array_equal(h, hidden)
-    np.testing.assert_allclose(logits, hidden @ model.get_layer("head").kernel.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        logits, hidden @ model.get_layer("head").kernel.numpy(), rtol=1e-5, atol=1e-6
+    )
     np.testing.assert_allclose(logits, model.predict(x, verbose=0), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize(("detach", "word"), [(False, ""), (True, " as logits")])
-def test_from_logits_after_a_softmax_follows_keras(detach: bool, word: str, tmp_path: Path, x: np.ndarray, y: np.ndarray) -> None:
+def test_from_logits_after_a_softmax_follows_keras(
+    detach: bool, word: str, tmp_path: Path, x: np.ndarray, y: np.ndarray
+) -> None:
     """Keras finds the logits behind a softmax, unless another operation comes between."""
-    model = sequential(L.Dense(C, activation="softmax", name="head"), *([L.Reshape((C,))] if detach else []))
+    model = sequential(
+        L.Dense(C, activation="softmax", name="head"), *([L.Reshape((C,))] if detach else [])
+    )
     compile_model(model)
     path = save(model, tmp_path / "m.keras")
     found = load(ModelSpec((path,)))
@@ -179,4 +247,6 @@ def test_a_softmax_in_half_precision_hides_the_logits_too(tmp_path: Path) -> Non
     model = sequential(L.Dense(C, activation="softmax", dtype="mixed_float16", name="head"))
     path = save(compile_model(model), tmp_path / "m.keras")
     assert load(ModelSpec((path,))).loss.description.endswith("after softmax as logits")
-    assert load(ModelSpec((path,), loss="sparse_categorical_crossentropy")).loss.description.endswith("after softmax")
+    assert load(
+        ModelSpec((path,), loss="sparse_categorical_crossentropy")
+    ).loss.description.endswith("after softmax")

@@ -1,4 +1,6 @@
-"""Losses against Keras's own value and TensorFlow's tape, and against exact values where float32 cancels."""
+"""Losses against Keras's own value and TensorFlow's tape, and against exact values where float32
+cancels.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,12 @@ def distribution(rng: np.random.Generator, n: int, classes: int) -> np.ndarray:
     return (q / q.sum(1, keepdims=True)).astype(np.float32)
 
 
-def tape_grads(keras_loss: Any, activation: str, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Each example's gradient alone, through `Loss.__call__`, as `fit` computes it with a batch of one."""
+def tape_grads(
+    keras_loss: Any, activation: str, logits: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Each example's gradient alone, through `Loss.__call__`, as `fit` computes it with a batch of
+    one.
+    """
     grads = []
     for z, y in zip(logits, labels, strict=True):
         z = tf.constant(z[None])
@@ -50,9 +56,21 @@ def tape_grads(keras_loss: Any, activation: str, logits: np.ndarray, labels: np.
 L = keras.losses
 # `loss`, the Keras loss, activation, C, label kind
 CASES = [
-    ("SparseCategoricalCrossentropy(from_logits=True)", L.SparseCategoricalCrossentropy(from_logits=True), "linear", C, "index"),
+    (
+        "SparseCategoricalCrossentropy(from_logits=True)",
+        L.SparseCategoricalCrossentropy(from_logits=True),
+        "linear",
+        C,
+        "index",
+    ),
     ("sparse_categorical_crossentropy", L.SparseCategoricalCrossentropy(), "softmax", C, "index"),
-    ("CategoricalCrossentropy(from_logits=True)", L.CategoricalCrossentropy(from_logits=True), "linear", C, "hot"),
+    (
+        "CategoricalCrossentropy(from_logits=True)",
+        L.CategoricalCrossentropy(from_logits=True),
+        "linear",
+        C,
+        "hot",
+    ),
     ("categorical_crossentropy", L.CategoricalCrossentropy(), "softmax", C, "soft"),
     (
         "CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)",
@@ -61,10 +79,28 @@ CASES = [
         C,
         "hot",
     ),
-    ("CategoricalCrossentropy(label_smoothing=0.3)", L.CategoricalCrossentropy(label_smoothing=0.3), "softmax", C, "soft"),
+    (
+        "CategoricalCrossentropy(label_smoothing=0.3)",
+        L.CategoricalCrossentropy(label_smoothing=0.3),
+        "softmax",
+        C,
+        "soft",
+    ),
     ("bce", L.BinaryCrossentropy(), "sigmoid", 1, "bits"),
-    ("BinaryCrossentropy(from_logits=True)", L.BinaryCrossentropy(from_logits=True), "linear", C, "bits"),
-    ("BinaryCrossentropy(label_smoothing=0.2)", L.BinaryCrossentropy(label_smoothing=0.2), "sigmoid", C, "unit"),
+    (
+        "BinaryCrossentropy(from_logits=True)",
+        L.BinaryCrossentropy(from_logits=True),
+        "linear",
+        C,
+        "bits",
+    ),
+    (
+        "BinaryCrossentropy(label_smoothing=0.2)",
+        L.BinaryCrossentropy(label_smoothing=0.2),
+        "sigmoid",
+        C,
+        "unit",
+    ),
     ("binary_crossentropy", L.BinaryCrossentropy(), "softmax", C, "hot"),
     ("categorical_crossentropy", L.CategoricalCrossentropy(), "sigmoid", C, "hot"),
     ("mse", L.MeanSquaredError(), "linear", 1, "real"),
@@ -78,7 +114,13 @@ CASES = [
     ("SquaredHinge", L.SquaredHinge(), "linear", 1, "bits"),
     ("categorical_hinge", L.CategoricalHinge(), "linear", C, "hot"),
     ("kld", L.KLDivergence(), "softmax", C, "soft"),
-    ("BinaryFocalCrossentropy(gamma=3.0)", L.BinaryFocalCrossentropy(gamma=3.0), "sigmoid", C, "bits"),
+    (
+        "BinaryFocalCrossentropy(gamma=3.0)",
+        L.BinaryFocalCrossentropy(gamma=3.0),
+        "sigmoid",
+        C,
+        "bits",
+    ),
     (
         "BinaryFocalCrossentropy(from_logits=True, apply_class_balancing=True)",
         L.BinaryFocalCrossentropy(from_logits=True, apply_class_balancing=True),
@@ -86,9 +128,21 @@ CASES = [
         1,
         "bits",
     ),
-    ("CategoricalFocalCrossentropy(from_logits=True)", L.CategoricalFocalCrossentropy(from_logits=True), "linear", C, "hot"),
+    (
+        "CategoricalFocalCrossentropy(from_logits=True)",
+        L.CategoricalFocalCrossentropy(from_logits=True),
+        "linear",
+        C,
+        "hot",
+    ),
     ("CategoricalFocalCrossentropy", L.CategoricalFocalCrossentropy(), "softmax", C, "hot"),
-    ("CategoricalGeneralizedCrossEntropy", L.CategoricalGeneralizedCrossEntropy(), "softmax", C, "index"),
+    (
+        "CategoricalGeneralizedCrossEntropy",
+        L.CategoricalGeneralizedCrossEntropy(),
+        "softmax",
+        C,
+        "index",
+    ),
 ]
 
 
@@ -106,7 +160,11 @@ def make_labels(kind: str, rng: np.random.Generator, n: int, classes: int) -> np
     return rng.normal(size=(n, classes)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("text", "keras_loss", "activation", "outputs", "kind"), CASES, ids=[f"{c[0]}-{c[2]}-{c[3]}" for c in CASES])
+@pytest.mark.parametrize(
+    ("text", "keras_loss", "activation", "outputs", "kind"),
+    CASES,
+    ids=[f"{c[0]}-{c[2]}-{c[3]}" for c in CASES],
+)
 def test_loss_grads_are_those_of_keras(
     text: str, keras_loss: Any, activation: str, outputs: int, kind: str, rng: np.random.Generator
 ) -> None:
@@ -120,7 +178,9 @@ def test_loss_grads_are_those_of_keras(
     grads = loss.loss_grads(tf.constant(logits), tf.constant(labels))
     graph = tf.function(loss.loss_grads)(tf.constant(logits), tf.constant(labels))
 
-    expected = tape_grads(keras_loss, activation, logits, labels[:, 0] if kind == "index" else labels)
+    expected = tape_grads(
+        keras_loss, activation, logits, labels[:, 0] if kind == "index" else labels
+    )
     assert np.abs(expected).max() > 1e-3
     np.testing.assert_allclose(grads, expected, rtol=2e-5, atol=2e-6)
     np.testing.assert_allclose(graph, expected, rtol=2e-5, atol=2e-6)
@@ -144,7 +204,9 @@ def test_a_confident_example_keeps_direction_and_norm(gap: float, kind: str) -> 
     loss = resolve(None, f"{name}(from_logits=True)", "linear", C)
     labels = np.array([[0]]) if kind == "index" else one_hot(np.array([0]), C)
 
-    grads = loss.loss_grads(tf.constant(logits), tf.constant(labels)).numpy()[0].astype(np.longdouble)
+    grads = (
+        loss.loss_grads(tf.constant(logits), tf.constant(labels)).numpy()[0].astype(np.longdouble)
+    )
 
     expected = exact_softmax_grad(logits[0], 0)
     np.testing.assert_allclose(grads.astype(float), expected.astype(float), rtol=3e-7)
@@ -166,7 +228,9 @@ def test_a_confident_sigmoid_keeps_its_gradient(gap: float) -> None:
     hnp.arrays(np.int64, (3, 1), elements=st.integers(0, 3)),
     st.floats(0.1, 4.0),
 )
-def test_softmax_grads_sum_to_zero_and_scale(logits: np.ndarray, labels: np.ndarray, weight: float) -> None:
+def test_softmax_grads_sum_to_zero_and_scale(
+    logits: np.ndarray, labels: np.ndarray, weight: float
+) -> None:
     loss = resolve("sparse_categorical_crossentropy", None, "softmax", 4)
     weighted = resolve("sparse_categorical_crossentropy", None, "softmax", 4, [weight])
     grads = loss.loss_grads(tf.constant(logits), tf.constant(labels)).numpy().astype(np.float64)
@@ -186,7 +250,9 @@ def test_an_off_by_a_little_soft_label_keeps_the_gradient_of_the_written_loss() 
     z = tf.Variable([[1.0, -2.0, 0.5]], dtype=tf.float64)
     with tf.GradientTape() as tape:
         value = -tf.reduce_sum(tf.cast(q, tf.float64) * tf.nn.log_softmax(z))
-    np.testing.assert_allclose(loss.loss_grads(tf.cast(z, tf.float32), q), tape.gradient(value, z), rtol=1e-6)
+    np.testing.assert_allclose(
+        loss.loss_grads(tf.cast(z, tf.float32), q), tape.gradient(value, z), rtol=1e-6
+    )
 
 
 # What fit does
@@ -207,9 +273,13 @@ def test_an_off_by_a_little_soft_label_keeps_the_gradient_of_the_written_loss() 
 def test_factored_gradient_is_that_of_the_compiled_model(
     from_logits: bool, activation: str, outputs: int, cls: Any, place: str, rng: np.random.Generator
 ) -> None:
-    """Keras takes the logits from behind the activation, with from_logits=True too (it only warns)."""
+    """Keras takes the logits from behind the activation, with from_logits=True too (it only
+    warns).
+    """
     x = keras.Input((6,))
-    dense = keras.layers.Dense(outputs, activation=activation if place == "dense" else None, bias_initializer="normal")
+    dense = keras.layers.Dense(
+        outputs, activation=activation if place == "dense" else None, bias_initializer="normal"
+    )
     y = dense(x)
     if place == "layer":
         y = keras.layers.Activation(activation)(y)
@@ -243,7 +313,9 @@ def test_a_detached_softmax_with_from_logits_is_taken_at_its_word(rng: np.random
     v = tf.constant(z)
     with tf.GradientTape() as tape:
         tape.watch(v)
-        value = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y[:, 0], logits=tf.identity(tf.nn.softmax(v)))
+        value = tf.nn.sparse_softmax_cross_entropy_with_logits(
+            labels=y[:, 0], logits=tf.identity(tf.nn.softmax(v))
+        )
     np.testing.assert_allclose(loss.loss_grads(z, y), tape.gradient(value, v), rtol=1e-5, atol=1e-7)
     folded = resolve(None, text, "softmax", C)
     assert np.abs(folded.loss_grads(z, y) - loss.loss_grads(z, y)).max() > 0.1
@@ -290,7 +362,9 @@ def of_the_whole_batch(y_true: Any, y_pred: Any) -> Any:
 
 @keras.saving.register_keras_serializable("test_losses")
 def centred(y_true: Any, y_pred: Any) -> Any:
-    return keras.ops.mean(keras.ops.square(y_true - y_pred + keras.ops.mean(y_pred, axis=0)), axis=-1)
+    return keras.ops.mean(
+        keras.ops.square(y_true - y_pred + keras.ops.mean(y_pred, axis=0)), axis=-1
+    )
 
 
 def test_custom_losses_by_name_and_by_config() -> None:
@@ -300,14 +374,21 @@ def test_custom_losses_by_name_and_by_config() -> None:
     by_config = resolve(keras.losses.serialize(Scaled(2.0)), None, "linear", 2)
     np.testing.assert_allclose(by_config.loss_grads(logits, labels), [[4.0, 8.0]])
     assert by_name.description == by_config.description
-    assert by_name.description != resolve(None, "test_losses>Scaled(factor=3.0)", "linear", 2).description
+    assert (
+        by_name.description
+        != resolve(None, "test_losses>Scaled(factor=3.0)", "linear", 2).description
+    )
     # A function that gives [n, C] is averaged over C, as Keras's reduction does.
     function = resolve(keras.saving.serialize_keras_object(cubed), None, "linear", 2)
     np.testing.assert_allclose(function.loss_grads(logits, labels), [[1.5, 6.0]])
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("of_the_whole_batch", "not one number per example"), ("centred", "depends on the rest of its batch")]
+    ("name", "message"),
+    [
+        ("of_the_whole_batch", "not one number per example"),
+        ("centred", "depends on the rest of its batch"),
+    ],
 )
 def test_a_loss_that_is_not_per_example_is_refused(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -324,7 +405,10 @@ def test_a_loss_that_is_not_per_example_is_refused(name: str, message: str) -> N
         (["mse"], "mse"),
         ({"head": "mse"}, "mse"),
         ({"head": [keras.losses.serialize(L.MeanSquaredError(name="x"))]}, "mse"),
-        (keras.saving.serialize_keras_object(keras.losses.mean_squared_error), "MeanSquaredError()"),
+        (
+            keras.saving.serialize_keras_object(keras.losses.mean_squared_error),
+            "MeanSquaredError()",
+        ),
     ],
 )
 def test_forms_of_a_compiled_loss(compiled: Any, same: str) -> None:
@@ -367,27 +451,71 @@ def test_a_loss_pickles() -> None:
         (["mse", "mae"], None, "linear", 3, None, "2 losses, expected one"),
         ({"a": "mse", "b": "mae"}, None, "linear", 3, None, "2 losses, expected one"),
         ("mse", None, "linear", 3, [1.0, 2.0], "2 loss weights, expected one"),
-        ("sparse_categorical_crossentropy", None, "linear", 3, None, r"pass `loss='SparseCategoricalCrossentropy\(from_logits=True\)'`"),
-        ("binary_crossentropy", None, "linear", 1, None, r"pass `loss='BinaryCrossentropy\(from_logits=True\)'`"),
+        (
+            "sparse_categorical_crossentropy",
+            None,
+            "linear",
+            3,
+            None,
+            r"pass `loss='SparseCategoricalCrossentropy\(from_logits=True\)'`",
+        ),
+        (
+            "binary_crossentropy",
+            None,
+            "linear",
+            1,
+            None,
+            r"pass `loss='BinaryCrossentropy\(from_logits=True\)'`",
+        ),
         ("kl_divergence", None, "linear", 3, None, "takes probabilities"),
-        (None, "SparseCategoricalCrossentropy(ignore_class=2)", "softmax", 3, None, "ignore_class=2"),
+        (
+            None,
+            "SparseCategoricalCrossentropy(ignore_class=2)",
+            "softmax",
+            3,
+            None,
+            "ignore_class=2",
+        ),
         (None, "CategoricalCrossentropy(axis=1)", "softmax", 3, None, "axis=1, expected axis=-1"),
-        (None, "CategoricalCrossentropy(from_logits=True)", "linear", 1, None, "one output is constant"),
+        (
+            None,
+            "CategoricalCrossentropy(from_logits=True)",
+            "linear",
+            1,
+            None,
+            "one output is constant",
+        ),
         ("mse", None, "softmax", 1, None, "one output is constant"),
         ("dice", None, "sigmoid", 3, None, "axis=None"),
         ("circle", None, "linear", 3, None, "Circle"),
         ("ctc", None, "linear", 3, None, "CTC"),
-        (keras.losses.serialize(L.Huber(delta=0.5)), None, "linear", 3, None, r"does not keep delta.*`loss='Huber\(delta=1.0\)'`"),
+        (
+            keras.losses.serialize(L.Huber(delta=0.5)),
+            None,
+            "linear",
+            3,
+            None,
+            r"does not keep delta.*`loss='Huber\(delta=1.0\)'`",
+        ),
         ("crossentropy", None, "softmax", 3, None, "stands for several"),
         ("unheard_of", None, "linear", 3, None, "name the module that registers it with `imports`"),
-        ({"class_name": "Gone", "module": None, "registered_name": "p>Gone", "config": {}}, None, "linear", 3, None, "p>Gone.*`imports`"),
+        (
+            {"class_name": "Gone", "module": None, "registered_name": "p>Gone", "config": {}},
+            None,
+            "linear",
+            3,
+            None,
+            "p>Gone.*`imports`",
+        ),
         (None, "mse(", "linear", 3, None, "not a loss; expected a name"),
         (None, "Huber(delta=open('x'))", "linear", 3, None, "not a loss; expected a name"),
         (None, "Huber(2.0)", "linear", 3, None, "not a loss; expected a name"),
         (None, "Huber(gamma=2.0)", "linear", 3, None, "does not take {'gamma': 2.0}"),
     ],
 )
-def test_refusals(compiled: Any, override: str | None, activation: str, outputs: int, weights: Any, message: str) -> None:
+def test_refusals(
+    compiled: Any, override: str | None, activation: str, outputs: int, weights: Any, message: str
+) -> None:
     with pytest.raises(InputError, match=message) as caught:
         resolve(compiled, override, activation, outputs, weights)
     assert "\n" not in str(caught.value)
@@ -402,7 +530,13 @@ def test_refusals(compiled: Any, override: str | None, activation: str, outputs:
         (
             resolve("sparse_categorical_crossentropy", None, "softmax", 10),
             [[3], [12], [-1], [2.5], [np.nan]],
-            [None, "label 12 is outside 0..9", "label -1 is outside 0..9", "label 2.5 is not a whole number", "label nan is not finite"],
+            [
+                None,
+                "label 12 is outside 0..9",
+                "label -1 is outside 0..9",
+                "label 2.5 is not a whole number",
+                "label nan is not finite",
+            ],
         ),
         (
             resolve("categorical_crossentropy", None, "softmax", 2),
@@ -415,8 +549,16 @@ def test_refusals(compiled: Any, override: str | None, activation: str, outputs:
             [None, None, "holds 2, expected numbers within 0..1", "holds -1"],
         ),
         (resolve("mse", None, "linear", 1), [[-1e30], [np.nan]], [None, "nan is not finite"]),
-        (resolve("hinge", None, "linear", 1), [[-1], [0], [0.5]], [None, None, "holds 0.5, expected -1, 0 or 1"]),
-        (resolve("categorical_hinge", None, "linear", 2), [[0, 1], [-1, 1], [1, 1]], [None, None, "2 ones, expected exactly one"]),
+        (
+            resolve("hinge", None, "linear", 1),
+            [[-1], [0], [0.5]],
+            [None, None, "holds 0.5, expected -1, 0 or 1"],
+        ),
+        (
+            resolve("categorical_hinge", None, "linear", 2),
+            [[0, 1], [-1, 1], [1, 1]],
+            [None, None, "2 ones, expected exactly one"],
+        ),
     ],
     ids=["index", "distribution", "unit", "finite", "sign", "signed one-hot"],
 )
@@ -433,7 +575,10 @@ def test_class_fields(rng: np.random.Generator) -> None:
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     for text, labels in [
         ("SparseCategoricalCrossentropy(from_logits=True)", np.array([[2], [0]])),
-        ("CategoricalCrossentropy(from_logits=True)", np.array([[0.2, 0.3, 0.5], [1, 0, 0]], np.float32)),
+        (
+            "CategoricalCrossentropy(from_logits=True)",
+            np.array([[0.2, 0.3, 0.5], [1, 0, 0]], np.float32),
+        ),
     ]:
         loss = resolve(None, text, "linear", 3)
         assert loss.task == "class"
@@ -441,7 +586,9 @@ def test_class_fields(rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(prediction, [[1], [0]])
         assert prediction.dtype == tf.int64
         np.testing.assert_allclose(probability, [p[0, 1], p[1, 0]], rtol=1e-6)
-        np.testing.assert_allclose(loss.label_probability(logits, labels), [p[0, 2], p[1, 0]], rtol=1e-6)
+        np.testing.assert_allclose(
+            loss.label_probability(logits, labels), [p[0, 2], p[1, 0]], rtol=1e-6
+        )
         np.testing.assert_array_equal(loss.record_labels(labels), [[2], [0]])
         given_back = loss.predicted_labels(logits).numpy()
         assert given_back.shape == labels.shape and loss.invalid_labels(given_back) == [None, None]
@@ -458,7 +605,9 @@ def test_binary_fields() -> None:
     np.testing.assert_allclose(probability, [p[0], 1 - p[1], 0.5], rtol=1e-6)
     labels = np.array([[0.0], [0.4], [0.7]], np.float32)
     np.testing.assert_array_equal(loss.record_labels(labels), [[0], [0], [1]])
-    np.testing.assert_allclose(loss.label_probability(logits, labels), [1 - p[0], 1 - p[1], 0.5], rtol=1e-6)
+    np.testing.assert_allclose(
+        loss.label_probability(logits, labels), [1 - p[0], 1 - p[1], 0.5], rtol=1e-6
+    )
 
 
 def test_multilabel_fields() -> None:
@@ -469,7 +618,9 @@ def test_multilabel_fields() -> None:
     prediction, probability = loss.predict(logits)
     np.testing.assert_array_equal(prediction, [[1, 0, 1], [0, 0, 0]])
     np.testing.assert_array_equal(active(prediction.numpy()), [[0, 2], [-1, -1]])
-    np.testing.assert_allclose(probability, [(p[0, 0] * (1 - p[0, 1]) * p[0, 2]) ** (1 / 3), 1 - p[1, 0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        probability, [(p[0, 0] * (1 - p[0, 1]) * p[0, 2]) ** (1 / 3), 1 - p[1, 0]], rtol=1e-6
+    )
     labels = np.array([[0, 1, 1], [0, 0, 0]], np.float32)
     np.testing.assert_array_equal(loss.record_labels(labels), [[1, 2], [-1, -1]])
     expected = [((1 - p[0, 0]) * p[0, 1] * p[0, 2]) ** (1 / 3), 1 - p[1, 0]]
@@ -497,7 +648,13 @@ def test_a_hinge_on_scores_has_classes_but_no_probability() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(hnp.arrays(np.int8, hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=6), elements=st.integers(0, 1)))
+@given(
+    hnp.arrays(
+        np.int8,
+        hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=6),
+        elements=st.integers(0, 1),
+    )
+)
 def test_active_gives_back_the_multi_hot(multi_hot: np.ndarray) -> None:
     indices = active(multi_hot)
     assert indices.shape == (len(multi_hot), max(1, multi_hot.sum(1).max(initial=0)))

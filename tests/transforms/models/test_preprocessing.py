@@ -1,4 +1,6 @@
-"""Models that prepare their inputs themselves, and models in half precision: factored gradients are still those of the whole model."""
+"""Models that prepare their inputs themselves, and models in half precision: factored gradients are
+still those of the whole model.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def cross_entropy(y: np.ndarray) -> Callable[[Any, int], Any]:
     return lambda output, i: -tf.nn.log_softmax(tf.cast(output, tf.float32))[0, y[i]]
 
 
-def test_images_that_are_scaled_resized_and_augmented(tmp_path: Path, rng: np.random.Generator, y: np.ndarray) -> None:
+def test_images_that_are_scaled_resized_and_augmented(
+    tmp_path: Path, rng: np.random.Generator, y: np.ndarray
+) -> None:
     images = rng.integers(0, 256, (N, 9, 8, 3)).astype(np.uint8)
     scale = L.Normalization(axis=-1)
     scale.adapt(images / 255.0)
@@ -61,9 +65,14 @@ def categories() -> keras.Model:
     looked_up = L.IntegerLookup(vocabulary=[100, 2000, 7], output_mode="multi_hot")(code)
     read = L.LSTM(3)(L.Embedding(20, 4, mask_zero=True)(words))
     h = L.Dense(6, activation="tanh")(
-        L.Concatenate()([L.Normalization(mean=[1.0, 2.0], variance=[4.0, 9.0])(age), encoded, looked_up, read])
+        L.Concatenate()(
+            [L.Normalization(mean=[1.0, 2.0], variance=[4.0, 9.0])(age), encoded, looked_up, read]
+        )
     )
-    return keras.Model({"age": age, "city": city, "code": code, "words": words}, L.Dense(C, name="head", bias_initializer="normal")(h))
+    return keras.Model(
+        {"age": age, "city": city, "code": code, "words": words},
+        L.Dense(C, name="head", bias_initializer="normal")(h),
+    )
 
 
 def test_categories_and_tokens(tmp_path: Path, rng: np.random.Generator, y: np.ndarray) -> None:
@@ -103,18 +112,37 @@ def test_a_vocabulary_that_was_adapted(tmp_path: Path) -> None:
     path = save(model, tmp_path / "m.keras")
     data = np.array([[3], [5], [9], [4]])
     found = load(ModelSpec((path,), loss="mse"))
-    np.testing.assert_allclose(logits_of(found, data), model.predict(data, verbose=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        logits_of(found, data), model.predict(data, verbose=0), rtol=1e-5, atol=1e-6
+    )
     model.save_weights(tmp_path / "m.weights.h5")
-    same = load(ModelSpec((str(tmp_path / "m.weights.h5"),), model=f"{__name__}:adapted", loss="mse"))
+    same = load(
+        ModelSpec((str(tmp_path / "m.weights.h5"),), model=f"{__name__}:adapted", loss="mse")
+    )
     np.testing.assert_array_equal(logits_of(same, data), logits_of(found, data))
-    with pytest.raises(InputError, match=r"m\.weights\.h5 holds weights alone, and the vocabulary of integer_lookup.* is not among them"):
+    with pytest.raises(
+        InputError,
+        match=r"m\.weights\.h5 holds weights alone, and the "
+        r"vocabulary "
+        r"of "
+        r"integer_lookup.* "
+        r"is "
+        r"not "
+        r"among them",
+    ):
         load(ModelSpec((str(tmp_path / "m.weights.h5"),), model=path, loss="mse"))
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64"]
+)
 @pytest.mark.parametrize("code", [False, True])
-def test_other_precisions(policy: str, code: bool, tmp_path: Path, x: np.ndarray, y: np.ndarray) -> None:
-    """The layer's input as the model computes it; logits, loss and its gradient in float32 from there on."""
+def test_other_precisions(
+    policy: str, code: bool, tmp_path: Path, x: np.ndarray, y: np.ndarray
+) -> None:
+    """The layer's input as the model computes it; logits, loss and its gradient in float32 from
+    there on.
+    """
     if code:
         model: Any = Coded(dtype=policy)
         model(x)
@@ -133,10 +161,14 @@ def test_other_precisions(policy: str, code: bool, tmp_path: Path, x: np.ndarray
     path = save(model, tmp_path / "m.keras")
     found = load(ModelSpec((path,), loss=SPARSE))
     # The sizes of one rounding in the model's arithmetic.
-    step = {"mixed_float16": 2.0**-11, "float16": 2.0**-11, "float64": 2.0**-20}.get(policy, 2.0**-8)
+    step = {"mixed_float16": 2.0**-11, "float16": 2.0**-11, "float64": 2.0**-20}.get(
+        policy, 2.0**-8
+    )
     logits, h, _ = found.logits_and_activations(0, x)
     assert logits.dtype == h.dtype == tf.float32
-    assert_reference(found, model, head, x, y[:, None], cross_entropy(y), rtol=16 * step, atol=16 * step)
+    assert_reference(
+        found, model, head, x, y[:, None], cross_entropy(y), rtol=16 * step, atol=16 * step
+    )
     own = np.asarray(tf.cast(model(x, training=False), tf.float32))
     np.testing.assert_allclose(logits, own, rtol=8 * step, atol=8 * step)
     # Exactly the matrix product of what the layer is given, in float32.
@@ -161,4 +193,6 @@ def test_a_declared_input_is_cast_for_it(tmp_path: Path, x: np.ndarray) -> None:
     model = keras.Sequential([keras.Input((D_IN,), dtype="float64"), L.Dense(C, dtype="float64")])
     found = load(ModelSpec((save(model, tmp_path / "m.keras"),), loss="mse"))
     assert found.inputs[0] == InputSpec(found.inputs[0].name, (D_IN,), "float64")
-    np.testing.assert_allclose(logits_of(found, x.astype(np.float64)), model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        logits_of(found, x.astype(np.float64)), model.predict(x, verbose=0), rtol=1e-5, atol=1e-6
+    )

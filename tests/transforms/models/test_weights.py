@@ -18,12 +18,16 @@ from transforms.core.errors import InputError
 from transforms.models.checkpoints import ModelSpec, load
 
 
-def test_weights_files_give_the_same_logits(trained: keras.Model, x: np.ndarray, tmp_path: Path) -> None:
+def test_weights_files_give_the_same_logits(
+    trained: keras.Model, x: np.ndarray, tmp_path: Path
+) -> None:
     archive = save(trained, tmp_path / "m.keras")
     expected = logits_of(load(ModelSpec((archive,))), x)
     trained.save_weights(tmp_path / "m.weights.h5")
     (tmp_path / "m.json").write_text(trained.to_json())
-    tf.train.Checkpoint(model=trained, optimizer=trained.optimizer).write(str(tmp_path / "with-optimizer"))
+    tf.train.Checkpoint(model=trained, optimizer=trained.optimizer).write(
+        str(tmp_path / "with-optimizer")
+    )
     tf.train.Checkpoint(net=trained).save(str(tmp_path / "net"))
     tf.train.Checkpoint(classifier=trained, step=tf.Variable(3)).write(str(tmp_path / "other-name"))
     tf.train.Checkpoint(trained).write(str(tmp_path / "root"))
@@ -35,15 +39,21 @@ def test_weights_files_give_the_same_logits(trained: keras.Model, x: np.ndarray,
 
 
 def test_an_adapted_normalization_is_restored(x: np.ndarray, tmp_path: Path) -> None:
-    """Its constants are made from its variables, which a TensorFlow restore sets behind its back."""
+    """Its constants are made from its variables, which a TensorFlow restore sets behind its
+    back.
+    """
     norm = L.Normalization()
     norm.adapt(x)
     model = keras.Sequential([keras.Input((D_IN,)), norm, L.Dense(C)])
     model.compile(loss="mse")
     tf.train.Checkpoint(model=model).write(str(tmp_path / "c"))
-    (tmp_path / "m.json").write_text(keras.Sequential([keras.Input((D_IN,)), L.Normalization(), L.Dense(C)]).to_json())
+    (tmp_path / "m.json").write_text(
+        keras.Sequential([keras.Input((D_IN,)), L.Normalization(), L.Dense(C)]).to_json()
+    )
     found = load(ModelSpec((str(tmp_path / "c"),), model=str(tmp_path / "m.json"), loss="mse"))
-    np.testing.assert_allclose(logits_of(found, x), model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        logits_of(found, x), model.predict(x, verbose=0), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_a_value_like_the_mark_counts_as_bound(trained: keras.Model, tmp_path: Path) -> None:
@@ -56,7 +66,9 @@ def test_a_value_like_the_mark_counts_as_bound(trained: keras.Model, tmp_path: P
 
 def test_unbound_variables_are_named(trained: keras.Model, tmp_path: Path) -> None:
     trained.save_weights(tmp_path / "m.weights.h5")
-    larger = keras.Sequential([*make_model().layers[:-1], L.Dense(4, name="extra"), L.Dense(C, name="head")])
+    larger = keras.Sequential(
+        [*make_model().layers[:-1], L.Dense(4, name="extra"), L.Dense(C, name="head")]
+    )
     larger.build((None, D_IN))
     (tmp_path / "larger.json").write_text(larger.to_json())
     spec = {"model": str(tmp_path / "larger.json"), "loss": "mse"}
@@ -67,19 +79,26 @@ def test_unbound_variables_are_named(trained: keras.Model, tmp_path: Path) -> No
     with pytest.raises(InputError, match="ckpt"):
         load(ModelSpec((str(tmp_path / "ckpt"),), **spec))
     tf.train.Checkpoint(hidden=trained.get_layer("hidden")).write(str(tmp_path / "part"))
-    with pytest.raises(InputError, match=r"part holds no value for .*norm/gamma.* and .* more variables.* under hidden"):
+    with pytest.raises(
+        InputError,
+        match=r"part holds no value for .*norm/gamma.* and .* more variables.* under hidden",
+    ):
         load(ModelSpec((str(tmp_path / "part"),), model=f"{small.__name__}:build_small"))
 
 
 def test_a_checkpoint_of_keras_2_is_recognised(trained: keras.Model, tmp_path: Path) -> None:
     old = tf.train.Checkpoint()
-    old.__setattr__("layer_with_weights-0", tf.train.Checkpoint(kernel=tf.Variable(tf.zeros([D_IN, 8]))))
+    old.__setattr__(
+        "layer_with_weights-0", tf.train.Checkpoint(kernel=tf.Variable(tf.zeros([D_IN, 8])))
+    )
     old.write(str(tmp_path / "old"))
     with pytest.raises(InputError, match="written by Keras 2"):
         load(ModelSpec((str(tmp_path / "old"),), model=f"{small.__name__}:build_small"))
 
 
-def test_an_archive_with_a_missing_variable_is_refused(trained: keras.Model, tmp_path: Path) -> None:
+def test_an_archive_with_a_missing_variable_is_refused(
+    trained: keras.Model, tmp_path: Path
+) -> None:
     path = Path(save(trained, tmp_path / "m.keras"))
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}

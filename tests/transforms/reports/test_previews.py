@@ -1,4 +1,6 @@
-"""Previews: the picture of an example as the model is given it, and what is said where there is none."""
+"""Previews: the picture of an example as the model is given it, and what is said where there is
+none.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,11 @@ def test_pictures_and_texts_come_from_the_records_that_were_named(tmp_path):
         (FORM, lambda path: path.unlink(), "cannot be read again"),
         (FORM, lambda path: write_records(path, [payload(3)]), "has changed"),
         (FORM, lambda path: write_records(path, []), "is no longer where it was read"),
-        (dataclasses.replace(FORM, parse_fn="no_such_module:parse"), lambda path: None, "no_such_module"),
+        (
+            dataclasses.replace(FORM, parse_fn="no_such_module:parse"),
+            lambda path: None,
+            "no_such_module",
+        ),
         (dataclasses.replace(FORM, keep_keys=("other",)), lambda path: None, "'other'"),
     ],
 )
@@ -80,7 +86,15 @@ def test_large_pictures_are_made_smaller_in_their_proportions():
 
 
 @pytest.mark.parametrize(
-    ("shape", "told"), [((8, 8), True), ((8, 8, 3), True), ((8, 8, 2), False), ((64,), False), ((1, 8), False), ((4, 8, 8, 3), False)]
+    ("shape", "told"),
+    [
+        ((8, 8), True),
+        ((8, 8, 3), True),
+        ((8, 8, 2), False),
+        ((64,), False),
+        ((1, 8), False),
+        ((4, 8, 8, 3), False),
+    ],
 )
 def test_which_inputs_are_pictures(shape, told):
     assert is_picture(shape) is told

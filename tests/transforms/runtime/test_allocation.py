@@ -27,7 +27,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
 def test_what_was_freed_is_not_asked_of_the_system_again():
     def faults(call: str) -> int:
-        return int(subprocess.run([sys.executable, "-c", FAULTS.format(call=call)], check=True, capture_output=True, text=True).stdout)
+        return int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS.format(call=call)],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
 
     assert faults("") > 1000
     assert faults("keep_freed_memory()") < 100

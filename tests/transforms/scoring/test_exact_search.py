@@ -1,4 +1,6 @@
-"""The search against a full sort, its bounds against scores, and compiled scores against their definition."""
+"""The search against a full sort, its bounds against scores, and compiled scores against their
+definition.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from transforms.scoring.kernels.simd import BLOCK, SKETCH, SKETCH_COLUMNS
 
 
 @numba.njit
-def bounds_of_candidates(test: layout.Factors, train: layout.Factors, row: int, codes: np.ndarray) -> np.ndarray:
+def bounds_of_candidates(
+    test: layout.Factors, train: layout.Factors, row: int, codes: np.ndarray
+) -> np.ndarray:
     one, other = layout.addresses_of(test), layout.addresses_of(train)
     work = pairs.allocate_work(one.checkpoints)
     work.codes[: len(codes)] = codes
@@ -33,7 +37,9 @@ def all_pairs(test: Features, train: Features) -> tuple[np.ndarray, np.ndarray]:
     return np.divmod(np.arange(len(test) * len(train)), len(train))
 
 
-def run(test: Features, train: Features, scoring: Scoring, chunk: int | None = None, dense: bool = False) -> Search:
+def run(
+    test: Features, train: Features, scoring: Scoring, chunk: int | None = None, dense: bool = False
+) -> Search:
     found = Search(test, scoring, dense)
     pairs = 0
     for start in range(0, len(train), chunk or max(1, len(train))):
@@ -43,13 +49,17 @@ def run(test: Features, train: Features, scoring: Scoring, chunk: int | None = N
     return found
 
 
-def best(test: Features, train: Features, scoring: Scoring, chunk: int | None = None, dense: bool = False):
+def best(
+    test: Features, train: Features, scoring: Scoring, chunk: int | None = None, dense: bool = False
+):
     return run(test, train, scoring, chunk, dense).result()
 
 
 @pytest.fixture(params=["sieves", "products", "whatever costs less"])
 def way(request, monkeypatch) -> str:
-    """Each way of the search, whatever the costs would say; and blocks so small that their borders are crossed."""
+    """Each way of the search, whatever the costs would say; and blocks so small that their borders
+    are crossed.
+    """
     if request.param == "sieves":
         monkeypatch.setattr(exact_search, "_TERM_COST", 0.0)
         monkeypatch.setattr(exact_search, "_EXACT_COST", 0.0)
@@ -80,7 +90,9 @@ def twisted(rng: np.random.Generator, train: Features, twist: str) -> Features:
     elif twist == "slightly negative":
         activations -= np.float32(0.05)
     elif twist == "few directions":
-        activations = rng.normal(size=(n, activations.shape[1], 2)) @ rng.normal(size=(2, activations.shape[2]))
+        activations = rng.normal(size=(n, activations.shape[1], 2)) @ rng.normal(
+            size=(2, activations.shape[2])
+        )
     elif twist == "equal norms":
         loss_grads = loss_grads.astype(np.float64)
         loss_grads /= np.linalg.norm(loss_grads, axis=-1, keepdims=True).clip(1e-30)
@@ -88,11 +100,24 @@ def twisted(rng: np.random.Generator, train: Features, twist: str) -> Features:
         # Products of these are denormal or zero in float32, and still count.
         loss_grads *= np.float32(1e-38) / np.abs(loss_grads).max(initial=1e-30)
     elif twist == "huge":
-        loss_grads = loss_grads.astype(np.float64) * (1e30 / max(1e-30, float(np.abs(loss_grads).max())))
+        loss_grads = loss_grads.astype(np.float64) * (
+            1e30 / max(1e-30, float(np.abs(loss_grads).max()))
+        )
     return features(loss_grads, activations)
 
 
-TWISTS = ["none", "duplicates", "near duplicates", "zeros", "signed", "slightly negative", "few directions", "equal norms", "tiny", "huge"]
+TWISTS = [
+    "none",
+    "duplicates",
+    "near duplicates",
+    "zeros",
+    "signed",
+    "slightly negative",
+    "few directions",
+    "equal norms",
+    "tiny",
+    "huge",
+]
 
 
 @settings(max_examples=120, deadline=None)
@@ -110,11 +135,15 @@ TWISTS = ["none", "duplicates", "near duplicates", "zeros", "signed", "slightly 
     chunk=st.sampled_from([None, 1, 7, 64]),
     dense=st.booleans(),
 )
-def test_the_search_equals_a_full_sort(seed, tests, trains, checkpoints, outputs, units, more, spread, normalize, twist, chunk, dense):
+def test_the_search_equals_a_full_sort(
+    seed, tests, trains, checkpoints, outputs, units, more, spread, normalize, twist, chunk, dense
+):
     rng = np.random.default_rng(seed)
     test = draw(rng, tests, checkpoints, outputs, units, spread=spread)
     train = twisted(rng, draw(rng, trains, checkpoints, outputs, units, spread=spread), twist)
-    scoring = Scoring(tuple(10.0 ** -rng.integers(0, 4, checkpoints)), max(1, trains + more), normalize)
+    scoring = Scoring(
+        tuple(10.0 ** -rng.integers(0, 4, checkpoints)), max(1, trains + more), normalize
+    )
     assert_same(best(test, train, scoring, chunk, dense), full_sort(test, train, scoring))
 
 
@@ -122,7 +151,10 @@ def test_the_search_equals_a_full_sort(seed, tests, trains, checkpoints, outputs
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
 def test_every_way_equals_a_full_sort(way, normalize, twist):
     rng = np.random.default_rng(6)
-    test, train = draw(rng, 50, 2, 5, 40, spread=1), twisted(rng, draw(rng, 1000, 2, 5, 40, spread=1), twist)
+    test, train = (
+        draw(rng, 50, 2, 5, 40, spread=1),
+        twisted(rng, draw(rng, 1000, 2, 5, 40, spread=1), twist),
+    )
     for k, chunk in ((1, None), (10, 600), (1005, None)):
         scoring = Scoring((0.1, 0.02), k, normalize)
         found = run(test, train, scoring, chunk)
@@ -140,7 +172,9 @@ def test_near_duplicates_on_both_sides_of_a_border(way, normalize, k):
     rng = np.random.default_rng(6)
     test, train = draw(rng, 50, 2, 3, 6, spread=1), draw(rng, 1000, 2, 3, 6, spread=1)
     loss_grads, activations = train.loss_grads.copy(), train.activations.copy()
-    loss_grads[500:1000] = loss_grads[:500] * (1 + np.float32(1e-7) * rng.integers(-1, 2, (500, 1, 1)).astype(np.float32))
+    loss_grads[500:1000] = loss_grads[:500] * (
+        1 + np.float32(1e-7) * rng.integers(-1, 2, (500, 1, 1)).astype(np.float32)
+    )
     activations[500:1000] = activations[:500]
     train = features(loss_grads, activations)
     scoring = Scoring((0.1, 0.02), k, normalize)
@@ -150,7 +184,9 @@ def test_near_duplicates_on_both_sides_of_a_border(way, normalize, k):
 def test_examples_of_equal_score_come_in_the_order_of_their_ids(way):
     rng = np.random.default_rng(10)
     test, one = draw(rng, 5, 2, 3, 6), draw(rng, 1, 2, 3, 6)
-    train = features(np.repeat(one.loss_grads, 3000, axis=0), np.repeat(one.activations, 3000, axis=0)).take(rng.permutation(3000))
+    train = features(
+        np.repeat(one.loss_grads, 3000, axis=0), np.repeat(one.activations, 3000, axis=0)
+    ).take(rng.permutation(3000))
     for normalize in ("none", "cosine"):
         scoring = Scoring((0.1, 0.02), 7, normalize)
         assert_same(best(test, train, scoring, chunk=700), full_sort(test, train, scoring))
@@ -212,46 +248,86 @@ SHAPES = {
 def test_the_margin_of_products_holds(seed, checkpoints, outputs, units, scale):
     # |float32 score − canonical score| ≤ margin, over N and the block's unit.
     rng = np.random.default_rng(seed)
-    test, train = draw(rng, 20, checkpoints, outputs, units, spread=3), draw(rng, 30, checkpoints, outputs, units, spread=3)
+    test, train = (
+        draw(rng, 20, checkpoints, outputs, units, spread=3),
+        draw(rng, 30, checkpoints, outputs, units, spread=3),
+    )
     train = features(train.loss_grads * np.float32(scale), train.activations)
     rates = tuple(rng.uniform(0.01, 1, checkpoints))
     scoring = Scoring(rates, 1)
     nothing = exact_search._directions(train, none=True)
-    tests, chunk = exact_search._Tests(test, scoring, nothing), exact_search._Chunk(train, scoring, nothing)
+    tests, chunk = (
+        exact_search._Tests(test, scoring, nothing),
+        exact_search._Chunk(train, scoring, nothing),
+    )
     norm = tests.factors.norm
     if not len(chunk) or norm.min() == 0:
         return
     loss_grads, activations = exact_search.scaled_rows(tests.factors, test, np.arange(20))
     made = np.full((50, BLOCK), np.nan, np.float32)
-    products.multiply_rows(loss_grads, activations, 0, 20, chunk.blocks.loss_grads, chunk.activations, 0, made)
-    exact = canonical_scores(test, train, *all_pairs(test, train), scoring).reshape(20, 30)[:, chunk.columns]
+    products.multiply_rows(
+        loss_grads, activations, 0, 20, chunk.blocks.loss_grads, chunk.activations, 0, made
+    )
+    exact = canonical_scores(test, train, *all_pairs(test, train), scoring).reshape(20, 30)[
+        :, chunk.columns
+    ]
     exact /= norm[:, None] * chunk.blocks.units[0]
-    assert (np.abs(made[:20, : len(chunk)].astype(np.float64) - exact) <= product_margin(checkpoints, outputs, units)).all()
+    assert (
+        np.abs(made[:20, : len(chunk)].astype(np.float64) - exact)
+        <= product_margin(checkpoints, outputs, units)
+    ).all()
 
 
 @settings(max_examples=60, deadline=None)
-@given(twist=st.sampled_from(TWISTS), tolerance=st.sampled_from([0.0, 0.04, 0.5]), normalize=st.sampled_from(NORMALIZATIONS), **SHAPES)
-def test_no_score_is_above_its_bounds(seed, checkpoints, outputs, units, scale, twist, tolerance, normalize):
+@given(
+    twist=st.sampled_from(TWISTS),
+    tolerance=st.sampled_from([0.0, 0.04, 0.5]),
+    normalize=st.sampled_from(NORMALIZATIONS),
+    **SHAPES,
+)
+def test_no_score_is_above_its_bounds(
+    seed, checkpoints, outputs, units, scale, twist, tolerance, normalize
+):
     rng = np.random.default_rng(seed)
-    test, train = draw(rng, 8, checkpoints, outputs, units, spread=2), draw(rng, 30, checkpoints, outputs, units, spread=2)
+    test, train = (
+        draw(rng, 8, checkpoints, outputs, units, spread=2),
+        draw(rng, 30, checkpoints, outputs, units, spread=2),
+    )
     train = twisted(rng, features(train.loss_grads * np.float32(scale), train.activations), twist)
     scoring = Scoring(tuple(rng.uniform(0.01, 1, checkpoints)), 1, normalize)
     directions = exact_search._directions(train, none=False)
-    tests, chunk = exact_search._Tests(test, scoring, directions), exact_search._Chunk(train, scoring, directions)
+    tests, chunk = (
+        exact_search._Tests(test, scoring, directions),
+        exact_search._Chunk(train, scoring, directions),
+    )
     norm = tests.factors.norm
     if not len(chunk) or norm.min() == 0:
         return
     terms = exact_search.find_terms(tests.factors, tolerance)
     blocks = chunk.blocks
     scores = canonical_scores(test, train, *all_pairs(test, train), scoring).reshape(8, 30)
-    # Over N of the test example and the block's unit, as bounds are; of proponents and of opponents.
-    scores = scores[:, chunk.columns] * tests.factors.divisors[:, None] / norm[:, None] / blocks.units[0]
+    # Over N of the test example and the block's unit, as bounds are; of proponents and of
+    # opponents.
+    scores = (
+        scores[:, chunk.columns] * tests.factors.divisors[:, None] / norm[:, None] / blocks.units[0]
+    )
     margin = bound_margin(checkpoints, outputs)
     for i in range(8):
         for sketched in (False, True) if directions.size else (False,):
-            cosines = np.einsum("tr,trj->tj", tests.factors.sketches[i], blocks.sketches[0]) if sketched else None
+            cosines = (
+                np.einsum("tr,trj->tj", tests.factors.sketches[i], blocks.sketches[0])
+                if sketched
+                else None
+            )
             found = np.empty((2, BLOCK), np.float32)
-            sieves.bound_block(blocks, 0, terms, i, cosines.ctypes.data if sketched else 0, *(row.ctypes.data for row in found))
+            sieves.bound_block(
+                blocks,
+                0,
+                terms,
+                i,
+                cosines.ctypes.data if sketched else 0,
+                *(row.ctypes.data for row in found),
+            )
             assert (scores[i] <= found[0, : len(chunk)].astype(np.float64) + margin).all()
             assert (-scores[i] <= found[1, : len(chunk)].astype(np.float64) + margin).all()
         found = np.empty((2, PAGE), np.float32)
@@ -262,7 +338,9 @@ def test_no_score_is_above_its_bounds(seed, checkpoints, outputs, units, scale, 
             for direction, sign in ((1.0, 0), (-1.0, 1)):
                 codes = 2 * chunk.columns.astype(np.int64) + sign
                 listed = bounds_of_candidates(tests.factors, chunk.factors, i, codes)
-                assert (direction * scores[i] * norm[i] * blocks.units[0] <= np.maximum(listed, 0)).all()
+                assert (
+                    direction * scores[i] * norm[i] * blocks.units[0] <= np.maximum(listed, 0)
+                ).all()
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e18])
@@ -317,14 +395,19 @@ def test_zero_gradients_are_neither_proponents_nor_opponents():
 
 
 def test_float32_alone_would_choose_wrong_members():
-    # What the margin is for: among near-duplicates the order by float32 products is not the order by canonical scores.
+    # What the margin is for: among near-duplicates the order by float32 products is not the order
+    # by canonical scores.
     rng = np.random.default_rng(7)
     base = draw(rng, 1, 2, 8, 64, spread=0)
     wiggle = 1 + 3e-8 * rng.normal(size=(400, 2, 64))
-    train = features(np.repeat(base.loss_grads, 400, axis=0), (np.repeat(base.activations, 400, axis=0) * wiggle))
+    train = features(
+        np.repeat(base.loss_grads, 400, axis=0), (np.repeat(base.activations, 400, axis=0) * wiggle)
+    )
     scoring = Scoring((0.1, 0.1), 20)
     exact = full_sort(base, train, scoring).proponents.ids
-    single = np.einsum("itc,jtc->ijt", base.loss_grads, train.loss_grads) * np.einsum("itd,jtd->ijt", base.activations, train.activations)
+    single = np.einsum("itc,jtc->ijt", base.loss_grads, train.loss_grads) * np.einsum(
+        "itd,jtd->ijt", base.activations, train.activations
+    )
     by_float32 = np.argsort(-single.sum(2, dtype=np.float32)[0], kind="stable")[:20]
     assert {b"%05d" % j for j in by_float32} != set(exact.tolist())
     assert_same(best(base, train, scoring), full_sort(base, train, scoring))

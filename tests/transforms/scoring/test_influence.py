@@ -26,30 +26,43 @@ def test_canonical_scores_are_the_definition(normalize):
 
 
 def test_closed_form_of_a_linear_regression():
-    # y = w x, squared loss, label x: the gradient of example i at checkpoint t is 2 (w_t − 1) i · i, so
-    # score(i, j) = Σ_t 4 i² j² (w_t − 1)² with every η = 1.
+    # y = w x, squared loss, label x: the gradient of example i at checkpoint t is 2 (w_t − 1) i ·
+    # i, so score(i, j) = Σ_t 4 i² j² (w_t − 1)² with every η = 1.
     w = np.array([0.0, 0.5, 0.9])
     x = np.arange(1, 6)
-    side = features((2 * (w[None, :] - 1) * x[:, None])[..., None], np.repeat(x[:, None, None], 3, axis=1))
-    scores = canonical_scores(side, side, *all_pairs(side, side), Scoring((1.0, 1.0, 1.0), 3)).reshape(5, 5)
+    side = features(
+        (2 * (w[None, :] - 1) * x[:, None])[..., None], np.repeat(x[:, None, None], 3, axis=1)
+    )
+    scores = canonical_scores(
+        side, side, *all_pairs(side, side), Scoring((1.0, 1.0, 1.0), 3)
+    ).reshape(5, 5)
     expected = 4 * x[:, None] ** 2 * x[None, :] ** 2 * np.sum((w - 1) ** 2)
     np.testing.assert_allclose(scores, expected, rtol=1e-6)
 
 
 def test_identity_features_score_on_the_diagonal_only():
     side = features(np.ones((4, 2, 1)), np.repeat(np.eye(4)[:, None, :], 2, axis=1))
-    scores = canonical_scores(side, side, *all_pairs(side, side), Scoring((0.5, 0.25), 3)).reshape(4, 4)
+    scores = canonical_scores(side, side, *all_pairs(side, side), Scoring((0.5, 0.25), 3)).reshape(
+        4, 4
+    )
     np.testing.assert_array_equal(scores, 0.75 * np.eye(4))
 
 
 def test_the_sum_over_checkpoints_is_outside_the_product():
-    # The product of sums, (Σ_t δ·δ')(Σ_t h·h'), is the error of the original notebook: it must give another number here.
+    # The product of sums, (Σ_t δ·δ')(Σ_t h·h'), is the error of the original notebook: it must give
+    # another number here.
     rng = np.random.default_rng(1)
     test, train = draw(rng, 5, 3, 4, 6, spread=0), draw(rng, 5, 3, 4, 6, spread=0)
-    scores = canonical_scores(test, train, *all_pairs(test, train), Scoring((1.0, 1.0, 1.0), 3)).reshape(5, 5)
-    wrong = np.einsum("itc,jtc->ij", test.loss_grads, train.loss_grads) * np.einsum("itd,jtd->ij", test.activations, train.activations)
+    scores = canonical_scores(
+        test, train, *all_pairs(test, train), Scoring((1.0, 1.0, 1.0), 3)
+    ).reshape(5, 5)
+    wrong = np.einsum("itc,jtc->ij", test.loss_grads, train.loss_grads) * np.einsum(
+        "itd,jtd->ij", test.activations, train.activations
+    )
     assert np.abs(scores - wrong).max() > 0.1 * np.abs(scores).max()
-    np.testing.assert_allclose(scores, exact_scores(test, train, Scoring((1.0, 1.0, 1.0), 3)), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        scores, exact_scores(test, train, Scoring((1.0, 1.0, 1.0), 3)), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_a_canonical_score_depends_on_its_two_records_alone():
@@ -58,7 +71,9 @@ def test_a_canonical_score_depends_on_its_two_records_alone():
     scoring = Scoring((0.3, 0.1), 5, "cosine")
     together = canonical_scores(test, train, *all_pairs(test, train), scoring).reshape(7, 900)
     for i, j in ((0, 0), (3, 511), (6, 899)):
-        alone = canonical_scores(test.take([i]), train.take([j]), np.array([0]), np.array([0]), scoring)
+        alone = canonical_scores(
+            test.take([i]), train.take([j]), np.array([0]), np.array([0]), scoring
+        )
         assert alone.tobytes() == together[i, j].tobytes()
 
 
@@ -71,7 +86,9 @@ def test_self_influence_is_the_diagonal(rates):
 
 def test_cosine_of_an_example_with_itself_is_one_and_no_score_is_larger():
     side = draw(np.random.default_rng(4), 30, 3, 4, 8)
-    scores = canonical_scores(side, side, *all_pairs(side, side), Scoring((0.1, 0.1, 0.2), 1, "cosine")).reshape(30, 30)
+    scores = canonical_scores(
+        side, side, *all_pairs(side, side), Scoring((0.1, 0.1, 0.2), 1, "cosine")
+    ).reshape(30, 30)
     np.testing.assert_allclose(np.diag(scores), 1, rtol=1e-13)
     assert np.abs(scores).max() <= 1 + 1e-13
 

@@ -19,15 +19,22 @@ FILES = st.lists(st.lists(st.integers(1, 5), max_size=6), max_size=5)
 
 
 def rows_of(counts: list[int], found: tuple[Span, ...]) -> list[int]:
-    return [sum(counts[: span.file]) + row for span in found for row in range(span.start, span.stop)]
+    return [
+        sum(counts[: span.file]) + row for span in found for row in range(span.start, span.stop)
+    ]
 
 
 @settings(max_examples=200, deadline=None)
 @given(FILES, FILES, st.integers(1, 12), st.integers(1, 12), st.integers(1, 20))
-def test_every_pair_is_in_exactly_one_tile_and_no_example_in_two(tests, trains, test_rows, train_rows, file_rows):
+def test_every_pair_is_in_exactly_one_tile_and_no_example_in_two(
+    tests, trains, test_rows, train_rows, file_rows
+):
     counts = [[sum(file) for file in files] for files in (tests, trains)]
     # Which example each record is of.
-    owners = [np.repeat(np.arange(sum(map(len, files))), [size for file in files for size in file]) for files in (tests, trains)]
+    owners = [
+        np.repeat(np.arange(sum(map(len, files))), [size for file in files for size in file])
+        for files in (tests, trains)
+    ]
     examples = [sum(map(len, files)) for files in (tests, trains)]
     grid = Grid(test_rows, train_rows, 7)
     seen = np.zeros((examples[0], examples[1]), int)
@@ -58,15 +65,24 @@ def test_a_range_has_the_fewest_files_that_hold_enough_examples():
 def test_memory_is_within_the_budget_for_any_number_of_training_examples(shape, memory, k, trains):
     grid = choose_grid(shape, 50_000, trains, k, memory)
     assert grid.test_rows >= 4 and grid.chunk_rows >= 4 and grid.train_rows >= grid.chunk_rows
-    assert (grid.test_rows + 3 * grid.chunk_rows) * vector_bytes(shape) < memory_bytes(grid, shape, k, 0) <= memory
+    assert (
+        (grid.test_rows + 3 * grid.chunk_rows) * vector_bytes(shape)
+        < memory_bytes(grid, shape, k, 0)
+        <= memory
+    )
 
 
 def test_a_budget_that_holds_nothing_says_what_it_needs_and_what_it_needs_suffices():
-    with pytest.raises(ValueError, match=r"2 GB .* too little for gradients of 1 × 30000 × 769 numbers: it needs 4\.03 GB"):
+    with pytest.raises(
+        ValueError,
+        match=r"2 GB .* too little for gradients of 1 × 30000 × 769 numbers: it needs 4\.03 GB",
+    ):
         choose_grid(LANGUAGE, 100, 100, 10, 2e9)
     choose_grid(LANGUAGE, 100, 100, 10, 4.04e9)
     extra = file_bytes(500 << 20, 32 << 20)
-    with pytest.raises(ValueError, match=r"and a file of 0\.49 GB more than others: it needs 2\.30 GB"):
+    with pytest.raises(
+        ValueError, match=r"and a file of 0\.49 GB more than others: it needs 2\.30 GB"
+    ):
         choose_grid(TAGGER, 100, 100, 10, 2e9, extra)
     choose_grid(TAGGER, 100, 100, 10, 2.31e9, extra)
     assert file_bytes(10, 32 << 20) == 0

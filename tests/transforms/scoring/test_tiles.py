@@ -16,7 +16,9 @@ FASHION = Shape(6, 10, 129)
 
 
 def rows_of(counts: list[int], found: tuple[Span, ...]) -> list[int]:
-    return [sum(counts[: span.file]) + row for span in found for row in range(span.start, span.stop)]
+    return [
+        sum(counts[: span.file]) + row for span in found for row in range(span.start, span.stop)
+    ]
 
 
 @settings(max_examples=100, deadline=None)
@@ -28,9 +30,13 @@ def rows_of(counts: list[int], found: tuple[Span, ...]) -> list[int]:
     st.integers(1, 5),
     st.integers(1, 20),
 )
-def test_every_pair_is_in_exactly_one_tile(test_counts, train_counts, test_rows, train_rows, chunk_rows, file_rows):
+def test_every_pair_is_in_exactly_one_tile(
+    test_counts, train_counts, test_rows, train_rows, chunk_rows, file_rows
+):
     seen = set()
-    for tile in tiles.tiles(Grid(test_rows, train_rows, chunk_rows), test_counts, train_counts, file_rows):
+    for tile in tiles.tiles(
+        Grid(test_rows, train_rows, chunk_rows), test_counts, train_counts, file_rows
+    ):
         tests, trains = rows_of(test_counts, tile.tests), rows_of(train_counts, tile.trains)
         assert tests[0] == tile.test_start
         assert len(tests) <= test_rows and len(trains) <= train_rows
@@ -59,7 +65,10 @@ def test_spans_skip_empty_files():
 @pytest.mark.parametrize("trains", [10**4, 10**6, 10**9])
 def test_memory_is_within_the_budget_for_any_number_of_training_examples(shape, memory, k, trains):
     grid = choose_grid(shape, 50_000, trains, k, memory)
-    held = grid.test_rows * (2 * shape.record_bytes + 320 * k) + grid.chunk_rows * 4 * shape.record_bytes
+    held = (
+        grid.test_rows * (2 * shape.record_bytes + 320 * k)
+        + grid.chunk_rows * 4 * shape.record_bytes
+    )
     assert held <= memory
 
 
@@ -71,12 +80,20 @@ def test_fashion_mnist_is_one_tile_and_imagenet_is_many():
 
 
 def test_a_budget_that_holds_nothing_says_what_it_needs():
-    with pytest.raises(ValueError, match=r"0\.1 GB for one worker process are too little: it needs 0\.\d\d GB"):
+    with pytest.raises(
+        ValueError, match=r"0\.1 GB for one worker process are too little: it needs 0\.\d\d GB"
+    ):
         choose_grid(IMAGENET, 1000, 1000, 10, 0.1e9)
 
 
 def test_output_files_have_fewer_rows_where_each_row_is_long():
-    assert [tiles.rows_per_file(k) for k in (1, 200, 201, 1000, 10**7)] == [10_000, 10_000, 9950, 2000, 1]
+    assert [tiles.rows_per_file(k) for k in (1, 200, 201, 1000, 10**7)] == [
+        10_000,
+        10_000,
+        9950,
+        2000,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("shape", [FASHION, IMAGENET])
@@ -84,20 +101,37 @@ def test_output_files_have_fewer_rows_where_each_row_is_long():
 def test_a_grid_by_hand_replaces_what_was_planned_and_holds_no_more_than_fits(shape, by_hand):
     planned = choose_grid(shape, 50_000, 10**6, 50, 2e9)
     grid = choose_grid(shape, 50_000, 10**6, 50, 2e9, *by_hand)
-    assert (grid.test_rows, grid.train_rows) == (by_hand[0] or planned.test_rows, by_hand[1] or planned.train_rows)
+    assert (grid.test_rows, grid.train_rows) == (
+        by_hand[0] or planned.test_rows,
+        by_hand[1] or planned.train_rows,
+    )
     assert grid.chunk_rows == min(planned.chunk_rows, grid.train_rows)
 
 
-def walked(grid: Grid, k: int, test_files: list[tuple[int, int]], train_files: list[tuple[int, int]]) -> dict[str, int]:
+def walked(
+    grid: Grid, k: int, test_files: list[tuple[int, int]], train_files: list[tuple[int, int]]
+) -> dict[str, int]:
     """What a walk through the tiles counts; files are given as (records, bytes)."""
     found = dict.fromkeys(
-        ("tiles", "pairs", "chunks", "train_bytes_read", "test_bytes_read", "test_bytes_read_at_most", "candidates", "rows_out"), 0
+        (
+            "tiles",
+            "pairs",
+            "chunks",
+            "train_bytes_read",
+            "test_bytes_read",
+            "test_bytes_read_at_most",
+            "candidates",
+            "rows_out",
+        ),
+        0,
     )
     most = {"test_rows": 0, "train_rows": 0, "chunk_rows": 0}
     blocks, kept = set(), None
     counts = [[records for records, _ in files] for files in (test_files, train_files)]
     # First tiles first, as they are scored.
-    for tile in sorted(tiles.tiles(grid, *counts, rows_per_file(k)), key=lambda tile: tile.train_start > 0):
+    for tile in sorted(
+        tiles.tiles(grid, *counts, rows_per_file(k)), key=lambda tile: tile.train_start > 0
+    ):
         tests, trains = (sum(map(len, found)) for found in (tile.tests, tile.trains))
         read = sum(test_files[span.file][1] for span in tile.tests)
         found["tiles"] += 1
@@ -121,11 +155,28 @@ FILES = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 1000)), max_size=6)
 
 
 @settings(max_examples=300, deadline=None)
-@given(FILES, FILES, st.integers(1, 12), st.integers(1, 60), st.integers(1, 60), st.sampled_from([1, 2, 5, 400_000, 10**6]))
-def test_a_prediction_is_what_a_walk_through_the_tiles_counts(test_files, train_files, test_rows, train_rows, chunk_rows, k):
+@given(
+    FILES,
+    FILES,
+    st.integers(1, 12),
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.sampled_from([1, 2, 5, 400_000, 10**6]),
+)
+def test_a_prediction_is_what_a_walk_through_the_tiles_counts(
+    test_files, train_files, test_rows, train_rows, chunk_rows, k
+):
     # With k = 400,000 an output file has 5 rows, with 10⁶ it has 2.
     grid = Grid(test_rows, train_rows, min(chunk_rows, train_rows))
-    cost = predict(grid, FASHION, k, *([FeatureFiles(1, *one) for one in files if one[0]] for files in (test_files, train_files)))
+    cost = predict(
+        grid,
+        FASHION,
+        k,
+        *(
+            [FeatureFiles(1, *one) for one in files if one[0]]
+            for files in (test_files, train_files)
+        ),
+    )
     expected = walked(grid, k, test_files, train_files)
     tests, trains = (sum(records for records, _ in files) for files in (test_files, train_files))
     if tests and trains:
@@ -133,7 +184,15 @@ def test_a_prediction_is_what_a_walk_through_the_tiles_counts(test_files, train_
             assert getattr(cost, name) == expected[name], name
         assert cost.train_ranges * cost.test_blocks == cost.tiles
     else:
-        assert cost.pairs == cost.tiles == cost.chunks == cost.train_bytes_read == cost.test_bytes_read_at_most == cost.candidates == 0
+        assert (
+            cost.pairs
+            == cost.tiles
+            == cost.chunks
+            == cost.train_bytes_read
+            == cost.test_bytes_read_at_most
+            == cost.candidates
+            == 0
+        )
     assert cost.flops == tests * trains * 2 * 6 * (10 + 129)
     assert cost.result_rows == tests
     assert cost.result_files == 2 * len(range(0, tests, rows_per_file(k)))
@@ -141,16 +200,32 @@ def test_a_prediction_is_what_a_walk_through_the_tiles_counts(test_files, train_
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 100)), max_size=4), st.integers(1, 40), st.integers(1, 40))
-def test_files_given_as_alike_are_read_as_if_they_were_given_one_by_one_but_for_cuts_between_them(runs, train_rows, chunk_rows):
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 100)), max_size=4),
+    st.integers(1, 40),
+    st.integers(1, 40),
+)
+def test_files_given_as_alike_are_read_as_if_they_were_given_one_by_one_but_for_cuts_between_them(
+    runs, train_rows, chunk_rows
+):
     grid = Grid(3, train_rows, min(chunk_rows, train_rows))
     alike = [FeatureFiles(*run) for run in runs]
-    one_by_one = [FeatureFiles(1, records, size) for number, records, size in runs for _ in range(number)]
+    one_by_one = [
+        FeatureFiles(1, records, size) for number, records, size in runs for _ in range(number)
+    ]
     tests = [FeatureFiles(1, 3, 50)]
-    about, sure = predict(grid, FASHION, 2, tests, alike), predict(grid, FASHION, 2, tests, one_by_one)
+    about, sure = (
+        predict(grid, FASHION, 2, tests, alike),
+        predict(grid, FASHION, 2, tests, one_by_one),
+    )
     between = sum((number - 1) * size for number, _, size in runs)
     assert sure.train_bytes_read <= about.train_bytes_read <= sure.train_bytes_read + between
-    assert (about.pairs, about.tiles, about.chunks, about.candidates) == (sure.pairs, sure.tiles, sure.chunks, sure.candidates)
+    assert (about.pairs, about.tiles, about.chunks, about.candidates) == (
+        sure.pairs,
+        sure.tiles,
+        sure.chunks,
+        sure.candidates,
+    )
 
 
 @settings(max_examples=200, deadline=None)
@@ -161,12 +236,20 @@ def test_files_given_as_alike_are_read_as_if_they_were_given_one_by_one_but_for_
     st.integers(1, 1000),
     st.floats(0.5e9, 64e9),
 )
-def test_what_a_planned_grid_is_predicted_to_take_is_within_the_budget(shape, tests, trains, k, memory):
+def test_what_a_planned_grid_is_predicted_to_take_is_within_the_budget(
+    shape, tests, trains, k, memory
+):
     try:
         grid = choose_grid(shape, tests, trains, k, memory)
     except ValueError:
         return
-    cost = predict(grid, shape, k, [FeatureFiles(1, tests, 10**6)] if tests else [], [FeatureFiles(1, trains, 10**9)])
+    cost = predict(
+        grid,
+        shape,
+        k,
+        [FeatureFiles(1, tests, 10**6)] if tests else [],
+        [FeatureFiles(1, trains, 10**9)],
+    )
     assert cost.memory_bytes <= memory
     assert cost.memory_bytes >= 320 << 20
 

@@ -15,7 +15,10 @@ from transforms.storage.bigquery import Computed, TableName, TableRows
 def test_a_name_is_its_three_parts(project: str) -> None:
     table = TableName.parse(f"{project}:some_dataset.some-table")
     assert table == TableName(project, "some_dataset", "some-table")
-    assert (str(table), table.sql) == (f"{project}:some_dataset.some-table", f"{project}.some_dataset.some-table")
+    assert (str(table), table.sql) == (
+        f"{project}:some_dataset.some-table",
+        f"{project}.some_dataset.some-table",
+    )
 
 
 def test_lists_are_repeated_and_structures_are_records() -> None:
@@ -45,22 +48,47 @@ def test_rows_of_summed_positions_have_columns_of_their_own() -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", [pa.list_(pa.list_(pa.int64())), pa.float32(), pa.map_(pa.string(), pa.string())])
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.list_(pa.int64())), pa.float32(), pa.map_(pa.string(), pa.string())]
+)
 def test_a_column_that_bigquery_has_not_is_refused(kind: pa.DataType) -> None:
     with pytest.raises(ValueError, match="a column of BigQuery cannot be some_column: "):
         bigquery.fields(pa.schema([("some_column", kind)]))
 
 
 def test_the_statement_replaces_the_rows_of_a_run() -> None:
-    rows = TableRows("examples-", pa.schema([("example_id", pa.string()), ("suspicion", pa.float64())]))
-    rows = TableRows(rows.prefix, rows.schema, (Computed("suspect", pa.bool_(), "`suspicion` >= 0.5"),))
+    rows = TableRows(
+        "examples-", pa.schema([("example_id", pa.string()), ("suspicion", pa.float64())])
+    )
+    rows = TableRows(
+        rows.prefix, rows.schema, (Computed("suspect", pa.bool_(), "`suspicion` >= 0.5"),)
+    )
     assert rows.columns.names == ["run_id", "run_date", "suspect", "example_id", "suspicion"]
-    assert bigquery.statement(TableName("some-project", "some_dataset", "audit"), rows).splitlines() == [
+    assert bigquery.statement(
+        TableName("some-project", "some_dataset", "audit"), rows
+    ).splitlines() == [
         "MERGE INTO `some-project.some_dataset.audit` AS kept",
-        "USING (SELECT @run_id AS `run_id`, @run_date AS `run_date`, `suspicion` >= 0.5 AS `suspect`, `example_id`, `suspicion` "
+        "USING (SELECT @run_id AS `run_id`, @run_date AS "
+        "`run_date`, "
+        "`suspicion` "
+        ">= "
+        "0.5 "
+        "AS "
+        "`suspect`, `example_id`, `suspicion` "
         "FROM committed) AS made",
         "ON FALSE",
         "WHEN NOT MATCHED BY SOURCE AND kept.`run_id` = @run_id THEN DELETE",
-        "WHEN NOT MATCHED BY TARGET THEN INSERT (`run_id`, `run_date`, `suspect`, `example_id`, `suspicion`) "
-        "VALUES (made.`run_id`, made.`run_date`, made.`suspect`, made.`example_id`, made.`suspicion`)",
+        "WHEN NOT MATCHED BY TARGET THEN "
+        "INSERT "
+        "(`run_id`, "
+        "`run_date`, "
+        "`suspect`, "
+        "`example_id`, "
+        "`suspicion`) "
+        "VALUES "
+        "(made.`run_id`, "
+        "made.`run_date`, "
+        "made.`suspect`, "
+        "made.`example_id`, "
+        "made.`suspicion`)",
     ]

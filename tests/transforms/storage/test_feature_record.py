@@ -1,4 +1,6 @@
-"""The feature record: what is stored is what is read, bit for bit; and sums whose bits do not depend on the array around them."""
+"""The feature record: what is stored is what is read, bit for bit; and sums whose bits do not
+depend on the array around them.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,19 @@ from transforms.examples.rejects import Reject
 from transforms.storage import feature_record
 from transforms.storage.feature_record import decode, encode, relocate
 
-ARRAYS = ("probabilities", "label_probabilities", "loss_grads", "activations", "loss_grad_norms", "activation_norms")
+ARRAYS = (
+    "probabilities",
+    "label_probabilities",
+    "loss_grads",
+    "activations",
+    "loss_grad_norms",
+    "activation_norms",
+)
 
 
-def make(n: int, t: int = 2, c: int = 3, d: int = 5, labels: np.ndarray | None = None, seed: int = 0) -> Features:
+def make(
+    n: int, t: int = 2, c: int = 3, d: int = 5, labels: np.ndarray | None = None, seed: int = 0
+) -> Features:
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, c, (n, 1)) if labels is None else labels
     return Features.of(
@@ -45,7 +56,13 @@ def origins(n: int) -> list[Origin]:
 def there_and_back(features: Features) -> Features:
     _, t, c = features.loss_grads.shape
     d = features.activations.shape[2]
-    return decode(encode(features, origins(len(features))), t, c, d, np.issubdtype(features.labels.dtype, np.integer))
+    return decode(
+        encode(features, origins(len(features))),
+        t,
+        c,
+        d,
+        np.issubdtype(features.labels.dtype, np.integer),
+    )
 
 
 def check_equal(found: Features, expected: Features) -> None:
@@ -59,16 +76,26 @@ def check_equal(found: Features, expected: Features) -> None:
         assert getattr(found, name).tobytes() == getattr(expected, name).tobytes(), name
 
 
-@pytest.mark.parametrize(("n", "t", "c", "d"), [(1, 1, 1, 1), (4, 2, 3, 5), (3, 6, 10, 129), (2, 1, 1, 7)])
+@pytest.mark.parametrize(
+    ("n", "t", "c", "d"), [(1, 1, 1, 1), (4, 2, 3, 5), (3, 6, 10, 129), (2, 1, 1, 7)]
+)
 def test_records_survive_a_round_trip_bit_for_bit(n: int, t: int, c: int, d: int) -> None:
     features = make(n, t, c, d)
     check_equal(there_and_back(features), features)
 
 
 def test_a_record_that_has_moved_is_the_record_of_its_new_place() -> None:
-    features, kept = make(3), {"label_of_old": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"x", b""]))}
-    was, now = ([Origin(source, step * i, bytes(16), kept) for i in range(3)] for source, step in (("a", 1), ("gs://b/ü", 1000)))
-    moved = [relocate(record, "gs://b/ü", 1000 * i) for i, record in enumerate(encode(features, was))]
+    features, kept = (
+        make(3),
+        {"label_of_old": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"x", b""]))},
+    )
+    was, now = (
+        [Origin(source, step * i, bytes(16), kept) for i in range(3)]
+        for source, step in (("a", 1), ("gs://b/ü", 1000))
+    )
+    moved = [
+        relocate(record, "gs://b/ü", 1000 * i) for i, record in enumerate(encode(features, was))
+    ]
     assert moved == encode(features, now)
 
 
@@ -82,15 +109,27 @@ def nearest(array: np.ndarray, dtype: str) -> np.ndarray:
 
 
 @settings(max_examples=50, deadline=None)
-@given(hnp.arrays(np.float32, (2, 2, 3), elements=st.floats(width=32)), st.sampled_from(["bfloat16", "float16"]))
+@given(
+    hnp.arrays(np.float32, (2, 2, 3), elements=st.floats(width=32)),
+    st.sampled_from(["bfloat16", "float16"]),
+)
 def test_shorter_dtypes_round_once_to_the_nearest(loss_grads: np.ndarray, dtype: str) -> None:
     like = make(2)
     with np.errstate(all="ignore"):
         features = Features.of(
-            [b"a", b"b"], like.labels, like.predictions, like.probabilities, like.label_probabilities, loss_grads, like.activations, dtype
+            [b"a", b"b"],
+            like.labels,
+            like.predictions,
+            like.probabilities,
+            like.label_probabilities,
+            loss_grads,
+            like.activations,
+            dtype,
         )
         np.testing.assert_array_equal(features.loss_grads, nearest(loss_grads, dtype))
-        np.testing.assert_array_equal(features.activations, nearest(like.activations.astype(np.float32), dtype))
+        np.testing.assert_array_equal(
+            features.activations, nearest(like.activations.astype(np.float32), dtype)
+        )
         # The norms bound scores of what is stored, so they are of that.
         expected = np.linalg.norm(features.loss_grads.astype(np.float64), axis=-1)
     np.testing.assert_allclose(features.loss_grad_norms, expected, rtol=1e-12)
@@ -127,7 +166,9 @@ def by_the_library(features: Features, origins: list[Origin]) -> list[bytes]:
 
     def numbers(row: np.ndarray) -> tf.train.Feature:
         if row.dtype.kind == "i":
-            return tf.train.Feature(int64_list=tf.train.Int64List(value=[v for v in row.tolist() if v != NO_LABEL]))
+            return tf.train.Feature(
+                int64_list=tf.train.Int64List(value=[v for v in row.tolist() if v != NO_LABEL])
+            )
         return tf.train.Feature(float_list=tf.train.FloatList(value=row.tolist()))
 
     written = []
@@ -147,20 +188,41 @@ def by_the_library(features: Features, origins: list[Origin]) -> list[bytes]:
             },
             **origin.kept,
         }
-        written.append(tf.train.Example(features=tf.train.Features(feature=fields)).SerializeToString(deterministic=True))
+        written.append(
+            tf.train.Example(features=tf.train.Features(feature=fields)).SerializeToString(
+                deterministic=True
+            )
+        )
     return written
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_records_are_written_as_the_library_writes_them(data: st.DataObject) -> None:
-    n, t, c, d, width = (data.draw(st.integers(low, high)) for low, high in ((1, 4), (1, 3), (1, 90), (1, 300), (0, 40)))
+    n, t, c, d, width = (
+        data.draw(st.integers(low, high))
+        for low, high in ((1, 4), (1, 3), (1, 90), (1, 300), (0, 40))
+    )
     whole = data.draw(st.booleans())
-    elements = st.one_of(st.just(NO_LABEL), st.integers(0, 2**63 - 1)) if whole else st.floats(width=32, allow_nan=False)
+    elements = (
+        st.one_of(st.just(NO_LABEL), st.integers(0, 2**63 - 1))
+        if whole
+        else st.floats(width=32, allow_nan=False)
+    )
     labels = data.draw(hnp.arrays(np.int64 if whole else np.float64, (n, width), elements=elements))
     features = make(n, t, c, d, labels=labels)
-    keys = data.draw(st.lists(st.text(max_size=200).filter(lambda key: key not in feature_record.FIELDS), unique=True, max_size=3))
-    kept = st.one_of(st.binary(max_size=300), st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=20), st.just([0.5, -1.0]))
+    keys = data.draw(
+        st.lists(
+            st.text(max_size=200).filter(lambda key: key not in feature_record.FIELDS),
+            unique=True,
+            max_size=3,
+        )
+    )
+    kept = st.one_of(
+        st.binary(max_size=300),
+        st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=20),
+        st.just([0.5, -1.0]),
+    )
     places = [
         Origin(
             data.draw(st.text(max_size=150)),
@@ -172,9 +234,14 @@ def test_records_are_written_as_the_library_writes_them(data: st.DataObject) -> 
     ]
     written, expected = encode(features, places), by_the_library(features, places)
     # But for the order of keys, in which the library puts `label` behind `label_probability`.
-    assert [tf.train.Example.FromString(record) for record in written] == [tf.train.Example.FromString(record) for record in expected]
+    assert [tf.train.Example.FromString(record) for record in written] == [
+        tf.train.Example.FromString(record) for record in expected
+    ]
     assert [len(record) for record in written] == [len(record) for record in expected]
-    assert all(record.index(b"\x05label\x12") < record.index(b"\x11label_probability\x12") for record in written)
+    assert all(
+        record.index(b"\x05label\x12") < record.index(b"\x11label_probability\x12")
+        for record in written
+    )
 
 
 def test_lists_of_active_outputs_keep_their_padding() -> None:
@@ -205,7 +272,9 @@ def test_an_empty_batch_keeps_its_shapes() -> None:
         assert len(found) == 0
         assert found.loss_grads.shape == (0, 2, 3) and found.activations.shape == (0, 2, 5)
         assert found.label_probabilities.shape == (0, 2) and found.loss_grad_norms.shape == (0, 2)
-        assert found.labels.shape[0] == 0 and found.labels.dtype == (np.int64 if integer else np.float64)
+        assert found.labels.shape[0] == 0 and found.labels.dtype == (
+            np.int64 if integer else np.float64
+        )
 
 
 def test_the_stored_fields_are_those_of_the_table() -> None:
@@ -218,8 +287,14 @@ def test_the_stored_fields_are_those_of_the_table() -> None:
     assert stored["offset"].int64_list.value[0] == 3
     assert stored["content_digest"].bytes_list.value[0] == b"d" * 16
     assert stored["city"] == feature("Ulm")
-    assert np.frombuffer(stored["loss_grads"].bytes_list.value[0], "<f4").tolist() == features.loss_grads[0].ravel().tolist()
-    assert np.frombuffer(stored["activation_norms"].bytes_list.value[0], "<f8").tolist() == features.activation_norms[0].tolist()
+    assert (
+        np.frombuffer(stored["loss_grads"].bytes_list.value[0], "<f4").tolist()
+        == features.loss_grads[0].ravel().tolist()
+    )
+    assert (
+        np.frombuffer(stored["activation_norms"].bytes_list.value[0], "<f8").tolist()
+        == features.activation_norms[0].tolist()
+    )
 
 
 def test_equal_records_give_equal_bytes_however_their_keys_were_added() -> None:
@@ -236,7 +311,11 @@ def test_a_record_of_another_shape_is_refused() -> None:
 
 def test_rows_are_taken_and_put_together_again() -> None:
     features = make(5)
-    parts = [features.take(slice(0, 2)), features.take(np.array([2])), features.take(np.arange(5) > 2)]
+    parts = [
+        features.take(slice(0, 2)),
+        features.take(np.array([2])),
+        features.take(np.arange(5) > 2),
+    ]
     assert [len(part) for part in parts] == [2, 1, 2]
     check_equal(Features.concatenate(parts), features)
 
@@ -256,17 +335,24 @@ def test_ids_sort_as_bytes() -> None:
 
 
 def test_norms_are_those_of_numpy_in_float64() -> None:
-    vectors = np.random.default_rng(1).normal(size=(6, 4, 129)).astype(np.float32) * np.float32(1e-25)
+    vectors = np.random.default_rng(1).normal(size=(6, 4, 129)).astype(np.float32) * np.float32(
+        1e-25
+    )
     found = norms(vectors)
     assert found.dtype == np.float64 and found.shape == (6, 4)
-    np.testing.assert_allclose(found, np.linalg.norm(vectors.astype(np.float64), axis=-1), rtol=1e-15)
+    np.testing.assert_allclose(
+        found, np.linalg.norm(vectors.astype(np.float64), axis=-1), rtol=1e-15
+    )
     assert (found > 0).all()  # whose squares underflow in float32
 
 
 def test_norms_of_many_vectors_are_those_of_each() -> None:
     # More than are added at once.
     vectors = np.random.default_rng(2).normal(size=(350, 3, 21)).astype(np.float32)
-    assert norms(vectors).tobytes() == np.array([[norms(one) for one in row] for row in vectors]).tobytes()
+    assert (
+        norms(vectors).tobytes()
+        == np.array([[norms(one) for one in row] for row in vectors]).tobytes()
+    )
     for shape in ((0, 3, 5), (4, 2, 0)):
         assert norms(np.empty(shape, np.float32)).tolist() == np.zeros(shape[:-1]).tolist()
 
@@ -280,14 +366,23 @@ def test_the_sum_is_within_a_rounding_per_addition_of_the_exact_one(terms: np.nd
 
 
 @settings(max_examples=50, deadline=None)
-@given(hnp.arrays(np.float64, st.tuples(st.integers(1, 9), st.integers(0, 40)), elements=st.floats(-1e10, 1e10)))
+@given(
+    hnp.arrays(
+        np.float64,
+        st.tuples(st.integers(1, 9), st.integers(0, 40)),
+        elements=st.floats(-1e10, 1e10),
+    )
+)
 def test_a_sums_bits_do_not_depend_on_the_array_around_it(terms: np.ndarray) -> None:
     together = lane_sum(terms)
     for i, row in enumerate(terms):
         assert together[i].tobytes() == np.asarray(lane_sum(row)).tobytes()
     strided = np.asfortranarray(terms)
     assert lane_sum(strided.copy(order="F")).tobytes() == together.tobytes()
-    assert lane_sum(np.broadcast_to(terms, (3, *terms.shape)).copy())[1].tobytes() == together.tobytes()
+    assert (
+        lane_sum(np.broadcast_to(terms, (3, *terms.shape)).copy())[1].tobytes()
+        == together.tobytes()
+    )
 
 
 def test_the_order_of_additions_is_the_written_one() -> None:
@@ -315,26 +410,41 @@ def test_rejects_survive_a_round_trip_and_are_counted_by_frequency() -> None:
     data = rejects.to_jsonl(aside)
     assert data.count(b"\n") == 3
     assert rejects.from_jsonl(data) == aside
-    assert list(rejects.count_reasons(aside).items()) == [(rejects.BAD_LABEL, 2), (rejects.BAD_CHECKSUM, 1)]
+    assert list(rejects.count_reasons(aside).items()) == [
+        (rejects.BAD_LABEL, 2),
+        (rejects.BAD_CHECKSUM, 1),
+    ]
 
 
 def test_origins_and_ids_are_read_alone_and_packed():
     # Digests may end in zeros.
-    known = [Origin(f"gs://b/ü-{i % 2}", i * 7, bytes(15 - i) + bytes([1]) + bytes(i)) for i in range(6)]
+    known = [
+        Origin(f"gs://b/ü-{i % 2}", i * 7, bytes(15 - i) + bytes([1]) + bytes(i)) for i in range(6)
+    ]
     serialized = encode(make(6), known)
     assert feature_record.origins(serialized) == known
     assert feature_record.example_ids(serialized) == [f"bild-ä-{i}".encode() for i in range(6)]
     packed = feature_record.packed_origins(serialized)
     assert [
         Origin(packed.sources[source], offset, digest.tobytes())
-        for source, offset, digest in zip(packed.source.tolist(), packed.offsets.tolist(), packed.digests, strict=True)
+        for source, offset, digest in zip(
+            packed.source.tolist(), packed.offsets.tolist(), packed.digests, strict=True
+        )
     ] == known
     assert len(packed.sources) == 2
 
 
 def test_kept_keys_are_text():
-    kept = {"country": feature("Perú"), "tags": feature(["a", "b"]), "hour": feature(12345678), "ratio": feature(0.25), "none": feature([])}
+    kept = {
+        "country": feature("Perú"),
+        "tags": feature(["a", "b"]),
+        "hour": feature(12345678),
+        "ratio": feature(0.25),
+        "none": feature([]),
+    }
     serialized = encode(make(2), [Origin("f", i, bytes(16), kept) for i in range(2)])
     expected = {"country": "Perú", "tags": "a, b", "hour": "12345678", "ratio": "0.25", "none": ""}
-    assert feature_record.kept_texts(serialized, list(kept)) == {key: [text] * 2 for key, text in expected.items()}
+    assert feature_record.kept_texts(serialized, list(kept)) == {
+        key: [text] * 2 for key, text in expected.items()
+    }
     assert feature_record.kept_texts(serialized, ()) == {}

@@ -15,7 +15,12 @@ from transforms.storage import filesystems, manifests
 from transforms.storage.filesystems import StoredFile
 from transforms.storage.manifests import FILE_NAME, FeatureManifest, Manifest
 
-SETTINGS: dict[str, Any] = {"k": 10, "loss": "mse", "checkpoints": [{"name": "a.keras", "sha256": "00"}], "keys": ["a", "b"]}
+SETTINGS: dict[str, Any] = {
+    "k": 10,
+    "loss": "mse",
+    "checkpoints": [{"name": "a.keras", "sha256": "00"}],
+    "keys": ["a", "b"],
+}
 
 
 def feature_manifest(**changes: Any) -> FeatureManifest:
@@ -23,7 +28,10 @@ def feature_manifest(**changes: Any) -> FeatureManifest:
         kind="features",
         fingerprint=manifests.fingerprint(SETTINGS),
         settings=SETTINGS,
-        files=(StoredFile("features-1.tfrecord", 10, 123, 4), StoredFile("features-0.tfrecord", 20, 456, 3)),
+        files=(
+            StoredFile("features-1.tfrecord", 10, 123, 4),
+            StoredFile("features-0.tfrecord", 20, 456, 3),
+        ),
         counts={"examples": 7, "rejected": 1},
         model_fingerprint="m",
         task="class",
@@ -38,7 +46,9 @@ def feature_manifest(**changes: Any) -> FeatureManifest:
 
 
 def influence_manifest() -> Manifest:
-    return Manifest("influence", "f", {}, (StoredFile("influence-00000.jsonl", 3, 4, 5),), {"rows": 5})
+    return Manifest(
+        "influence", "f", {}, (StoredFile("influence-00000.jsonl", 3, 4, 5),), {"rows": 5}
+    )
 
 
 # Manifests
@@ -58,7 +68,10 @@ def test_a_manifest_survives_a_round_trip(tmp_path: pathlib.Path) -> None:
 def test_a_directory_without_manifest_holds_no_set(tmp_path: pathlib.Path) -> None:
     (tmp_path / "features-0.tfrecord").write_bytes(b"left over")
     assert manifests.read_if_any(str(tmp_path), "output") is None
-    with pytest.raises(InputError, match=f"`train_features='{tmp_path}'` is not a complete set: it has no manifest.json"):
+    with pytest.raises(
+        InputError,
+        match=f"`train_features='{tmp_path}'` is not a complete set: it has no manifest.json",
+    ):
         manifests.read(str(tmp_path), FeatureManifest, "train_features")
 
 
@@ -73,16 +86,34 @@ def test_a_directory_without_manifest_holds_no_set(tmp_path: pathlib.Path) -> No
         b"{}",
         b'{"format": 1}',
         b'{"format": 99, "kind": "influence"}',
-        b'{"format": 1, "kind": "influence", "fingerprint": "f", "settings": {}, "files": [{"name": "a"}], "counts": {}}',
-        b'{"format": 1, "kind": "features", "fingerprint": "f", "settings": {}, "files": [], "counts": {}}',
+        b'{"format": 1, "kind": "influence", '
+        b'"fingerprint": '
+        b'"f", '
+        b'"settings": '
+        b"{}, "
+        b'"files": '
+        b'[{"name": "a"}], "counts": {}}',
+        b'{"format": 1, "kind": "features", "fingerprint": '
+        b'"f", '
+        b'"settings": '
+        b"{}, "
+        b'"files": '
+        b"[], "
+        b'"counts": {}}',
     ],
 )
-def test_a_damaged_manifest_is_told_with_its_path_and_what_to_do(tmp_path: pathlib.Path, content: bytes) -> None:
+def test_a_damaged_manifest_is_told_with_its_path_and_what_to_do(
+    tmp_path: pathlib.Path, content: bytes
+) -> None:
     (tmp_path / FILE_NAME).write_bytes(content)
     with pytest.raises(InputError) as caught:
         manifests.read(str(tmp_path), FeatureManifest, "train_features")
     message = str(caught.value)
-    assert "`train_features`" in message and str(tmp_path / FILE_NAME) in message and "remove the file" in message
+    assert (
+        "`train_features`" in message
+        and str(tmp_path / FILE_NAME) in message
+        and "remove the file" in message
+    )
     assert "\n" not in message
 
 
@@ -105,21 +136,33 @@ def test_a_set_of_another_kind_is_refused(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_fingerprint_depends_on_content_and_not_on_the_order_of_keys() -> None:
-    assert manifests.fingerprint(SETTINGS) == manifests.fingerprint(dict(reversed(SETTINGS.items())))
-    assert manifests.fingerprint(SETTINGS) == manifests.fingerprint(json.loads(json.dumps(SETTINGS)))
+    assert manifests.fingerprint(SETTINGS) == manifests.fingerprint(
+        dict(reversed(SETTINGS.items()))
+    )
+    assert manifests.fingerprint(SETTINGS) == manifests.fingerprint(
+        json.loads(json.dumps(SETTINGS))
+    )
     for key in SETTINGS:
         assert manifests.fingerprint({**SETTINGS, key: None}) != manifests.fingerprint(SETTINGS)
 
 
-def is_complete(directory: pathlib.Path, settings: dict[str, Any], kind: str = "features", overwrite: bool = False) -> bool:
-    return manifests.is_complete(str(directory), kind, manifests.fingerprint(settings), settings, overwrite)
+def is_complete(
+    directory: pathlib.Path,
+    settings: dict[str, Any],
+    kind: str = "features",
+    overwrite: bool = False,
+) -> bool:
+    return manifests.is_complete(
+        str(directory), kind, manifests.fingerprint(settings), settings, overwrite
+    )
 
 
 def committed(directory: pathlib.Path) -> FeatureManifest:
     """A committed set whose files are there, and its manifest."""
     found = feature_manifest()
     stored = tuple(
-        filesystems.write(str(directory), file.name, b"x" * file.size, file.count) for file in (*found.files, *found.rejected_files)
+        filesystems.write(str(directory), file.name, b"x" * file.size, file.count)
+        for file in (*found.files, *found.rejected_files)
     )
     n = len(found.files)
     found = dataclasses.replace(found, files=stored[:n], rejected_files=stored[n:])
@@ -137,17 +180,25 @@ def test_a_complete_set_with_the_same_fingerprint_is_recognised(tmp_path: pathli
 def test_a_set_whose_files_are_gone_or_cut_is_not_complete(tmp_path: pathlib.Path) -> None:
     file = committed(tmp_path).files[0]
     (tmp_path / file.name).write_bytes(b"")
-    with pytest.raises(InputError, match=f"{file.name} has 0 bytes instead of {file.size}, .* pass `overwrite`"):
+    with pytest.raises(
+        InputError, match=f"{file.name} has 0 bytes instead of {file.size}, .* pass `overwrite`"
+    ):
         is_complete(tmp_path, SETTINGS)
     (tmp_path / file.name).unlink()
-    with pytest.raises(InputError, match=f"{file.name} is missing, though its manifest says it is complete"):
+    with pytest.raises(
+        InputError, match=f"{file.name} is missing, though its manifest says it is complete"
+    ):
         is_complete(tmp_path, SETTINGS)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_set_of_another_kind_is_never_overwritten(tmp_path: pathlib.Path, overwrite: bool) -> None:
+def test_a_set_of_another_kind_is_never_overwritten(
+    tmp_path: pathlib.Path, overwrite: bool
+) -> None:
     committed(tmp_path)
-    with pytest.raises(InputError, match="holds features, and influence would go there: choose another directory"):
+    with pytest.raises(
+        InputError, match="holds features, and influence would go there: choose another directory"
+    ):
         is_complete(tmp_path, SETTINGS, "influence", overwrite)
 
 
@@ -156,13 +207,19 @@ def test_a_complete_set_with_other_settings_names_what_differs(tmp_path: pathlib
     with pytest.raises(InputError) as caught:
         is_complete(tmp_path, {**SETTINGS, "k": 20, "extra": True})
     message = str(caught.value)
-    assert "k was 10, is 20" in message and "extra was null, is true" in message and "`overwrite`" in message
+    assert (
+        "k was 10, is 20" in message
+        and "extra was null, is true" in message
+        and "`overwrite`" in message
+    )
     assert "loss" not in message
 
 
 def test_a_difference_inside_a_list_is_told_by_its_smallest_part() -> None:
     was = {"examples": [{"name": "a", "size": 1}, {"name": "b", "size": 2}]}
-    assert manifests._differences(was, {"examples": [{"name": "a", "size": 1}, {"name": "b", "size": 3}]}) == ["b size was 2, is 3"]
+    assert manifests._differences(
+        was, {"examples": [{"name": "a", "size": 1}, {"name": "b", "size": 3}]}
+    ) == ["b size was 2, is 3"]
     assert manifests._differences(was, {"examples": []}) == ["examples were 2, are 0"]
 
 
@@ -175,7 +232,9 @@ def test_many_differences_are_counted_and_long_ones_cut(tmp_path: pathlib.Path) 
     assert len(str(caught.value)) < 700
 
 
-def test_a_commit_is_taken_back_manifest_first_and_nothing_else_goes(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_is_taken_back_manifest_first_and_nothing_else_goes(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = committed(tmp_path)
     (tmp_path / "notes.txt").write_bytes(b"x")
     deleted: list[str] = []
@@ -187,7 +246,10 @@ def test_a_commit_is_taken_back_manifest_first_and_nothing_else_goes(tmp_path: p
 
     monkeypatch.setattr(filesystems.FileSystems, "delete", staticmethod(watched))
     manifests.take_back(str(tmp_path))
-    assert deleted == [FILE_NAME, *sorted(file.name for file in (*found.files, *found.rejected_files))]
+    assert deleted == [
+        FILE_NAME,
+        *sorted(file.name for file in (*found.files, *found.rejected_files)),
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -195,22 +257,40 @@ def test_nothing_to_take_back_is_no_error(tmp_path: pathlib.Path) -> None:
     manifests.take_back(str(tmp_path / "never written"))
 
 
-def test_a_commit_clears_the_remains_of_attempts_and_leaves_other_files(tmp_path: pathlib.Path) -> None:
+def test_a_commit_clears_the_remains_of_attempts_and_leaves_other_files(
+    tmp_path: pathlib.Path,
+) -> None:
     found = feature_manifest()
-    for name in ("features-9-dead.tfrecord", "rejected-9-dead.jsonl", "notes.txt", *(file.name for file in found.files)):
+    for name in (
+        "features-9-dead.tfrecord",
+        "rejected-9-dead.jsonl",
+        "notes.txt",
+        *(file.name for file in found.files),
+    ):
         (tmp_path / name).write_bytes(b"x")
     assert manifests.commit(str(tmp_path), found, overwrite=False) == found
-    assert {path.name for path in tmp_path.iterdir()} == {FILE_NAME, "notes.txt", *(file.name for file in found.files)}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        FILE_NAME,
+        "notes.txt",
+        *(file.name for file in found.files),
+    }
 
 
-def test_of_two_runs_into_one_directory_the_second_does_not_destroy_the_first(tmp_path: pathlib.Path) -> None:
+def test_of_two_runs_into_one_directory_the_second_does_not_destroy_the_first(
+    tmp_path: pathlib.Path,
+) -> None:
     first = committed(tmp_path)
     mine = filesystems.write(str(tmp_path), "features-mine.tfrecord", b"x", 1)
     # The same content, from another attempt: what is committed stands.
-    assert manifests.commit(str(tmp_path), dataclasses.replace(first, files=(mine,)), overwrite=False) == first
+    assert (
+        manifests.commit(str(tmp_path), dataclasses.replace(first, files=(mine,)), overwrite=False)
+        == first
+    )
     assert not (tmp_path / "features-mine.tfrecord").exists()
     with pytest.raises(InputError, match="was committed by another run with other settings"):
-        manifests.commit(str(tmp_path), dataclasses.replace(first, fingerprint="other"), overwrite=False)
+        manifests.commit(
+            str(tmp_path), dataclasses.replace(first, fingerprint="other"), overwrite=False
+        )
     assert manifests.read(str(tmp_path), FeatureManifest, "output") == first
 
 
@@ -274,7 +354,13 @@ def test_a_damaged_file_is_noticed_before_it_is_used(tmp_path: pathlib.Path, dam
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes({"flipped": data[:100] + b"\x65" + data[101:], "cut": data[:-1], "longer": data + b"\0"}[damage])
+        path.write_bytes(
+            {
+                "flipped": data[:100] + b"\x65" + data[101:],
+                "cut": data[:-1],
+                "longer": data + b"\0",
+            }[damage]
+        )
     with pytest.raises(InputError) as caught:
         filesystems.read_verified(str(tmp_path), stored)
     assert str(path) in str(caught.value)
@@ -328,11 +414,20 @@ def test_names_are_what_follows_the_globs_literal_directory(
         pattern = ",".join(f"{tree}/{part.strip()}" for part in pattern.split(",") if part.strip())
     found = filesystems.find(pattern, "examples")
     assert [file.name for file in found] == names
-    assert all(file.size == len(pathlib.Path(file.path).read_bytes()) and file.modified > 0 for file in found)
+    assert all(
+        file.size == len(pathlib.Path(file.path).read_bytes()) and file.modified > 0
+        for file in found
+    )
 
 
 @pytest.mark.parametrize(
-    ("pattern", "names"), [("*.tf", ["a.tf", "b.tf"]), ("a*", ["a.tf"]), ("b.tf", ["b.tf"]), ("*/*", ["x/a.tf", "x/c.tf", "y/a.tf"])]
+    ("pattern", "names"),
+    [
+        ("*.tf", ["a.tf", "b.tf"]),
+        ("a*", ["a.tf"]),
+        ("b.tf", ["b.tf"]),
+        ("*/*", ["x/a.tf", "x/c.tf", "y/a.tf"]),
+    ],
 )
 def test_a_glob_in_the_working_directory_needs_no_slash(
     tree: pathlib.Path, monkeypatch: pytest.MonkeyPatch, pattern: str, names: list[str]
@@ -342,7 +437,11 @@ def test_a_glob_in_the_working_directory_needs_no_slash(
 
 
 def test_nested_directories_are_reached_by_two_stars(tree: pathlib.Path) -> None:
-    assert [file.name for file in filesystems.find(f"{tree}/data/**/*.tf", "examples") if "/" in file.name] == [
+    assert [
+        file.name
+        for file in filesystems.find(f"{tree}/data/**/*.tf", "examples")
+        if "/" in file.name
+    ] == [
         "x/a.tf",
         "x/c.tf",
         "y/a.tf",
@@ -365,7 +464,11 @@ def test_files_that_would_share_ids_are_refused_by_name(tree: pathlib.Path) -> N
     with pytest.raises(InputError) as caught:
         filesystems.find(f"{tree}/data/x/*,{tree}/data/y/*", "examples")
     message = str(caught.value)
-    assert f"{tree}/data/x/a.tf" in message and f"{tree}/data/y/a.tf" in message and "a.tf#0" in message
+    assert (
+        f"{tree}/data/x/a.tf" in message
+        and f"{tree}/data/y/a.tf" in message
+        and "a.tf#0" in message
+    )
     # One glob above both tells them apart.
     assert len(filesystems.find(f"{tree}/data/*/a.tf", "examples")) == 2
 

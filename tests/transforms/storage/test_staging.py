@@ -1,4 +1,6 @@
-"""Copies of remote files: made once, by one process at a time, and used only if they are what is stored."""
+"""Copies of remote files: made once, by one process at a time, and used only if they are what is
+stored.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def test_a_changed_file_is_copied_again(remote: pathlib.Path) -> None:
     (remote / "a.keras").write_bytes(b"WEIGHTS" * 1000)
     os.utime(remote / "a.keras", (1, 1))
     second = local_checkpoint("store://a.keras")
-    assert pathlib.Path(first).read_bytes() != pathlib.Path(second).read_bytes() == b"WEIGHTS" * 1000
+    assert (
+        pathlib.Path(first).read_bytes() != pathlib.Path(second).read_bytes() == b"WEIGHTS" * 1000
+    )
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "no digest"])
@@ -73,24 +77,38 @@ def test_a_damaged_copy_is_not_used(damage: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["short", "changed", "broken"])
-def test_what_does_not_arrive_whole_is_copied_again(fault: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_does_not_arrive_whole_is_copied_again(
+    fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
     StoreFileSystem.faults.extend([fault] * 2)
     path = pathlib.Path(local_checkpoint("store://a.keras"))
     assert path.read_bytes() == b"weights" * 1000
     assert len(opened()) == 3
-    assert sum("store://a.keras did not arrive" in record.getMessage() for record in caplog.records) == 2
+    assert (
+        sum("store://a.keras did not arrive" in record.getMessage() for record in caplog.records)
+        == 2
+    )
     assert {file.name for file in path.parent.iterdir()} == {"a.keras", "a.keras.sha256", "lock"}
 
 
-@pytest.mark.parametrize(("fault", "told"), [("short", "7000 bytes, 3500 arrived"), ("changed", "CRC-32C"), ("broken", "reset by peer")])
-def test_what_never_arrives_whole_is_told_and_leaves_nothing(tmp_path: pathlib.Path, fault: str, told: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [("short", "7000 bytes, 3500 arrived"), ("changed", "CRC-32C"), ("broken", "reset by peer")],
+)
+def test_what_never_arrives_whole_is_told_and_leaves_nothing(
+    tmp_path: pathlib.Path, fault: str, told: str
+) -> None:
     StoreFileSystem.faults.extend([fault] * 3)
-    with pytest.raises(InputError, match=f"^store://a.keras cannot be copied to this machine: .*{told}"):
+    with pytest.raises(
+        InputError, match=f"^store://a.keras cannot be copied to this machine: .*{told}"
+    ):
         local_checkpoint("store://a.keras")
     assert {file.name for file in (tmp_path / "local").rglob("*") if file.is_file()} == {"lock"}
 
 
-def test_a_store_without_checksums_is_believed_for_its_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_without_checksums_is_believed_for_its_sizes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(StoreFileSystem, "tells_crc32c", False)
     StoreFileSystem.faults.append("short")
     assert len(pathlib.Path(local_checkpoint("store://a.keras")).read_bytes()) == 7000
@@ -108,7 +126,10 @@ from transforms.storage.staging import local_checkpoint
 store.StoreFileSystem.seconds = 1.0
 print(local_checkpoint("store://a.keras"))
 """
-    started = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
     paths = {process.communicate(timeout=120)[0].strip() for process in started}
     assert [process.returncode for process in started] == [0, 0, 0]
     (path,) = paths

@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 
 from tests.conftest import damage, write_records
 from transforms.storage import tfrecords
-from transforms.storage.tfrecords import UnreadableTail, frame, join_frames, pick_frames, read_frames, split_frames
+from transforms.storage.tfrecords import (
+    UnreadableTail,
+    frame,
+    join_frames,
+    pick_frames,
+    read_frames,
+    split_frames,
+)
 
 PAYLOADS = [b"first", b"", b"the third one", bytes(range(200))]
 BORDERS = [0]
@@ -46,7 +53,9 @@ def test_reads_what_tensorflow_writes(tmp_path: pathlib.Path, compression: str) 
 
 @settings(max_examples=30, deadline=None)
 @given(payloads=st.lists(st.binary(max_size=300), max_size=12))
-def test_writes_the_bytes_that_tensorflow_writes(tmp_path_factory: pytest.TempPathFactory, payloads: list[bytes]) -> None:
+def test_writes_the_bytes_that_tensorflow_writes(
+    tmp_path_factory: pytest.TempPathFactory, payloads: list[bytes]
+) -> None:
     path = write_records(tmp_path_factory.mktemp("frames") / "a", payloads)
     assert join_frames(payloads) == path.read_bytes()
 
@@ -78,7 +87,9 @@ def test_a_plain_file_whose_first_length_looks_like_gzip_is_read_as_plain() -> N
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_records_larger_than_the_read_chunk_are_read_whole(monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
+def test_records_larger_than_the_read_chunk_are_read_whole(
+    monkeypatch: pytest.MonkeyPatch, zipped: bool
+) -> None:
     monkeypatch.setattr(tfrecords, "_CHUNK", 64)
     payloads = [os.urandom(1000), b"small", os.urandom(63), os.urandom(64), os.urandom(65)]
     data = join_frames(payloads)
@@ -104,7 +115,9 @@ def test_a_damaged_payload_loses_one_record_alone(record: int, place: str) -> No
 
 @pytest.mark.parametrize("record", [0, 2, 3])
 @pytest.mark.parametrize("byte", [0, 7, 8, 11])
-def test_a_damaged_length_ends_the_file_and_says_where(tmp_path: pathlib.Path, record: int, byte: int) -> None:
+def test_a_damaged_length_ends_the_file_and_says_where(
+    tmp_path: pathlib.Path, record: int, byte: int
+) -> None:
     path = write_records(tmp_path / "a", PAYLOADS)
     damage(path, BORDERS[record] + byte)
     frames, tail = collect(path.read_bytes())
@@ -116,7 +129,9 @@ def test_a_damaged_length_ends_the_file_and_says_where(tmp_path: pathlib.Path, r
 
 
 @pytest.mark.parametrize("chunk", [7, 1 << 22])
-def test_a_file_cut_anywhere_gives_its_whole_records_and_then_says_where_it_ends(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_a_file_cut_anywhere_gives_its_whole_records_and_then_says_where_it_ends(
+    monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
     monkeypatch.setattr(tfrecords, "_CHUNK", chunk)
     data = join_frames(PAYLOADS)
     for cut in range(len(data) + 1):
@@ -126,7 +141,10 @@ def test_a_file_cut_anywhere_gives_its_whole_records_and_then_says_where_it_ends
         if cut == BORDERS[complete]:
             assert tail is None, cut
         else:
-            assert tail is not None and (tail.index, tail.offset) == (complete, BORDERS[complete]), cut
+            assert tail is not None and (tail.index, tail.offset) == (
+                complete,
+                BORDERS[complete],
+            ), cut
 
 
 def test_a_gzip_file_cut_anywhere_never_ends_well_and_never_gives_a_wrong_record() -> None:
@@ -165,7 +183,9 @@ def test_a_flipped_bit_in_a_gzip_file_is_noticed() -> None:
         damaged[position] ^= 4
         frames, tail = collect(bytes(damaged))
         # A few bits at the end of the compressed data pad its last byte and mean nothing.
-        assert tail is not None or frames != payloads or gzip.decompress(bytes(damaged)) == whole_data, position
+        assert (
+            tail is not None or frames != payloads or gzip.decompress(bytes(damaged)) == whole_data
+        ), position
         for i, found in enumerate(frames):
             assert found in (None, payloads[i]), position
 
@@ -187,7 +207,13 @@ def test_an_empty_file_holds_no_records() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"x", b"not a TFRecord file, and longer than a header", b"\x1f\x8b", b"\x1f\x8bnonsense, not gzip either"]
+    "data",
+    [
+        b"x",
+        b"not a TFRecord file, and longer than a header",
+        b"\x1f\x8b",
+        b"\x1f\x8bnonsense, not gzip either",
+    ],
 )
 def test_a_file_of_another_kind_is_told_at_its_first_byte(data: bytes) -> None:
     frames, tail = collect(data)
@@ -215,7 +241,9 @@ def test_split_frames_gives_the_range_like_a_slice(start: int, stop: int | None)
 # Picking a few
 
 
-@pytest.mark.parametrize("indices", [[], [0], [1, 2], [0, len(PAYLOADS) - 1], list(range(len(PAYLOADS)))])
+@pytest.mark.parametrize(
+    "indices", [[], [0], [1, 2], [0, len(PAYLOADS) - 1], list(range(len(PAYLOADS)))]
+)
 def test_picked_frames_are_those_asked_for(indices: list[int]) -> None:
     assert pick_frames(io.BytesIO(join_frames(PAYLOADS)), indices) == [PAYLOADS[i] for i in indices]
 

@@ -1,4 +1,6 @@
-"""Vectors of gradients: exact ones against a float64 brute force, unbiased ones over seeds, fitted ones against what they are to keep."""
+"""Vectors of gradients: exact ones against a float64 brute force, unbiased ones over seeds, fitted
+ones against what they are to keep.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,13 @@ from tests.synthetic import draw, exact_scores, features
 from transforms.core.features import Features
 from transforms.scoring.influence import Scoring
 from transforms.vectors import projections
-from transforms.vectors.projections import Measurements, Projection, Scaling, SecondMoments, Strongest
+from transforms.vectors.projections import (
+    Measurements,
+    Projection,
+    Scaling,
+    SecondMoments,
+    Strongest,
+)
 
 RATES = (0.5, 0.125, 0.03)
 
@@ -20,13 +28,17 @@ def scaling(unit: bool = False) -> Scaling:
     return Scaling(RATES, unit)
 
 
-def fitted(method: str, train: Features, dimensions: int, seed: int = 0, unit: bool = False) -> Projection:
+def fitted(
+    method: str, train: Features, dimensions: int, seed: int = 0, unit: bool = False
+) -> Projection:
     """A projection of any method."""
     made, outputs, units = scaling(unit), train.loss_grads.shape[2], train.activations.shape[2]
     if method == "exact":
         return projections.exact(made, outputs, units)
     if method not in projections.FITTED:
-        return (projections.random if method == "random" else projections.sketch)(made, outputs, units, dimensions, seed)
+        return (projections.random if method == "random" else projections.sketch)(
+            made, outputs, units, dimensions, seed
+        )
     return projections.fit(method, made, Measurements.of(train, made), dimensions, seed)
 
 
@@ -41,14 +53,19 @@ def products(projection: Projection, test: Features, train: Features) -> np.ndar
     st.sampled_from(["none", "cosine"]),
 )
 @settings(deadline=None, max_examples=40)
-def test_exact_vectors_multiply_to_the_influence(outputs: int, units: int, seed: int, normalize: str):
+def test_exact_vectors_multiply_to_the_influence(
+    outputs: int, units: int, seed: int, normalize: str
+):
     rng = np.random.default_rng(seed)
     test, train = draw(rng, 5, 3, outputs, units), draw(rng, 9, 3, outputs, units)
     projection = projections.exact(scaling(normalize == "cosine"), outputs, units)
     assert projection.dimensions == 3 * outputs * units
     expected = exact_scores(test, train, Scoring(RATES, 1, normalize))
     largest = np.sqrt(
-        np.outer(np.diag(exact_scores(test, test, Scoring(RATES, 1))), np.diag(exact_scores(train, train, Scoring(RATES, 1))))
+        np.outer(
+            np.diag(exact_scores(test, test, Scoring(RATES, 1))),
+            np.diag(exact_scores(train, train, Scoring(RATES, 1))),
+        )
     )
     tolerance = 1e-6 * (np.ones_like(expected) if normalize == "cosine" else largest)
     assert (np.abs(products(projection, test, train) - expected) <= tolerance).all()
@@ -66,7 +83,10 @@ def test_full_dimensions_lose_nothing():
     expected = exact_scores(train, train, Scoring(RATES, 1))
     for method in ("principal", "auto"):
         np.testing.assert_allclose(
-            products(fitted(method, train, 60), train, train), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
+            products(fitted(method, train, 60), train, train),
+            expected,
+            rtol=1e-4,
+            atol=1e-4 * np.abs(expected).max(),
         )
 
 
@@ -80,8 +100,12 @@ def test_products_are_unbiased_over_seeds(method: str):
 
     def made(seed: int) -> Projection:
         if method == "rest":
-            return projections._with_rest("auto", scaling(), known.bases, known.energies, 6, 12, seed)
-        return (projections.sketch if method == "sketch" else projections.random)(scaling(), 5, 9, 24, seed)
+            return projections._with_rest(
+                "auto", scaling(), known.bases, known.energies, 6, 12, seed
+            )
+        return (projections.sketch if method == "sketch" else projections.random)(
+            scaling(), 5, 9, 24, seed
+        )
 
     drawn = np.stack([products(made(seed), test, train) for seed in range(600)])
     deviations = (drawn.mean(axis=0) - expected) / (drawn.std(axis=0, ddof=1) / np.sqrt(len(drawn)))
@@ -101,23 +125,32 @@ def test_principal_keeps_the_coordinates_of_most_energy():
     train = draw(rng, 300, 3, 4, 8, spread=0.5)
     errors = []
     for dimensions in (4, 16, 48, 96):
-        off = products(fitted("principal", train, dimensions), train, train) - exact_scores(train, train, Scoring(RATES, 1))
+        off = products(fitted("principal", train, dimensions), train, train) - exact_scores(
+            train, train, Scoring(RATES, 1)
+        )
         errors.append(np.sqrt(np.square(off).mean()))
     assert errors == sorted(errors, reverse=True)
     # No choice of as many coordinates in the same bases keeps more of the sum of squared lengths.
-    energies = np.concatenate([energy.ravel() for energy in Measurements.of(train, scaling()).energies])
+    energies = np.concatenate(
+        [energy.ravel() for energy in Measurements.of(train, scaling()).energies]
+    )
     kept = np.square(fitted("principal", train, 16).project(train).astype(np.float64)).sum()
     np.testing.assert_allclose(kept, np.sort(energies)[-16:].sum(), rtol=1e-4)
 
 
 def test_energies_are_sums_of_squared_coordinates():
     rng = np.random.default_rng(5)
-    loss_grads, activations = rng.normal(size=(20, 3)).astype(np.float32), rng.normal(size=(20, 4)).astype(np.float32)
+    loss_grads, activations = (
+        rng.normal(size=(20, 3)).astype(np.float32),
+        rng.normal(size=(20, 4)).astype(np.float32),
+    )
     one, other = SecondMoments.of(loss_grads, activations).bases()
     expected = np.zeros((3, 4))
     for example in range(20):
         expected += np.outer(loss_grads[example] @ one, activations[example] @ other) ** 2
-    np.testing.assert_allclose(projections.energies(loss_grads, activations, (one, other)), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        projections.energies(loss_grads, activations, (one, other)), expected, rtol=1e-5
+    )
     np.testing.assert_allclose(one.T @ one, np.eye(3), atol=1e-6)
 
 
@@ -125,13 +158,21 @@ def test_moments_add_up():
     rng = np.random.default_rng(6)
     loss_grads, activations = rng.normal(size=(20, 3)), rng.normal(size=(20, 4))
     whole = SecondMoments.of(loss_grads, activations)
-    parts = SecondMoments.of(loss_grads[:7], activations[:7]) + SecondMoments.of(loss_grads[7:], activations[7:])
+    parts = SecondMoments.of(loss_grads[:7], activations[:7]) + SecondMoments.of(
+        loss_grads[7:], activations[7:]
+    )
     np.testing.assert_allclose(parts.activations, whole.activations, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(
-        whole.activations, sum((d @ d) * np.outer(h, h) for d, h in zip(loss_grads, activations, strict=True)), rtol=1e-5, atol=1e-5
+        whole.activations,
+        sum((d @ d) * np.outer(h, h) for d, h in zip(loss_grads, activations, strict=True)),
+        rtol=1e-5,
+        atol=1e-5,
     )
     np.testing.assert_allclose(
-        whole.loss_grads, sum((h @ h) * np.outer(d, d) for d, h in zip(loss_grads, activations, strict=True)), rtol=1e-5, atol=1e-5
+        whole.loss_grads,
+        sum((h @ h) * np.outer(d, d) for d, h in zip(loss_grads, activations, strict=True)),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -150,11 +191,18 @@ def test_a_stored_projection_is_the_same(method: str):
     train = draw(np.random.default_rng(8), 50, 3, 4, 6)
     made = fitted(method, train, 12, 3, unit=method == "exact")
     read = Projection.of_bytes(made.to_bytes())
-    assert (read.method, read.scaling, read.dimensions, read.kept) == (made.method, made.scaling, made.dimensions, made.kept)
+    assert (read.method, read.scaling, read.dimensions, read.kept) == (
+        made.method,
+        made.scaling,
+        made.dimensions,
+        made.kept,
+    )
     assert read.project(train).tobytes() == made.project(train).tobytes()
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b"", lambda data: b"PK" + data])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:100], lambda data: b"", lambda data: b"PK" + data]
+)
 def test_what_is_no_projection_is_refused(damage):
     with pytest.raises(ValueError):
         Projection.of_bytes(damage(projections.exact(scaling(), 2, 3).to_bytes()))
@@ -165,7 +213,9 @@ def test_rows_do_not_depend_on_their_neighbours(monkeypatch: pytest.MonkeyPatch)
     made = fitted("auto", train, 12)
     whole = made.project(train)
     monkeypatch.setattr(projections, "_SCRATCH", 64)
-    np.testing.assert_allclose(made.project(train), whole, rtol=1e-5, atol=1e-6 * np.abs(whole).max())
+    np.testing.assert_allclose(
+        made.project(train), whole, rtol=1e-5, atol=1e-6 * np.abs(whole).max()
+    )
 
 
 def test_zero_gradients_are_zero_vectors():
@@ -190,7 +240,9 @@ def test_the_strongest_are_the_same_in_any_grouping(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(projections, "SAMPLE", 7)
     train = draw(np.random.default_rng(12), 30, 3, 4, 6)
     whole = Strongest.of(train, RATES, 0)
-    parts = [Strongest.of(train.take(slice(start, start + 10)), RATES, start) for start in (0, 10, 20)]
+    parts = [
+        Strongest.of(train.take(slice(start, start + 10)), RATES, start) for start in (0, 10, 20)
+    ]
     for order in ((0, 1, 2), (2, 0, 1)):
         merged = parts[order[0]] + parts[order[1]] + parts[order[2]]
         assert merged.rows.tolist() == whole.rows.tolist()
@@ -200,20 +252,33 @@ def test_the_strongest_are_the_same_in_any_grouping(monkeypatch: pytest.MonkeyPa
 
 def test_auto_sketches_where_that_finds_more_of_a_sample():
     rng = np.random.default_rng(13)
-    # Twenty examples again and again: far from each other in too many directions for the coordinates of a few of them.
-    loss_grads, activations, again = rng.normal(size=(20, 3, 6)), rng.normal(size=(20, 3, 40)), rng.integers(0, 20, 400)
+    # Twenty examples again and again: far from each other in too many directions for the
+    # coordinates of a few of them.
+    loss_grads, activations, again = (
+        rng.normal(size=(20, 3, 6)),
+        rng.normal(size=(20, 3, 40)),
+        rng.integers(0, 20, 400),
+    )
     train = features(loss_grads[again], activations[again])
     made = fitted("auto", train, 24)
     assert made.sketch is not None and made.dimensions == 24
-    assert projections.found_in_sample(made, train) > projections.found_in_sample(fitted("principal", train, 24), train)
+    assert projections.found_in_sample(made, train) > projections.found_in_sample(
+        fitted("principal", train, 24), train
+    )
     # And such as lie in few directions.
-    few = features(rng.normal(size=(400, 3, 2)) @ rng.normal(size=(2, 6)), rng.normal(size=(400, 3, 3)) @ rng.normal(size=(3, 40)))
+    few = features(
+        rng.normal(size=(400, 3, 2)) @ rng.normal(size=(2, 6)),
+        rng.normal(size=(400, 3, 3)) @ rng.normal(size=(3, 40)),
+    )
     assert fitted("auto", few, 60).sketch is None
 
 
 @pytest.mark.parametrize(
     ("method", "dimensions", "message"),
-    [("auto", 73, "more than the 72 of exact vectors"), ("random", 2, "one for each of the 3 checkpoints")],
+    [
+        ("auto", 73, "more than the 72 of exact vectors"),
+        ("random", 2, "one for each of the 3 checkpoints"),
+    ],
 )
 def test_dimensions_that_cannot_be_are_refused(method: str, dimensions: int, message: str):
     with pytest.raises(ValueError, match=message):

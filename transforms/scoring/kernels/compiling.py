@@ -22,5 +22,9 @@ def compiled(**options: Any) -> Callable[[Callable], Callable]:
 
 
 def inlined(**options: Any) -> Callable[[Callable], Callable]:
-    """For what compiled functions alone call: to take its arguments from Python would be most of what there is to compile."""
-    return numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
+    """For what compiled functions alone call: to take its arguments from Python would be most of
+    what there is to compile.
+    """
+    return numba.njit(
+        nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, **options
+    )

@@ -11,7 +11,9 @@ from transforms.scoring.kernels.simd import borrowed
 
 @inlined(inline="always")
 def threshold_of(pool: Pool, sign: int, i: int, divisor: float) -> float:
-    """The threshold of what `Pool.bounds` holds: what is below it is not among the k best; what equals it may be, by its id."""
+    """The threshold of what `Pool.bounds` holds: what is below it is not among the k best; what
+    equals it may be, by its id.
+    """
     limit = pool.floors[sign, i]
     if pool.filled[sign, i] == pool.scores.shape[2]:
         limit = max(limit, pool.scores[sign, i, 0])
@@ -24,8 +26,12 @@ def _worse(scores: np.ndarray, rows: np.ndarray, ranks: np.ndarray, a: int, b: i
 
 
 @inlined()
-def keep_best(scores: np.ndarray, rows: np.ndarray, n: int, score: float, row: int, ranks: np.ndarray) -> int:
-    """Puts a scored candidate into a heap of n, if it is one of the best; returns how many the heap then holds."""
+def keep_best(
+    scores: np.ndarray, rows: np.ndarray, n: int, score: float, row: int, ranks: np.ndarray
+) -> int:
+    """Puts a scored candidate into a heap of n, if it is one of the best; returns how many the heap
+    then holds.
+    """
     if n < len(scores):
         place = n
         scores[place], rows[place] = score, row
@@ -62,7 +68,9 @@ def _sink(scores: np.ndarray, rows: np.ndarray, ranks: np.ndarray, n: int) -> No
 
 @inlined()
 def sift(bounds: np.ndarray, listed: np.ndarray, place: int, n: int) -> None:
-    """Moves the entry at `place` of a heap of n bounds, largest on top, down to where it belongs."""
+    """Moves the entry at `place` of a heap of n bounds, largest on top, down to where it
+    belongs.
+    """
     while True:
         child = 2 * place + 1
         if child >= n:
@@ -77,8 +85,12 @@ def sift(bounds: np.ndarray, listed: np.ndarray, place: int, n: int) -> None:
 
 
 @inlined(forceinline=True)
-def float32_levels(limits: tuple[float, float], unit: float, margin: float) -> tuple[np.float32, np.float32]:
-    """What float32 bounds of either sign, off by at most `margin` and in this unit, are compared with."""
+def float32_levels(
+    limits: tuple[float, float], unit: float, margin: float
+) -> tuple[np.float32, np.float32]:
+    """What float32 bounds of either sign, off by at most `margin` and in this unit, are compared
+    with.
+    """
     return _level(limits[0] / unit - margin), _level(limits[1] / unit - margin)
 
 
@@ -90,7 +102,9 @@ def _level(limit: float) -> np.float32:
 
 @inlined()
 def nth_largest(values: np.ndarray, n: int) -> float:
-    """What would be at place n, were the values sorted; they change places. `np.partition` takes longer to compile than all else."""
+    """What would be at place n, were the values sorted; they change places. `np.partition` takes
+    longer to compile than all else.
+    """
     low, high = 0, len(values) - 1
     while low < high:
         pivot = values[(low + high) // 2]
@@ -115,8 +129,12 @@ def nth_largest(values: np.ndarray, n: int) -> float:
 
 
 @compiled()
-def take_best(pool: Pool, ranks: np.ndarray, sign: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Takes what the heaps of a sign hold: rows of the pool [P] int32, scores [P] and training rows [P], by row and best first."""
+def take_best(
+    pool: Pool, ranks: np.ndarray, sign: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Takes what the heaps of a sign hold: rows of the pool [P] int32, scores [P] and training rows
+    [P], by row and best first.
+    """
     pool, ranks = borrowed(pool), borrowed(ranks)
     total = pool.filled[sign].sum()
     found, scores, trains = np.empty(total, np.int32), np.empty(total), np.empty(total, np.int32)

@@ -21,8 +21,9 @@ NO_PLACE = np.iinfo(np.int32).max
 # How many outputs of a test example are taken as those that it is strongest in.
 STRONGEST = 4
 
-# Error of float64 arithmetic on a score of the factors, over N N': of the canonical score (n / LANES additions of n terms, up to a
-# million of them), and of the bounds that are computed in float64.
+# Error of float64 arithmetic on a score of the factors, over N N': of the canonical score (n /
+# LANES additions of n terms, up to a million of them), and of the bounds that are computed in
+# float64.
 SLACK = 1e-11
 
 
@@ -45,10 +46,13 @@ class Factors(NamedTuple):
     Attributes:
         loss_grads, activations: [n, T, C] and [n, T, D] float32, as stored.
         lengths: √η_t ‖ĥ_t‖, [n, T] float64.
-        negatives: the norm of ĥ_t's negative entries over ‖ĥ_t‖, rounded up, [n, T] float64. After a ReLU it is 0.
-        sketches: [n, T, SKETCH] float32, ĥ_t over its length in as many orthonormal directions; or [n, T, 0], where nothing is sketched.
-        rests: the length of what is outside of these directions, [n, T] float64, with room for all errors of sketches: a product of two
-            of these lengths is no less than what the product of two vectors may be off from that of their sketches.
+        negatives: the norm of ĥ_t's negative entries over ‖ĥ_t‖, rounded up, [n, T] float64. After
+            a ReLU it is 0.
+        sketches: [n, T, SKETCH] float32, ĥ_t over its length in as many orthonormal directions; or
+            [n, T, 0], where nothing is sketched.
+        rests: the length of what is outside of these directions, [n, T] float64, with room for all
+            errors of sketches: a product of two of these lengths is no less than what the product
+            of two vectors may be off from that of their sketches.
         norms: n_t = √η_t ‖δ_t‖ ‖ĥ_t‖, [n, T] float64.
         norm: N = √self-influence, [n] float64.
         divisors: what normalisation divides this side's scores by, [n] float64.
@@ -66,13 +70,15 @@ class Factors(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Loss gradients of training examples, scaled, transposed and cut into blocks of `BLOCK` columns; `PAGE` blocks have an outline.
+    """Loss gradients of training examples, scaled, transposed and cut into blocks of `BLOCK`
+    columns; `PAGE` blocks have an outline.
 
     Attributes:
         columns: [m] int32, training rows; column j of block b is `columns[b * BLOCK + j]`.
         loss_grads: [B, T, C, BLOCK] float32, `√η_t ‖ĥ_t‖ δ_t` over the block's unit.
         norms: [B, T, BLOCK] float32, n_t over the block's unit, rounded up.
-        units: [B] float64, what a block is scaled by: the largest N of its columns, or, where normalised, each column by its own.
+        units: [B] float64, what a block is scaled by: the largest N of its columns, or, where
+            normalised, each column by its own.
         negatives: [B, T] float32, the largest of `Factors.negatives` in a block, rounded up.
         sketches: [B, T, SKETCH, BLOCK] float32, of `Factors`; or an empty axis for `SKETCH`.
         rests: [B, T, BLOCK] float32, of `Factors`, rounded up.
@@ -97,7 +103,8 @@ class Terms(NamedTuple):
     """The large entries of n test examples' scaled loss gradients, and the norm of the rest.
 
     Attributes:
-        starts: [n, T + 1] int64; entries of checkpoint t of row i are `starts[i, t]` to `starts[i, t + 1]`.
+        starts: [n, T + 1] int64; entries of checkpoint t of row i are `starts[i, t]` to `starts[i,
+            t + 1]`.
         outputs: [E] int32.
         values: [E] float32, `√η_t ‖ĥ_t‖ δ_t / N`.
         rest: [n, T] float32, norm of the entries left out, rounded up.
@@ -115,18 +122,20 @@ class Terms(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """The best so far of n test examples, and candidates that are not scored yet; the first axis is the sign: proponents, opponents.
+    """The best so far of n test examples, and candidates that are not scored yet; the first axis is
+    the sign: proponents, opponents.
 
     Attributes:
         scores: [2, n, k] float64, a heap with the worst on top; of opponents negated.
         rows: [2, n, k] int32, training rows of the chunk.
         filled: [2, n] int64.
         floors: [2, n] float64; no score below it can be among the k best.
-        bounds: [2, n, L] float64, upper bounds of candidates' scores times the test example's divisor.
+        bounds: [2, n, L] float64, upper bounds of candidates' scores times the test example's
+            divisor.
         listed: [2, n, L] int32, their training rows.
         counts: [2, n] int64.
-        pilots: [2, n, P] int32, places in `Blocks.columns` of training rows that are searched before all others, ascending and perhaps
-            repeated; `NO_PLACE` fills up.
+        pilots: [2, n, P] int32, places in `Blocks.columns` of training rows that are searched
+            before all others, ascending and perhaps repeated; `NO_PLACE` fills up.
         tally: [n, 3] int64, pairs skipped in whole blocks, examined, and scored.
     """
 
@@ -142,8 +151,9 @@ class Pool(NamedTuple):
 
 
 class Addresses(NamedTuple):
-    """Where the arrays of `Factors` are, and how long their last axes. Arrays themselves would be counted as used in each call, which
-    costs more than most calls do; and threads would wait for each other's counting.
+    """Where the arrays of `Factors` are, and how long their last axes. Arrays themselves would be
+    counted as used in each call, which costs more than most calls do; and threads would wait for
+    each other's counting.
     """
 
     loss_grads: int

@@ -8,10 +8,18 @@ import numpy as np
 
 from transforms.scoring.kernels.compiling import compiled, inlined
 from transforms.scoring.kernels.heaps import keep_best, sift, threshold_of
-from transforms.scoring.kernels.layout import CANDIDATES_AT_ONCE, SLACK, Addresses, Factors, Pool, addresses_of
+from transforms.scoring.kernels.layout import (
+    CANDIDATES_AT_ONCE,
+    SLACK,
+    Addresses,
+    Factors,
+    Pool,
+    addresses_of,
+)
 from transforms.scoring.kernels.simd import QUAD, SKETCH, borrowed, dots, load_float64, score_quad
 
-# Units of activations for which it pays to leave a candidate between checkpoints: else its bounds cost as much as its score.
+# Units of activations for which it pays to leave a candidate between checkpoints: else its bounds
+# cost as much as its score.
 _MANY_UNITS = 512
 
 
@@ -19,13 +27,16 @@ class Work(NamedTuple):
     """Room for the candidates of one test row that are scored together.
 
     Attributes:
-        codes: [_ROOM] int64, `2 j` for training row j, and one more where it is a candidate for the opponents.
+        codes: [_ROOM] int64, `2 j` for training row j, and one more where it is a candidate for the
+            opponents.
         products: [T, _ROOM] float64, δ_t · δ'_t.
         uppers: [T, _ROOM] float64, upper bounds of the parts of their scores, of opponents negated.
-        bounds: [_ROOM] float64, a heap of bounds of their scores as `Pool.bounds` holds them, the largest on top.
+        bounds: [_ROOM] float64, a heap of bounds of their scores as `Pool.bounds` holds them, the
+            largest on top.
         places: [_ROOM] int32, which candidates they are of.
         quad: [QUAD] int64, the candidates that are scored at once.
-        dots, totals, left: [QUAD] float64, of these: products of their vectors, what there is of their scores, and upper bounds.
+        dots, totals, left: [QUAD] float64, of these: products of their vectors, what there is of
+            their scores, and upper bounds.
     """
 
     codes: np.ndarray
@@ -68,8 +79,12 @@ def vector_address(start: int, record: int, width: int) -> Any:
 
 
 @inlined(forceinline=True)
-def _of_quad(one: int, row: int, other: int, work: Work, t: int, checkpoints: int, width: int) -> tuple[Any, ...]:
-    """The addresses of a test row's vector of checkpoint t and of those of the candidates `work.quad`."""
+def _of_quad(
+    one: int, row: int, other: int, work: Work, t: int, checkpoints: int, width: int
+) -> tuple[Any, ...]:
+    """The addresses of a test row's vector of checkpoint t and of those of the candidates
+    `work.quad`.
+    """
     return (
         vector_address(one, row * checkpoints + t, width),
         vector_address(other, (work.codes[work.quad[0]] >> 1) * checkpoints + t, width),
@@ -80,8 +95,12 @@ def _of_quad(one: int, row: int, other: int, work: Work, t: int, checkpoints: in
 
 
 @inlined(forceinline=True)
-def _dots(one: int, row: int, other: int, work: Work, t: int, checkpoints: int, width: int, products: int) -> None:
-    """The dot products of a test row's vector of checkpoint t with those of the candidates `work.quad`, to an address."""
+def _dots(
+    one: int, row: int, other: int, work: Work, t: int, checkpoints: int, width: int, products: int
+) -> None:
+    """The dot products of a test row's vector of checkpoint t with those of the candidates
+    `work.quad`, to an address.
+    """
     x, y0, y1, y2, y3 = _of_quad(one, row, other, work, t, checkpoints, width)
     dots(x, y0, y1, y2, y3, width, products)
 
@@ -94,14 +113,25 @@ def _multiply_loss_grads(test: Addresses, train: Addresses, row: int, work: Work
             work.quad[q] = min(first + q, n - 1)
         for t in range(test.checkpoints):
             target = work.products.ctypes.data + np.uintp(8 * (t * CANDIDATES_AT_ONCE + first))
-            _dots(test.loss_grads, row, train.loss_grads, work, t, test.checkpoints, test.outputs, target)
+            _dots(
+                test.loss_grads,
+                row,
+                train.loss_grads,
+                work,
+                t,
+                test.checkpoints,
+                test.outputs,
+                target,
+            )
 
 
 @inlined()
 def _bound_parts(test: Addresses, train: Addresses, row: int, work: Work, n: int) -> None:
-    """Fills in `uppers` and `bounds` of n candidates: from exact loss gradients, and from sketches of activations, if there are any.
+    """Fills in `uppers` and `bounds` of n candidates: from exact loss gradients, and from sketches
+    of activations, if there are any.
 
-    A bound is minus infinity where all signs say that the score is not positive, or, of an opponent, not negative.
+    A bound is minus infinity where all signs say that the score is not positive, or, of an
+    opponent, not negative.
     """
     norm = load_float64(test.norm, row)
     for first in range(0, n, QUAD):
@@ -111,18 +141,34 @@ def _bound_parts(test: Addresses, train: Addresses, row: int, work: Work, n: int
             work.totals[q] = 0
         for t in range(test.checkpoints):
             if test.sketched:
-                _dots(test.sketches, row, train.sketches, work, t, test.checkpoints, SKETCH, work.dots.ctypes.data)
+                _dots(
+                    test.sketches,
+                    row,
+                    train.sketches,
+                    work,
+                    t,
+                    test.checkpoints,
+                    SKETCH,
+                    work.dots.ctypes.data,
+                )
             i = row * test.checkpoints + t
             for q in range(QUAD):
                 place = work.quad[q]
                 j = (work.codes[place] >> 1) * test.checkpoints + t
-                towards = -work.products[t, place] if work.codes[place] & 1 else work.products[t, place]
+                towards = (
+                    -work.products[t, place] if work.codes[place] & 1 else work.products[t, place]
+                )
                 # ĥ · ĥ' over both lengths.
-                against = min(1.0, load_float64(test.negatives, i) + load_float64(train.negatives, j))
+                against = min(
+                    1.0, load_float64(test.negatives, i) + load_float64(train.negatives, j)
+                )
                 highest, lowest = 1.0, -against
                 if test.sketched:
                     outside = load_float64(test.rests, i) * load_float64(train.rests, j)
-                    highest, lowest = min(highest, work.dots[q] + outside), max(lowest, work.dots[q] - outside)
+                    highest, lowest = (
+                        min(highest, work.dots[q] + outside),
+                        max(lowest, work.dots[q] - outside),
+                    )
                 length = load_float64(test.lengths, i) * load_float64(train.lengths, j)
                 work.uppers[t, place] = max(towards * highest, towards * lowest) * length
                 work.left[q] += work.uppers[t, place]
@@ -130,7 +176,9 @@ def _bound_parts(test: Addresses, train: Addresses, row: int, work: Work, n: int
                 work.totals[q] += towards > 0 or (towards < 0 and against > 0)
         for q in range(min(QUAD, n - first)):
             j = work.codes[first + q] >> 1
-            listed = _listed_bound(work.left[q], norm * load_float64(train.norm, j), load_float64(train.divisors, j))
+            listed = _listed_bound(
+                work.left[q], norm * load_float64(train.norm, j), load_float64(train.divisors, j)
+            )
             work.bounds[first + q] = listed if work.totals[q] else -np.inf
 
 
@@ -147,7 +195,9 @@ def _normalized(score: float, test_divisor: float, train_divisor: float) -> floa
 
 
 @compiled()
-def canonical_scores(test: Factors, train: Factors, rates: np.ndarray, tests: np.ndarray, trains: np.ndarray) -> np.ndarray:
+def canonical_scores(
+    test: Factors, train: Factors, rates: np.ndarray, tests: np.ndarray, trains: np.ndarray
+) -> np.ndarray:
     """`scoring.canonical_scores` of P pairs, the same bits, compiled: [P] float64."""
     scores = np.empty(len(tests))
     one, other = addresses_of(test), addresses_of(train)
@@ -165,7 +215,16 @@ def canonical_scores(test: Factors, train: Factors, rates: np.ndarray, tests: np
 @inlined(forceinline=True)
 def _add_part(test: Addresses, train: Addresses, row: int, work: Work, t: int, rate: float) -> None:
     """Adds checkpoint t to the `totals` of the candidates `quad`, and leaves it in `dots`."""
-    _dots(test.activations, row, train.activations, work, t, test.checkpoints, test.units, work.dots.ctypes.data)
+    _dots(
+        test.activations,
+        row,
+        train.activations,
+        work,
+        t,
+        test.checkpoints,
+        test.units,
+        work.dots.ctypes.data,
+    )
     for q in range(QUAD):
         work.dots[q] = rate * (work.products[t, work.quad[q]] * work.dots[q])
         work.totals[q] += work.dots[q]
@@ -173,7 +232,15 @@ def _add_part(test: Addresses, train: Addresses, row: int, work: Work, t: int, r
 
 @inlined(forceinline=True)
 def score_candidates(
-    pool: Pool, i: int, test: Addresses, train: Addresses, row: int, work: Work, n: int, rates: np.ndarray, ranks: np.ndarray
+    pool: Pool,
+    i: int,
+    test: Addresses,
+    train: Addresses,
+    row: int,
+    work: Work,
+    n: int,
+    rates: np.ndarray,
+    ranks: np.ndarray,
 ) -> None:
     """Scores n candidates of the pool's row i (test row `row`) and keeps the best."""
     if test.units >= _MANY_UNITS:
@@ -190,12 +257,20 @@ def score_candidates(
 
 @inlined()
 def _score_by_bounds(
-    pool: Pool, i: int, test: Addresses, train: Addresses, row: int, work: Work, n: int, rates: np.ndarray, ranks: np.ndarray
+    pool: Pool,
+    i: int,
+    test: Addresses,
+    train: Addresses,
+    row: int,
+    work: Work,
+    n: int,
+    rates: np.ndarray,
+    ranks: np.ndarray,
 ) -> None:
     """What `_score` does where scores are dear.
 
-    Candidates come by their bounds, the highest first, and bounds give way to what they bound, checkpoint by checkpoint, until what is
-    left cannot reach the threshold.
+    Candidates come by their bounds, the highest first, and bounds give way to what they bound,
+    checkpoint by checkpoint, until what is left cannot reach the threshold.
     """
     norm, divisor = load_float64(test.norm, row), load_float64(test.divisors, row)
     _bound_parts(test, train, row, work, n)
@@ -229,7 +304,9 @@ def _score_by_bounds(
             hopeful = False
             for q in range(count):
                 code = work.codes[work.quad[q]]
-                needed = limits[code & 1] * load_float64(train.divisors, code >> 1) - SLACK * norm * load_float64(train.norm, code >> 1)
+                needed = limits[code & 1] * load_float64(
+                    train.divisors, code >> 1
+                ) - SLACK * norm * load_float64(train.norm, code >> 1)
                 hopeful |= work.left[q] >= needed
             if not hopeful:
                 break
@@ -244,19 +321,44 @@ def _score_by_bounds(
 @inlined(forceinline=True)
 def _score_quad(test: Addresses, train: Addresses, row: int, work: Work, rates: int) -> None:
     """Fills in `totals` of the candidates `quad`."""
-    loss_grads = _of_quad(test.loss_grads, row, train.loss_grads, work, 0, test.checkpoints, test.outputs)
-    activations = _of_quad(test.activations, row, train.activations, work, 0, test.checkpoints, test.units)
-    score_quad(test.checkpoints, loss_grads, test.outputs, activations, test.units, rates, work.totals.ctypes.data)
+    loss_grads = _of_quad(
+        test.loss_grads, row, train.loss_grads, work, 0, test.checkpoints, test.outputs
+    )
+    activations = _of_quad(
+        test.activations, row, train.activations, work, 0, test.checkpoints, test.units
+    )
+    score_quad(
+        test.checkpoints,
+        loss_grads,
+        test.outputs,
+        activations,
+        test.units,
+        rates,
+        work.totals.ctypes.data,
+    )
 
 
 @inlined(forceinline=True)
-def _keep_scored(pool: Pool, i: int, test: Addresses, train: Addresses, row: int, work: Work, count: int, ranks: np.ndarray) -> None:
+def _keep_scored(
+    pool: Pool,
+    i: int,
+    test: Addresses,
+    train: Addresses,
+    row: int,
+    work: Work,
+    count: int,
+    ranks: np.ndarray,
+) -> None:
     """Keeps the best of the first `count` candidates of `quad`, whose `totals` are whole."""
     divisor = load_float64(test.divisors, row)
     pool.tally[i, 2] += count
     for q in range(count):
         code = work.codes[work.quad[q]]
         sign, j = code & 1, code >> 1
-        score = _normalized(-work.totals[q] if sign else work.totals[q], divisor, load_float64(train.divisors, j))
+        score = _normalized(
+            -work.totals[q] if sign else work.totals[q], divisor, load_float64(train.divisors, j)
+        )
         if score > 0 and score >= pool.floors[sign, i]:
-            pool.filled[sign, i] = keep_best(pool.scores[sign, i], pool.rows[sign, i], pool.filled[sign, i], score, j, ranks)
+            pool.filled[sign, i] = keep_best(
+                pool.scores[sign, i], pool.rows[sign, i], pool.filled[sign, i], score, j, ranks
+            )

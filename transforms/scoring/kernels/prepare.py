@@ -1,4 +1,6 @@
-"""Compiled loops that prepare a search: blocks, outlines, sketches, large entries of loss gradients, and pilots."""
+"""Compiled loops that prepare a search: blocks, outlines, sketches, large entries of loss
+gradients, and pilots.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,26 @@ import math
 import numpy as np
 
 from transforms.scoring.kernels.compiling import compiled, inlined
-from transforms.scoring.kernels.layout import NO_PLACE, PAGE, STRONGEST, Blocks, Factors, Pool, Terms, count_parts, part_of_sum
+from transforms.scoring.kernels.layout import (
+    NO_PLACE,
+    PAGE,
+    STRONGEST,
+    Blocks,
+    Factors,
+    Pool,
+    Terms,
+    count_parts,
+    part_of_sum,
+)
 from transforms.scoring.kernels.simd import BLOCK, SKETCH, SKETCH_COLUMNS, TILE, add_sketches
 
 
 @compiled()
-def strongest_outputs_of(loss_grads: np.ndarray, lengths: np.ndarray, first: int, last: int, outputs: np.ndarray) -> None:
-    """Of rows `first` to `last` of loss_grads [n, T, C] with lengths [n, T], the two outputs in which `Σ_t √η_t ‖ĥ_t‖ δ_t` is largest.
+def strongest_outputs_of(
+    loss_grads: np.ndarray, lengths: np.ndarray, first: int, last: int, outputs: np.ndarray
+) -> None:
+    """Of rows `first` to `last` of loss_grads [n, T, C] with lengths [n, T], the two outputs in
+    which `Σ_t √η_t ‖ĥ_t‖ δ_t` is largest.
 
     outputs [n, 2] int32, the largest first, each as `2 c` or, below zero, `2 c + 1`.
     """
@@ -35,11 +50,19 @@ def strongest_outputs_of(loss_grads: np.ndarray, lengths: np.ndarray, first: int
 
 @compiled()
 def cut_blocks(
-    blocks: np.ndarray, first: int, last: int, vectors: np.ndarray, factors: np.ndarray, units: np.ndarray, columns: np.ndarray
+    blocks: np.ndarray,
+    first: int,
+    last: int,
+    vectors: np.ndarray,
+    factors: np.ndarray,
+    units: np.ndarray,
+    columns: np.ndarray,
 ) -> None:
-    """Fills blocks `first` to `last` of [B, T, R, BLOCK] with the vectors [n, T, R] of the rows `columns`, scaled.
+    """Fills blocks `first` to `last` of [B, T, R, BLOCK] with the vectors [n, T, R] of the rows
+    `columns`, scaled.
 
-    Vectors are multiplied by `factors` [n, T] and divided by the `units` [B] of their blocks; zeros fill up the last block.
+    Vectors are multiplied by `factors` [n, T] and divided by the `units` [B] of their blocks; zeros
+    fill up the last block.
     """
     _, checkpoints, width, _ = blocks.shape
     for block in range(first, last):
@@ -55,8 +78,12 @@ def cut_blocks(
 
 
 @compiled()
-def outline_blocks(blocks: Blocks, first: int, last: int, train: Factors, scales: np.ndarray) -> None:
-    """Fills in what is known of whole blocks, `first` to `last`, once they are cut; `scales` [n] is 1, or 1 / N where normalised."""
+def outline_blocks(
+    blocks: Blocks, first: int, last: int, train: Factors, scales: np.ndarray
+) -> None:
+    """Fills in what is known of whole blocks, `first` to `last`, once they are cut; `scales` [n] is
+    1, or 1 / N where normalised.
+    """
     _, checkpoints, outputs, _ = blocks.loss_grads.shape
     for block in range(first, last):
         columns = blocks.columns[block * BLOCK : (block + 1) * BLOCK]
@@ -67,23 +94,43 @@ def outline_blocks(blocks: Blocks, first: int, last: int, train: Factors, scales
             norm, negative = np.float32(0), np.float32(0)
             for column in range(len(columns)):
                 j = columns[column]
-                blocks.norms[block, t, column] = np.float32(train.norms[j, t] * (scales[j] / blocks.units[block]) * (1 + 1e-6))
+                blocks.norms[block, t, column] = np.float32(
+                    train.norms[j, t] * (scales[j] / blocks.units[block]) * (1 + 1e-6)
+                )
                 blocks.rests[block, t, column] = np.float32(train.rests[j, t] * (1 + 1e-6))
                 norm = max(norm, blocks.norms[block, t, column])
                 negative = max(negative, np.float32(train.negatives[j, t] * (1 + 1e-6)))
             blocks.negatives[block, t] = negative
-            blocks.page_norms[page, t, place], blocks.page_negatives[page, t, place] = norm, negative
+            blocks.page_norms[page, t, place], blocks.page_negatives[page, t, place] = (
+                norm,
+                negative,
+            )
             for c in range(outputs):
-                highest, lowest = blocks.loss_grads[block, t, c, 0], blocks.loss_grads[block, t, c, 0]
+                highest, lowest = (
+                    blocks.loss_grads[block, t, c, 0],
+                    blocks.loss_grads[block, t, c, 0],
+                )
                 for column in range(1, len(columns)):
                     highest = max(highest, blocks.loss_grads[block, t, c, column])
                     lowest = min(lowest, blocks.loss_grads[block, t, c, column])
-                blocks.highest[page, t, c, place], blocks.lowest[page, t, c, place] = highest, lowest
+                blocks.highest[page, t, c, place], blocks.lowest[page, t, c, place] = (
+                    highest,
+                    lowest,
+                )
 
 
 @compiled()
-def scale_vectors(scaled: np.ndarray, first: int, last: int, vectors: np.ndarray, factors: np.ndarray, rows: np.ndarray) -> None:
-    """Fills places `first` to `last` of scaled [m, T, R] with vectors [n, T, R] of these rows [m], multiplied by `factors` [n, T]."""
+def scale_vectors(
+    scaled: np.ndarray,
+    first: int,
+    last: int,
+    vectors: np.ndarray,
+    factors: np.ndarray,
+    rows: np.ndarray,
+) -> None:
+    """Fills places `first` to `last` of scaled [m, T, R] with vectors [n, T, R] of these rows [m],
+    multiplied by `factors` [n, T].
+    """
     _, checkpoints, width = vectors.shape
     for place in range(first, last):
         for t in range(checkpoints):
@@ -104,10 +151,12 @@ def look_at_activations(
     sketches: np.ndarray,
     rests: np.ndarray,
 ) -> None:
-    """For rows `first` to `last` of activations [n, T, D] with these lengths [n, T], fills in the fields of `Factors`.
+    """For rows `first` to `last` of activations [n, T, D] with these lengths [n, T], fills in the
+    fields of `Factors`.
 
-    `directions` [T, D, SKETCH_COLUMNS] float32 are orthonormal but for rounding, zeros behind them; or there are none, [T, D, 0]. `error`
-    is of `scoring.sketch_error`. Additions may come in any order, since all is rounded up.
+    `directions` [T, D, SKETCH_COLUMNS] float32 are orthonormal but for rounding, zeros behind them;
+    or there are none, [T, D, 0]. `error` is of `scoring.sketch_error`. Additions may come in any
+    order, since all is rounded up.
     """
     _, checkpoints, units = activations.shape
     scaled = np.zeros((TILE, units), np.float32)
@@ -135,7 +184,9 @@ def look_at_activations(
                 begin, width = part_of_sum(units, part)
                 for place in range(TILE):
                     addresses[place] = scaled.ctypes.data + np.uintp(4 * (place * units + begin))
-                columns = directions.ctypes.data + np.uintp(4 * SKETCH_COLUMNS * (t * units + begin))
+                columns = directions.ctypes.data + np.uintp(
+                    4 * SKETCH_COLUMNS * (t * units + begin)
+                )
                 add_sketches(addresses.ctypes.data, width, columns, sums.ctypes.data)
             for place in range(count):
                 total = 0.0
@@ -147,9 +198,15 @@ def look_at_activations(
 
 @compiled()
 def find_terms(
-    loss_grads: np.ndarray, lengths: np.ndarray, norm: np.ndarray, tolerance: float, first: int, last: int
+    loss_grads: np.ndarray,
+    lengths: np.ndarray,
+    norm: np.ndarray,
+    tolerance: float,
+    first: int,
+    last: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The fields of `Terms` of rows `first` to `last` of loss_grads [n, T, C], lengths [n, T] and norm [n].
+    """The fields of `Terms` of rows `first` to `last` of loss_grads [n, T, C], lengths [n, T] and
+    norm [n].
 
     The entries left out have a norm of at most `tolerance` together, or are zero.
     """
@@ -196,7 +253,8 @@ def find_terms(
 
 @compiled()
 def strongest_outputs(terms: Terms, outputs: int, first: int, last: int, found: np.ndarray) -> None:
-    """Of test rows `first` to `last`, the outputs in which the sum of its terms is largest, the largest last.
+    """Of test rows `first` to `last`, the outputs in which the sum of its terms is largest, the
+    largest last.
 
     found [n, STRONGEST] int64, each as `2 c` or, below zero, `2 c + 1`; −1 where there are fewer.
     """
@@ -231,9 +289,11 @@ def _magnitude(value: float) -> int:
 
 @compiled(fastmath={"nnan", "nsz", "contract", "reassoc"})
 def strongest_places(blocks: Blocks, first: int, last: int, places: np.ndarray) -> None:
-    """For outputs `first` to `last`, where the largest `Σ_t √η_t ‖ĥ_t‖ δ_tc` are, above and below zero: places in `columns` [2, C, P].
+    """For outputs `first` to `last`, where the largest `Σ_t √η_t ‖ĥ_t‖ δ_tc` are, above and below
+    zero: places in `columns` [2, C, P].
 
-    Where there are fewer, the rest is −1. Sums are in float32; what is a little weaker serves as well.
+    Where there are fewer, the rest is −1. Sums are in float32; what is a little weaker serves as
+    well.
     """
     checkpoints, most = blocks.loss_grads.shape[1], places.shape[2]
     held = np.zeros((2, last - first, most), np.float64)
@@ -260,8 +320,11 @@ def strongest_places(blocks: Blocks, first: int, last: int, places: np.ndarray) 
                     least[sign, c - first] = place
 
 
-def choose_by_outputs(pool: Pool, rows: np.ndarray, chosen: np.ndarray, outputs: np.ndarray, strongest: np.ndarray) -> None:
-    """Makes the pilots of the rows `chosen`: what is strongest in the outputs that a test row is strongest in.
+def choose_by_outputs(
+    pool: Pool, rows: np.ndarray, chosen: np.ndarray, outputs: np.ndarray, strongest: np.ndarray
+) -> None:
+    """Makes the pilots of the rows `chosen`: what is strongest in the outputs that a test row is
+    strongest in.
 
     `outputs` is of `strongest_outputs`, `strongest` of `strongest_places`.
     """
@@ -275,12 +338,19 @@ def choose_by_outputs(pool: Pool, rows: np.ndarray, chosen: np.ndarray, outputs:
 
 
 def choose_by_leaders(
-    pool: Pool, rows: np.ndarray, chosen: np.ndarray, leaders: np.ndarray, outputs: np.ndarray, places: np.ndarray
+    pool: Pool,
+    rows: np.ndarray,
+    chosen: np.ndarray,
+    leaders: np.ndarray,
+    outputs: np.ndarray,
+    places: np.ndarray,
 ) -> np.ndarray:
-    """Makes the pilots of the rows `chosen`: the best of the pool's rows `leaders`, ascending, before and after each.
+    """Makes the pilots of the rows `chosen`: the best of the pool's rows `leaders`, ascending,
+    before and after each.
 
-    Of those alone that are strongest in the same output; returns which of the rows have such a leader, [n] bool. `outputs` is of
-    `strongest_outputs`; `places` are of training rows, in `Blocks.columns`.
+    Of those alone that are strongest in the same output; returns which of the rows have such a
+    leader, [n] bool. `outputs` is of `strongest_outputs`; `places` are of training rows, in
+    `Blocks.columns`.
     """
     led = np.zeros(len(chosen), bool)
     k = pool.scores.shape[2]
@@ -291,7 +361,9 @@ def choose_by_leaders(
         leading = leaders[near[following]]
         same = outputs[rows[leading], STRONGEST - 1] == outputs[rows[following], STRONGEST - 1]
         following, leading = following[same], leading[same]
-        best = np.where(np.arange(k) < pool.filled[:, leading, None], places[pool.rows[:, leading]], NO_PLACE)
+        best = np.where(
+            np.arange(k) < pool.filled[:, leading, None], places[pool.rows[:, leading]], NO_PLACE
+        )
         pool.pilots[:, following, side * k : (side + 1) * k] = best
         led[following] = True
     pool.pilots[:, led] = np.sort(pool.pilots[:, led])

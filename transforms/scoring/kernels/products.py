@@ -48,9 +48,11 @@ def multiply_rows(
     block: int,
     sums: np.ndarray,
 ) -> None:
-    """`Σ_t (δ_t · δ'_t) (ĥ_t · ĥ'_t)` in float32 of rows `first` to `last` with the columns of a block, into sums [_TILES * TILE, BLOCK].
+    """`Σ_t (δ_t · δ'_t) (ĥ_t · ĥ'_t)` in float32 of rows `first` to `last` with the columns of a
+    block, into sums [_TILES * TILE, BLOCK].
 
-    loss_grads [n, T, C] and activations [n, T, D] are of rows, those of training examples [B, T, C or D, BLOCK] of blocks.
+    loss_grads [n, T, C] and activations [n, T, D] are of rows, those of training examples [B, T, C
+    or D, BLOCK] of blocks.
     """
     checkpoints, outputs, units = loss_grads.shape[1], loss_grads.shape[2], activations.shape[2]
     products = np.empty((_TILES * TILE, BLOCK), np.float32)
@@ -60,7 +62,8 @@ def multiply_rows(
     for t in range(checkpoints):
         products[:] = 0
         place = block * checkpoints + t
-        # Part after part: their sums are short, and the part of the block is in the cache for all tiles.
+        # Part after part: their sums are short, and the part of the block is in the cache for all
+        # tiles.
         for part in range(count_parts(outputs)):
             start, width = part_of_sum(outputs, part)
             columns = train_loss_grads.ctypes.data + np.uintp(4 * BLOCK * (place * outputs + start))
@@ -82,17 +85,25 @@ def multiply_rows(
 
 @inlined(forceinline=True)
 def _ahead(columns: int, width: int, turn: int) -> Any:
-    """The address of what a tile, the turn-th of a part of a block, brings into the cache of the next part, which follows in memory."""
+    """The address of what a tile, the turn-th of a part of a block, brings into the cache of the
+    next part, which follows in memory.
+    """
     return columns + np.uintp(4 * BLOCK * width + AHEAD * width * turn)
 
 
 @inlined(forceinline=True)
-def _row_addresses(vectors: np.ndarray, first: int, last: int, t: int, start: int, addresses: np.ndarray) -> None:
-    """The addresses of entries `start` on of checkpoint t of rows `first` on of vectors [n, T, R]; beyond `last`, of the last row."""
+def _row_addresses(
+    vectors: np.ndarray, first: int, last: int, t: int, start: int, addresses: np.ndarray
+) -> None:
+    """The addresses of entries `start` on of checkpoint t of rows `first` on of vectors [n, T, R];
+    beyond `last`, of the last row.
+    """
     _, checkpoints, width = vectors.shape
     for place in range(TILE):
         row = min(first + place, last - 1)
-        addresses[place] = vectors.ctypes.data + np.uintp(4 * ((row * checkpoints + t) * width + start))
+        addresses[place] = vectors.ctypes.data + np.uintp(
+            4 * ((row * checkpoints + t) * width + start)
+        )
 
 
 @compiled()
@@ -114,11 +125,13 @@ def search_products(
     rates: np.ndarray,
     ranks: np.ndarray,
 ) -> None:
-    """Multiplies all pairs of the pool's rows `first` to `last` with blocks `start` to `stop` and searches them; `rows` are test rows.
+    """Multiplies all pairs of the pool's rows `first` to `last` with blocks `start` to `stop` and
+    searches them; `rows` are test rows.
 
-    loss_grads [n, T, C] float32 are `√η_t ‖ĥ_t‖ δ_t` over N, activations [n, T, D] float32 of length 1, of the pool's rows.
-    train_activations [B, T, D, BLOCK] are the training examples', of length 1. A product in these units, N and the block's, is off by at
-    most `margin`; `width` is twice the error of any of the search, in units of N.
+    loss_grads [n, T, C] float32 are `√η_t ‖ĥ_t‖ δ_t` over N, activations [n, T, D] float32 of
+    length 1, of the pool's rows. train_activations [B, T, D, BLOCK] are the training examples', of
+    length 1. A product in these units, N and the block's, is off by at most `margin`; `width` is
+    twice the error of any of the search, in units of N.
     """
     room = pool.bounds.shape[2] - BLOCK
     one, other = addresses_of(test), addresses_of(train)
@@ -130,7 +143,16 @@ def search_products(
         columns, unit = columns_of_block(blocks, block), blocks.units[block]
         for group in range(first, last, _TILES * TILE):
             count = min(_TILES * TILE, last - group)
-            multiply_rows(loss_grads, activations, group, group + count, blocks.loss_grads, train_activations, block, sums)
+            multiply_rows(
+                loss_grads,
+                activations,
+                group,
+                group + count,
+                blocks.loss_grads,
+                train_activations,
+                block,
+                sums,
+            )
             for place in range(count):
                 i = group + place
                 norm, divisor = test.norm[rows[i]], test.divisors[rows[i]]
@@ -138,7 +160,9 @@ def search_products(
                 levels = float32_levels(limits, unit * norm, margin)
                 address = sums.ctypes.data + np.uintp(4 * BLOCK * place)
                 for sign in range(2):
-                    mask = (at_least(address, levels[0]) if sign == 0 else at_most(address, -levels[1])) & columns
+                    mask = (
+                        at_least(address, levels[0]) if sign == 0 else at_most(address, -levels[1])
+                    ) & columns
                     if not mask:
                         continue
                     listed = pool.counts[sign, i]
@@ -146,7 +170,9 @@ def search_products(
                         column = lowest_bit(mask)
                         mask &= mask - np.uint64(1)
                         value = np.float64(sums[place, column])
-                        pool.bounds[sign, i, listed] = ((value if sign == 0 else -value) + margin) * (unit * norm)
+                        pool.bounds[sign, i, listed] = (
+                            (value if sign == 0 else -value) + margin
+                        ) * (unit * norm)
                         pool.listed[sign, i, listed] = blocks.columns[block * BLOCK + column]
                         listed += 1
                     pool.counts[sign, i] = listed
@@ -159,7 +185,9 @@ def search_products(
 
 @inlined()
 def _sharpen(pool: Pool, sign: int, i: int, width: float, divisor: float) -> None:
-    """Raises the floor of row i to what its listed candidates prove, whose scores are at most `width` below their bounds."""
+    """Raises the floor of row i to what its listed candidates prove, whose scores are at most
+    `width` below their bounds.
+    """
     bounds, listed = pool.bounds[sign, i], pool.listed[sign, i]
     k, n = pool.scores.shape[2], pool.counts[sign, i]
     if n >= k:
@@ -176,9 +204,19 @@ def _sharpen(pool: Pool, sign: int, i: int, width: float, divisor: float) -> Non
 
 @inlined()
 def _settle(
-    pool: Pool, sign: int, i: int, test: Addresses, train: Addresses, row: int, work: Work, rates: np.ndarray, ranks: np.ndarray
+    pool: Pool,
+    sign: int,
+    i: int,
+    test: Addresses,
+    train: Addresses,
+    row: int,
+    work: Work,
+    rates: np.ndarray,
+    ranks: np.ndarray,
 ) -> None:
-    """Scores the listed candidates of the pool's row i (test row `row`) whose bounds reach the threshold."""
+    """Scores the listed candidates of the pool's row i (test row `row`) whose bounds reach the
+    threshold.
+    """
     divisor = load_float64(test.divisors, row)
     count = 0
     for place in range(pool.counts[sign, i]):
@@ -204,7 +242,9 @@ def settle_rows(
     rates: np.ndarray,
     ranks: np.ndarray,
 ) -> None:
-    """Scores what is still listed for the pool's rows `first` to `last`; `width` as for `search_products`."""
+    """Scores what is still listed for the pool's rows `first` to `last`; `width` as for
+    `search_products`.
+    """
     one, other = addresses_of(test), addresses_of(train)
     held = allocate_work(one.checkpoints)
     work = borrowed(held)

@@ -1,8 +1,10 @@
-"""Vector instructions for compiled loops, written by hand in LLVM's language where no compiler would find them.
+"""Vector instructions for compiled loops, written by hand in LLVM's language where no compiler
+would find them.
 
-Exact sums forbid a compiler to reorder additions, which it would have to in order to use vector units; and sums stay in registers only if
-they have no address. All take addresses of arrays and not arrays, which would be counted as used in each call: that costs more than most
-calls do, and threads would wait for each other's counting.
+Exact sums forbid a compiler to reorder additions, which it would have to in order to use vector
+units; and sums stay in registers only if they have no address. All take addresses of arrays and not
+arrays, which would be counted as used in each call: that costs more than most calls do, and threads
+would wait for each other's counting.
 """
 
 from __future__ import annotations
@@ -20,20 +22,24 @@ from numba.extending import intrinsic
 
 from transforms.core.summation import LANES
 
-# Columns of a block: those of one multiplication lie together in memory, and a bit mask of 64 bits tells which of them pass.
+# Columns of a block: those of one multiplication lie together in memory, and a bit mask of 64 bits
+# tells which of them pass.
 BLOCK = 64
 
-# Vectors that are multiplied with a block, or with each other, at once: so many sums of vectors fit into registers.
+# Vectors that are multiplied with a block, or with each other, at once: so many sums of vectors fit
+# into registers.
 TILE, QUAD = 6, 4
 
-# Bytes of what will be multiplied next that are brought into the cache with each row of a block [n, BLOCK]: an eighth of it, so that
-# eight multiplications of a block bring the next one.
+# Bytes of what will be multiplied next that are brought into the cache with each row of a block [n,
+# BLOCK]: an eighth of it, so that eight multiplications of a block bring the next one.
 AHEAD = 4 * BLOCK // 8
 
-# Of a block's columns, those whose sums are in registers at once, beside TILE rows: by the 32 long or the 16 short registers there are.
+# Of a block's columns, those whose sums are in registers at once, beside TILE rows: by the 32 long
+# or the 16 short registers there are.
 _AT_ONCE = BLOCK if llvm.get_host_cpu_features().get("avx512f") else LANES
 
-# Directions of a sketch: more leave less outside, and take longer. In memory, zeros fill them up to whole vectors.
+# Directions of a sketch: more leave less outside, and take longer. In memory, zeros fill them up to
+# whole vectors.
 SKETCH, SKETCH_COLUMNS = 24, 32
 
 _f32, _f64, _i32, _i64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
@@ -56,7 +62,9 @@ class _Code:
 
     def place(self, address: Any, index: Any, kind: Any, size: int = 4) -> Any:
         """A pointer to number `index` of an array whose entries take `size` bytes."""
-        return self.builder.inttoptr(self.builder.add(address, self.builder.mul(index, _number(size))), kind.as_pointer())
+        return self.builder.inttoptr(
+            self.builder.add(address, self.builder.mul(index, _number(size))), kind.as_pointer()
+        )
 
     def at(self, address: Any, index: Any, kind: Any, size: int = 4) -> Any:
         """Number `index` of an array; of a vector, from there on."""
@@ -75,27 +83,39 @@ class _Code:
         """A vector of one number."""
         nothing = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
         first = self.builder.insert_element(nothing, value, ir.Constant(_i32, 0))
-        return self.builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_i32, count), [0] * count))
+        return self.builder.shuffle_vector(
+            first, nothing, ir.Constant(ir.VectorType(_i32, count), [0] * count)
+        )
 
     def first(self, count: Any) -> Any:
         """A mask of the first `count` of `LANES`."""
-        return self.builder.icmp_signed("<", ir.Constant(ir.VectorType(_i32, LANES), list(range(LANES))), self.spread(count))
+        return self.builder.icmp_signed(
+            "<", ir.Constant(ir.VectorType(_i32, LANES), list(range(LANES))), self.spread(count)
+        )
 
     def some(self, address: Any, index: Any, mask: Any) -> Any:
         """Where the mask says so, what is in a float32 array from number `index` on; else 0."""
         kind = ir.FunctionType(_floats, [_floats.as_pointer(), _i32, mask.type, _floats])
-        load = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.masked.load.v{LANES}f32.p0")
-        return self.builder.call(load, [self.place(address, index, _floats), ir.Constant(_i32, 4), mask, _all(0.0)])
+        load = cgutils.get_or_insert_function(
+            self.builder.module, kind, f"llvm.masked.load.v{LANES}f32.p0"
+        )
+        return self.builder.call(
+            load, [self.place(address, index, _floats), ir.Constant(_i32, 4), mask, _all(0.0)]
+        )
 
     def fused(self, one: Any, other: Any, added: Any) -> Any:
         """`one * other + added`, rounded once or twice as the processor likes."""
         kind = one.type
         suffix = f"v{kind.count}f{64 if kind.element == _f64 else 32}"
-        function = cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fmuladd.{suffix}")
+        function = cgutils.get_or_insert_function(
+            self.builder.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fmuladd.{suffix}"
+        )
         return self.builder.call(function, [one, other, added])
 
     def fetch(self, address: Any, index: Any, size: int) -> None:
-        """Brings what is at number `index` of an array into the second cache, if there is anything."""
+        """Brings what is at number `index` of an array into the second cache, if there is
+        anything.
+        """
         pointer = self.place(address, index, ir.IntType(8), size)
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, _i32, _i32, _i32])
         function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
@@ -112,7 +132,9 @@ class _Code:
         return self.builder.fsub(_all(0.0), value)
 
     def shuffled(self, one: Any, other: Any, places: Sequence[int]) -> Any:
-        return self.builder.shuffle_vector(one, other, ir.Constant(ir.VectorType(_i32, len(places)), list(places)))
+        return self.builder.shuffle_vector(
+            one, other, ir.Constant(ir.VectorType(_i32, len(places)), list(places))
+        )
 
     def variables(self, n: int, kind: Any) -> list[Any]:
         """Zero vectors to be added to."""
@@ -122,7 +144,9 @@ class _Code:
 
     def clear(self, variables: list[Any]) -> None:
         for variable in variables:
-            self.builder.store(ir.Constant(variable.type.pointee, [0.0] * variable.type.pointee.count), variable)
+            self.builder.store(
+                ir.Constant(variable.type.pointee, [0.0] * variable.type.pointee.count), variable
+            )
 
     def add(self, variable: Any, value: Any) -> None:
         self.builder.store(self.builder.fadd(self.builder.load(variable), value), variable)
@@ -168,7 +192,9 @@ def _mask(comparison: str) -> Callable:
         address, level = arguments
         mask = _number(0)
         for first in range(0, BLOCK, LANES):
-            passing = builder.fcmp_ordered(comparison, code.at(address, _number(first), _floats), code.spread(level))
+            passing = builder.fcmp_ordered(
+                comparison, code.at(address, _number(first), _floats), code.spread(level)
+            )
             bits = builder.zext(builder.bitcast(passing, ir.IntType(LANES)), _i64)
             mask = builder.or_(mask, builder.shl(bits, _number(first)))
         return mask
@@ -208,25 +234,38 @@ def _dots(code: _Code, x: Any, others: Sequence[Any], n: Any) -> Any:
     with builder.if_then(builder.icmp_signed(">", rest, ir.Constant(_i32, 0))):
         mask = code.first(rest)
         add(code.some(x, done, mask), [code.some(y, done, mask) for y in others])
-    # Folded all at once: in each step two vectors of sums become one, that has the sums of their halves side by side.
+    # Folded all at once: in each step two vectors of sums become one, that has the sums of their
+    # halves side by side.
     totals = [builder.load(variable) for variable in lanes]
-    totals = [builder.fadd(code.shuffled(total, total, range(8)), code.shuffled(total, total, range(8, 16))) for total in totals]
+    totals = [
+        builder.fadd(
+            code.shuffled(total, total, range(8)), code.shuffled(total, total, range(8, 16))
+        )
+        for total in totals
+    ]
     for width in (8, 4):
         half = width // 2
         lower = [first + place for first in range(0, 16, width) for place in range(half)]
         totals = [
-            builder.fadd(code.shuffled(one, other, lower), code.shuffled(one, other, [place + half for place in lower]))
+            builder.fadd(
+                code.shuffled(one, other, lower),
+                code.shuffled(one, other, [place + half for place in lower]),
+            )
             for one, other in zip(totals[::2], totals[1::2], strict=True)
         ]
     (total,) = totals
-    return builder.fadd(code.shuffled(total, total, range(0, 8, 2)), code.shuffled(total, total, range(1, 8, 2)))
+    return builder.fadd(
+        code.shuffled(total, total, range(0, 8, 2)), code.shuffled(total, total, range(1, 8, 2))
+    )
 
 
 @intrinsic
 def dots(_context: Any, x: Any, y0: Any, y1: Any, y2: Any, y3: Any, n: Any, products: Any) -> Any:
-    """The dot products of a float32 vector of length n with `QUAD` others, into float64 `products`: the bits of `sums.lane_sum`.
+    """The dot products of a float32 vector of length n with `QUAD` others, into float64 `products`:
+    the bits of `sums.lane_sum`.
 
-    A product of two float32 is exact in float64, so that it does not matter whether it is rounded before it is added.
+    A product of two float32 is exact in float64, so that it does not matter whether it is rounded
+    before it is added.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -235,7 +274,9 @@ def dots(_context: Any, x: Any, y0: Any, y1: Any, y2: Any, y3: Any, n: Any, prod
         code.put(_dots(code, x, others, n), products, _number(0), 8)
         return context.get_dummy_value()
 
-    return types.void(types.uintp, types.uintp, types.uintp, types.uintp, types.uintp, types.intp, types.uintp), generate
+    return types.void(
+        types.uintp, types.uintp, types.uintp, types.uintp, types.uintp, types.intp, types.uintp
+    ), generate
 
 
 # Addresses of a test row's vectors and of those of `QUAD` training rows, at the first checkpoint.
@@ -244,11 +285,20 @@ _ROWS = types.UniTuple(types.uintp, 1 + QUAD)
 
 @intrinsic
 def score_quad(
-    _context: Any, checkpoints: Any, loss_grads: Any, outputs: Any, activations: Any, units: Any, rates: Any, totals: Any
+    _context: Any,
+    checkpoints: Any,
+    loss_grads: Any,
+    outputs: Any,
+    activations: Any,
+    units: Any,
+    rates: Any,
+    totals: Any,
 ) -> Any:
-    """`Σ_t η_t (δ_t · δ'_t) (ĥ_t · ĥ'_t)` of a test row with `QUAD` training rows, into float64 `totals`: the bits of the canonical score.
+    """`Σ_t η_t (δ_t · δ'_t) (ĥ_t · ĥ'_t)` of a test row with `QUAD` training rows, into float64
+    `totals`: the bits of the canonical score.
 
-    `loss_grads` and `activations` are addresses of rows [T, outputs] and [T, units], those of the test row first; `rates` that of η [T].
+    `loss_grads` and `activations` are addresses of rows [T, outputs] and [T, units], those of the
+    test row first; `rates` that of η [T].
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -259,7 +309,9 @@ def score_quad(
             products = []
             for vectors, width in ((loss_grads, outputs), (activations, units)):
                 step = builder.mul(builder.mul(checkpoint.index, width), _number(4))
-                x, *others = (builder.add(address, step) for address in cgutils.unpack_tuple(builder, vectors))
+                x, *others = (
+                    builder.add(address, step) for address in cgutils.unpack_tuple(builder, vectors)
+                )
                 products.append(_dots(code, x, others, width))
             rate = code.spread(code.at(rates, checkpoint.index, _f64, 8), QUAD)
             # Multiplied and added one by one, each rounded.
@@ -267,14 +319,25 @@ def score_quad(
         code.put(builder.load(total), totals, _number(0), 8)
         return context.get_dummy_value()
 
-    return types.void(types.intp, _ROWS, types.intp, _ROWS, types.intp, types.uintp, types.uintp), generate
+    return types.void(
+        types.intp, _ROWS, types.intp, _ROWS, types.intp, types.uintp, types.uintp
+    ), generate
 
 
-def _multiply(code: _Code, vectors: Sequence[Any], n: Any, block: Any, finish: Callable, width: int = BLOCK, ahead: Any = None) -> None:
-    """Code that multiplies `TILE` vectors of length n, given by their addresses, with a block [n, width].
+def _multiply(
+    code: _Code,
+    vectors: Sequence[Any],
+    n: Any,
+    block: Any,
+    finish: Callable,
+    width: int = BLOCK,
+    ahead: Any = None,
+) -> None:
+    """Code that multiplies `TILE` vectors of length n, given by their addresses, with a block [n,
+    width].
 
-    `finish(sum, row, column)` makes code that takes the sums of `LANES` columns. `ahead`, if given, is an address from which on `n * AHEAD`
-    bytes are brought into the cache meanwhile.
+    `finish(sum, row, column)` makes code that takes the sums of `LANES` columns. `ahead`, if given,
+    is an address from which on `n * AHEAD` bytes are brought into the cache meanwhile.
     """
     builder = code.builder
     at_once = min(width, _AT_ONCE)
@@ -284,7 +347,10 @@ def _multiply(code: _Code, vectors: Sequence[Any], n: Any, block: Any, finish: C
             code.clear(row)
         with cgutils.for_range(builder, n) as loop:
             start = builder.add(builder.mul(loop.index, _number(width)), _number(first))
-            columns = [code.at(block, builder.add(start, _number(place)), _floats) for place in range(0, at_once, LANES)]
+            columns = [
+                code.at(block, builder.add(start, _number(place)), _floats)
+                for place in range(0, at_once, LANES)
+            ]
             if ahead is not None:
                 code.fetch(ahead, loop.index, AHEAD)
             for vector, row in zip(vectors, sums, strict=True):
@@ -312,8 +378,11 @@ def _adding(code: _Code, sums: Any, width: int) -> Callable:
 
 
 @intrinsic
-def multiply_sketches(_context: Any, checkpoints: Any, sketches: Any, block: Any, products: Any) -> Any:
-    """The float32 products of sketches with those of a block [T, SKETCH, BLOCK], into `products` [TILE, T, BLOCK].
+def multiply_sketches(
+    _context: Any, checkpoints: Any, sketches: Any, block: Any, products: Any
+) -> Any:
+    """The float32 products of sketches with those of a block [T, SKETCH, BLOCK], into `products`
+    [TILE, T, BLOCK].
 
     `sketches` are the addresses of `TILE` sketches [T, SKETCH].
     """
@@ -330,7 +399,13 @@ def multiply_sketches(_context: Any, checkpoints: Any, sketches: Any, block: Any
                 start = builder.add(builder.mul(checkpoints, _number(row)), t)
                 code.put(total, products, builder.add(builder.mul(start, _number(BLOCK)), column))
 
-            _multiply(code, own, _number(SKETCH), builder.add(block, builder.mul(t, _number(4 * SKETCH * BLOCK))), finish)
+            _multiply(
+                code,
+                own,
+                _number(SKETCH),
+                builder.add(block, builder.mul(t, _number(4 * SKETCH * BLOCK))),
+                finish,
+            )
         return context.get_dummy_value()
 
     return types.void(types.intp, types.uintp, types.uintp, types.uintp), generate
@@ -338,7 +413,8 @@ def multiply_sketches(_context: Any, checkpoints: Any, sketches: Any, block: Any
 
 @intrinsic
 def add_sketches(_context: Any, vectors: Any, n: Any, directions: Any, sketches: Any) -> Any:
-    """Adds float32 products of `TILE` vectors of length n with directions [n, SKETCH_COLUMNS] to `sketches` [TILE, SKETCH_COLUMNS].
+    """Adds float32 products of `TILE` vectors of length n with directions [n, SKETCH_COLUMNS] to
+    `sketches` [TILE, SKETCH_COLUMNS].
 
     `vectors` are their addresses.
     """
@@ -346,7 +422,14 @@ def add_sketches(_context: Any, vectors: Any, n: Any, directions: Any, sketches:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         addresses, n, directions, sketches = arguments
         code = _Code(builder)
-        _multiply(code, _tile(code, addresses), n, directions, _adding(code, sketches, SKETCH_COLUMNS), SKETCH_COLUMNS)
+        _multiply(
+            code,
+            _tile(code, addresses),
+            n,
+            directions,
+            _adding(code, sketches, SKETCH_COLUMNS),
+            SKETCH_COLUMNS,
+        )
         return context.get_dummy_value()
 
     return types.void(types.uintp, types.intp, types.uintp, types.uintp), generate
@@ -354,7 +437,8 @@ def add_sketches(_context: Any, vectors: Any, n: Any, directions: Any, sketches:
 
 @intrinsic
 def add_block(_context: Any, vectors: Any, n: Any, block: Any, ahead: Any, sums: Any) -> Any:
-    """Adds the float32 products of `TILE` vectors of length n, given by their addresses, with a block [n, BLOCK] to `sums` [TILE, BLOCK].
+    """Adds the float32 products of `TILE` vectors of length n, given by their addresses, with a
+    block [n, BLOCK] to `sums` [TILE, BLOCK].
 
     From `ahead` on, `n * AHEAD` bytes are brought into the cache meanwhile.
     """
@@ -369,8 +453,12 @@ def add_block(_context: Any, vectors: Any, n: Any, block: Any, ahead: Any, sums:
 
 
 @intrinsic
-def add_scaled_block(_context: Any, vectors: Any, n: Any, block: Any, ahead: Any, factors: Any, sums: Any) -> Any:
-    """Adds the products of `add_block`, each multiplied by its own of `factors`, to `sums`; both [TILE, BLOCK] float32."""
+def add_scaled_block(
+    _context: Any, vectors: Any, n: Any, block: Any, ahead: Any, factors: Any, sums: Any
+) -> Any:
+    """Adds the products of `add_block`, each multiplied by its own of `factors`, to `sums`; both
+    [TILE, BLOCK] float32.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         addresses, n, block, ahead, factors, sums = arguments
@@ -378,29 +466,48 @@ def add_scaled_block(_context: Any, vectors: Any, n: Any, block: Any, ahead: Any
 
         def finish(total: Any, row: int, column: Any) -> None:
             place = builder.add(column, _number(row * BLOCK))
-            code.put(code.fused(total, code.at(factors, place, _floats), code.at(sums, place, _floats)), sums, place)
+            code.put(
+                code.fused(total, code.at(factors, place, _floats), code.at(sums, place, _floats)),
+                sums,
+                place,
+            )
 
         _multiply(code, _tile(code, addresses), n, block, finish, ahead=ahead)
         return context.get_dummy_value()
 
-    return types.void(types.uintp, types.intp, types.uintp, types.uintp, types.uintp, types.uintp), generate
+    return types.void(
+        types.uintp, types.intp, types.uintp, types.uintp, types.uintp, types.uintp
+    ), generate
 
 
-# Addresses of a test row's share of `kernels.Terms`, field by field; and of what is compared with it: loss gradients or their outlines.
+# Addresses of a test row's share of `kernels.Terms`, field by field; and of what is compared with
+# it: loss gradients or their outlines.
 _ROW_TERMS = types.UniTuple(types.uintp, 7)
 _COMPARED = types.UniTuple(types.uintp, 4)
 
 
 @intrinsic
-def bound_columns(_context: Any, checkpoints: Any, outputs: Any, terms: Any, block: Any, cosines: Any, above: Any, below: Any) -> Any:
-    """The loop of `kernels.bound_block`: bounds of a block's columns; `cosines` is 0 where nothing is known of them.
+def bound_columns(
+    _context: Any,
+    checkpoints: Any,
+    outputs: Any,
+    terms: Any,
+    block: Any,
+    cosines: Any,
+    above: Any,
+    below: Any,
+) -> Any:
+    """The loop of `kernels.bound_block`: bounds of a block's columns; `cosines` is 0 where nothing
+    is known of them.
 
     `block` has the addresses of a block's loss gradients, norms, negatives and rests.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         checkpoints, outputs, terms, block, cosines, above, below = arguments
-        starts, term_outputs, term_values, term_rests, _, test_negatives, test_rests = cgutils.unpack_tuple(builder, terms)
+        starts, term_outputs, term_values, term_rests, _, test_negatives, test_rests = (
+            cgutils.unpack_tuple(builder, terms)
+        )
         loss_grads, norms, train_negatives, train_rests = cgutils.unpack_tuple(builder, block)
         code = _Code(builder)
         count = BLOCK // LANES
@@ -413,22 +520,37 @@ def bound_columns(_context: Any, checkpoints: Any, outputs: Any, terms: Any, blo
                 index = _entry(code, t, outputs, code.at(term_outputs, e, _i32))
                 factor = code.spread(code.at(term_values, e, _f32))
                 for place, product in enumerate(products):
-                    code.add_product(product, factor, code.at(loss_grads, builder.add(index, _number(place * LANES)), _floats))
+                    code.add_product(
+                        product,
+                        factor,
+                        code.at(loss_grads, builder.add(index, _number(place * LANES)), _floats),
+                    )
             own, others = code.at(test_negatives, t, _f32), code.at(train_negatives, t, _f32)
             against = _against(code, own, code.spread(others))
-            rest, outside = code.spread(code.at(term_rests, t, _f32)), code.spread(code.at(test_rests, t, _f32))
+            rest, outside = (
+                code.spread(code.at(term_rests, t, _f32)),
+                code.spread(code.at(test_rests, t, _f32)),
+            )
 
             def places() -> Iterator[tuple[int, Any, Any, Any]]:
                 for place in range(count):
                     there = builder.add(builder.mul(t, _number(BLOCK)), _number(place * LANES))
-                    slack, product = builder.fmul(rest, code.at(norms, there, _floats)), builder.load(products[place])
+                    slack, product = (
+                        builder.fmul(rest, code.at(norms, there, _floats)),
+                        builder.load(products[place]),
+                    )
                     yield place, there, builder.fadd(product, slack), builder.fsub(product, slack)
 
             def corners(signed: bool) -> None:
                 for place, there, high, low in places():
-                    room, cosine = builder.fmul(outside, code.at(train_rests, there, _floats)), code.at(cosines, there, _floats)
+                    room, cosine = (
+                        builder.fmul(outside, code.at(train_rests, there, _floats)),
+                        code.at(cosines, there, _floats),
+                    )
                     top = code.smaller(builder.fadd(cosine, room), _all(1.0))
-                    bottom = code.larger(builder.fsub(cosine, room), code.minus(against) if signed else _all(0.0))
+                    bottom = code.larger(
+                        builder.fsub(cosine, room), code.minus(against) if signed else _all(0.0)
+                    )
                     highs, lows = ([builder.fmul(p, q) for q in (top, bottom)] for p in (high, low))
                     # Where no cosine is below 0, products with the higher p are the higher ones.
                     most, least = (highs + lows, highs + lows) if signed else (highs, lows)
@@ -437,7 +559,9 @@ def bound_columns(_context: Any, checkpoints: Any, outputs: Any, terms: Any, blo
 
             with builder.if_else(sketched) as (yes, no):
                 with yes:
-                    either = builder.fcmp_ordered(">", builder.fadd(own, others), ir.Constant(_f32, 0.0))
+                    either = builder.fcmp_ordered(
+                        ">", builder.fadd(own, others), ir.Constant(_f32, 0.0)
+                    )
                     with builder.if_else(either) as (signed, positive):
                         with signed:
                             corners(True)
@@ -445,25 +569,36 @@ def bound_columns(_context: Any, checkpoints: Any, outputs: Any, terms: Any, blo
                             corners(False)
                 with no:
                     for place, _, high, low in places():
-                        code.add(aboves[place], code.larger(high, builder.fmul(against, code.minus(low))))
-                        code.add(belows[place], code.larger(code.minus(low), builder.fmul(against, high)))
+                        code.add(
+                            aboves[place], code.larger(high, builder.fmul(against, code.minus(low)))
+                        )
+                        code.add(
+                            belows[place], code.larger(code.minus(low), builder.fmul(against, high))
+                        )
         code.put_all(aboves, above)
         code.put_all(belows, below)
         return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp, _ROW_TERMS, _COMPARED, types.uintp, types.uintp, types.uintp), generate
+    return types.void(
+        types.intp, types.intp, _ROW_TERMS, _COMPARED, types.uintp, types.uintp, types.uintp
+    ), generate
 
 
 @intrinsic
-def bound_outlines(_context: Any, checkpoints: Any, outputs: Any, terms: Any, page: Any, above: Any, below: Any) -> Any:
-    """The loop of `kernels.bound_page`: bounds of whole blocks, from the highest and the lowest that each entry has in them.
+def bound_outlines(
+    _context: Any, checkpoints: Any, outputs: Any, terms: Any, page: Any, above: Any, below: Any
+) -> Any:
+    """The loop of `kernels.bound_page`: bounds of whole blocks, from the highest and the lowest
+    that each entry has in them.
 
     `page` has the addresses of a page's highest, lowest, norms and negatives.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         checkpoints, outputs, terms, page, above, below = arguments
-        starts, term_outputs, term_values, term_rests, test_norms, test_negatives, _ = cgutils.unpack_tuple(builder, terms)
+        starts, term_outputs, term_values, term_rests, test_norms, test_negatives, _ = (
+            cgutils.unpack_tuple(builder, terms)
+        )
         highest, lowest, norms, train_negatives = cgutils.unpack_tuple(builder, page)
         code = _Code(builder)
         count = BLOCK // LANES
@@ -478,12 +613,24 @@ def bound_outlines(_context: Any, checkpoints: Any, outputs: Any, terms: Any, pa
                 factor = code.spread(value)
                 for place in range(count):
                     there = builder.add(index, _number(place * LANES))
-                    for variables, one, other in ((highs, highest, lowest), (lows, lowest, highest)):
-                        code.add_product(variables[place], factor, code.at(builder.select(positive, one, other), there, _floats))
-            rest, norm = code.spread(code.at(term_rests, t, _f32)), code.spread(code.at(test_norms, t, _f32))
+                    for variables, one, other in (
+                        (highs, highest, lowest),
+                        (lows, lowest, highest),
+                    ):
+                        code.add_product(
+                            variables[place],
+                            factor,
+                            code.at(builder.select(positive, one, other), there, _floats),
+                        )
+            rest, norm = (
+                code.spread(code.at(term_rests, t, _f32)),
+                code.spread(code.at(test_norms, t, _f32)),
+            )
             for place in range(count):
                 there = builder.add(builder.mul(t, _number(BLOCK)), _number(place * LANES))
-                against = _against(code, code.at(test_negatives, t, _f32), code.at(train_negatives, there, _floats))
+                against = _against(
+                    code, code.at(test_negatives, t, _f32), code.at(train_negatives, there, _floats)
+                )
                 length = code.at(norms, there, _floats)
                 slack, most = builder.fmul(rest, length), builder.fmul(norm, length)
                 high = code.smaller(builder.fadd(builder.load(highs[place]), slack), most)
@@ -494,13 +641,18 @@ def bound_outlines(_context: Any, checkpoints: Any, outputs: Any, terms: Any, pa
         code.put_all(belows, below)
         return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp, _ROW_TERMS, _COMPARED, types.uintp, types.uintp), generate
+    return types.void(
+        types.intp, types.intp, _ROW_TERMS, _COMPARED, types.uintp, types.uintp
+    ), generate
 
 
 @contextlib.contextmanager
 def _terms(code: _Code, starts: Any, t: Any) -> Iterator[Any]:
     """A loop over the places of the terms of checkpoint t."""
-    start, stop = code.at(starts, t, _i64, 8), code.at(starts, code.builder.add(t, _number(1)), _i64, 8)
+    start, stop = (
+        code.at(starts, t, _i64, 8),
+        code.at(starts, code.builder.add(t, _number(1)), _i64, 8),
+    )
     with cgutils.for_range_slice(code.builder, start, stop, _number(1)) as (place, _):
         yield place
 
@@ -519,14 +671,19 @@ def _against(code: _Code, own: Any, others: Any) -> Any:
 
 @intrinsic
 def borrowed(_context: Any, arrays: Any) -> Any:
-    """The same array or named tuple of arrays, but not counted as used; something else must hold them.
+    """The same array or named tuple of arrays, but not counted as used; something else must hold
+    them.
 
-    To count takes longer than many a loop, and threads that count the same arrays wait for each other.
+    To count takes longer than many a loop, and threads that count the same arrays wait for each
+    other.
     """
 
     def borrow(context: Any, builder: Any, kind: Any, value: Any) -> Any:
         if isinstance(kind, types.BaseTuple):
-            parts = [borrow(context, builder, one, builder.extract_value(value, place)) for place, one in enumerate(kind)]
+            parts = [
+                borrow(context, builder, one, builder.extract_value(value, place))
+                for place, one in enumerate(kind)
+            ]
             return context.make_tuple(builder, kind, parts)
         found = context.make_array(kind)(context, builder, value)
         nothing = ir.Constant(ir.IntType(8).as_pointer(), None)
