@@ -15,7 +15,7 @@ import apache_beam as beam
 
 from transforms.examples.format import ExampleFormat, InputFile
 from transforms.examples.read import ReadExamples
-from transforms.extraction.extract import ExtractFeatures
+from transforms.extraction.extract import RunCheckpoints
 from transforms.extraction.extractor import ExtractionPlan
 from transforms.extraction.feature_batch import IDS, PARTS
 from transforms.extraction.feature_files import WriteFeatures, accelerated
@@ -52,7 +52,7 @@ class ComputeFeatureSet(beam.PTransform):
 
     def expand(self, pipeline: Any) -> beam.PCollection:
         read = ReadExamples(self.form, self.plan.batch_size, self.allow_truncated)
-        extract = ExtractFeatures(self.model, self.plan)
+        extract = RunCheckpoints(self.model, self.plan)
         changed = (
             pipeline
             | "ListFiles" >> beam.Create(list(self.input_files), reshuffle=False)  # InputFile

@@ -77,7 +77,7 @@ class _ExtractDoFn(beam.DoFn):
 
 
 @dataclasses.dataclass
-class ExtractFeatures(beam.PTransform):
+class RunCheckpoints(beam.PTransform):
     """Runs all checkpoints over batches of examples: ExampleBatch → FeatureBatch."""
 
     model: Model
