@@ -164,21 +164,11 @@ def report(directory: pathlib.Path, noise: str, folds: int) -> None:
         scores = get_label_quality_scores(labels, out_of_sample(directory, labels, folds))
         rankings[f"cleanlab, {folds}-fold cross-validation"] = 1 - scores
     print(
-        f"\n{noise}: {wrong.sum():,} of "
-        f"{len(wrong):,} "
-        "labels "
-        "are "
-        "wrong "
-        f"({100 * wrong.mean():.1f} "
+        f"\n{noise}: {wrong.sum():,} of {len(wrong):,} labels are wrong ({100 * wrong.mean():.1f} "
         "%)\n"
     )
     print(
-        "| ranking | average precision | AUROC | found at 5 % | "
-        "10 "
-        "% "
-        "| "
-        "20 "
-        "% "
+        "| ranking | average precision | AUROC | found at 5 % | 10 % | 20 % "
         "|\n|---|---|---|---|---|---|"
     )
     for name, score in rankings.items():
@@ -188,11 +178,7 @@ def report(directory: pathlib.Path, noise: str, folds: int) -> None:
             for part in (0.05, 0.1, 0.2)
         )
         print(
-            "| "
-            f"{name} "
-            "| "
-            f"{average_precision_score(wrong, score):.3f} "
-            "| "
+            f"| {name} | {average_precision_score(wrong, score):.3f} | "
             f"{roc_auc_score(wrong, score):.4f} | {at} |"
         )
     suspects = found["suspicion"] >= 0.5
@@ -219,12 +205,7 @@ def report(directory: pathlib.Path, noise: str, folds: int) -> None:
         + "."
     )
     print(
-        "Time of the audit over "
-        "that "
-        "of "
-        "its "
-        "features: "
-        f"{audit.seconds / features.seconds:.2f} "
+        f"Time of the audit over that of its features: {audit.seconds / features.seconds:.2f} "
         f"(peak memory {audit.peak_bytes / 1e9:.2f} GB)"
     )
 

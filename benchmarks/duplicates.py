@@ -106,12 +106,7 @@ def report(directory: pathlib.Path, similarity: float) -> None:
     )
     largest = max((len(one) for one in members.values()), default=0)
     print(
-        f"| {similarity:g} | {recall} | {len(others):,} "
-        "| "
-        f"{apart:.0f} "
-        "| "
-        f"{largest:,} "
-        "| "
+        f"| {similarity:g} | {recall} | {len(others):,} | {apart:.0f} | {largest:,} | "
         f"{measured.seconds:.1f} s |",
         flush=True,
     )
@@ -139,12 +134,7 @@ def main() -> None:
     random = np.mean([np.abs(images[a].astype(int) - images[b]).mean() for a, b in pairs])
     print(f"{COPIES} copies of each kind; random pairs of pictures are {random:.0f} of 255 apart\n")
     print(
-        f"| similarity | {' | '.join(KINDS)} | groups without a copy "
-        "| "
-        "their "
-        "pictures "
-        "apart "
-        "| "
+        f"| similarity | {' | '.join(KINDS)} | groups without a copy | their pictures apart | "
         "largest group | audit |"
     )
     print("|" + "---|" * (len(KINDS) + 5))

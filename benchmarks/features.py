@@ -115,19 +115,9 @@ def report(
     print(f"{name}: bare forward passes {forward:.2f} s ({min(passes):.2f} to {max(passes):.2f})")
     for times, one in zip(sizes, measured, strict=True):
         print(
-            f"  {times:>3} ×  {one.seconds:6.1f} s wall, "
-            "of "
-            "which "
-            "forward "
-            "passes "
-            "are "
-            f"{forward * times / one.seconds:.2f}; "
-            f"{one.peak_bytes / 1e9:.2f} "
-            "GB "
-            "peak, "
-            f"{one.peak_bytes / measured[0].peak_bytes:.2f} "
-            "of "
-            "the first",
+            f"  {times:>3} ×  {one.seconds:6.1f} s wall, of which forward passes are "
+            f"{forward * times / one.seconds:.2f}; {one.peak_bytes / 1e9:.2f} GB peak, "
+            f"{one.peak_bytes / measured[0].peak_bytes:.2f} of the first",
             flush=True,
         )
     if len(sizes) > 1:

@@ -130,12 +130,7 @@ def probabilities_of(loss_grads: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     print(
-        f"{'checkpoint':<28} accuracy   top-5   confidence   ‖loss gradient‖, 10 % | "
-        "50 "
-        "% "
-        "| "
-        "90 "
-        "% "
+        f"{'checkpoint':<28} accuracy   top-5   confidence   ‖loss gradient‖, 10 % | 50 % | 90 % "
         "below   ‖activation‖"
     )
     for train in (False, True):

@@ -145,16 +145,12 @@ def report(data: pathlib.Path, scratch: pathlib.Path, k: int, runs: int) -> None
         ]
         print(
             f"{name:<20} {statistics.median(one.seconds for one in measured):6.1f} s wall, "
-            f"{statistics.median(inside):6.1f} "
-            "s "
-            "after "
-            "imports, "
+            f"{statistics.median(inside):6.1f} s after imports, "
             f"{max(one.peak_bytes for one in measured) / 1e9:.2f} GB peak"
         )
 
     print(
-        f"Fashion-MNIST {trains:,} x {tests:,}, {fashion_mnist.CHECKPOINTS} checkpoints, "
-        f"top-{k}, "
+        f"Fashion-MNIST {trains:,} x {tests:,}, {fashion_mnist.CHECKPOINTS} checkpoints, top-{k}, "
         f"medians of {runs} runs"
     )
     told("tracin influence", whole)
@@ -164,30 +160,15 @@ def report(data: pathlib.Path, scratch: pathlib.Path, k: int, runs: int) -> None
     print(f"whole command        {pairs / seconds / 1e6:6.1f} M pairs/s")
     extraction = statistics.median(one.seconds for one in halves["features"])
     print(
-        f"bare forward passes  {forward:6.1f} s; "
-        f"{forward / extraction:.2f} "
-        "of "
-        "the "
-        "whole "
-        "`tracin "
+        f"bare forward passes  {forward:6.1f} s; {forward / extraction:.2f} of the whole `tracin "
         "features`"
     )
     print(
-        "scoring alone       "
-        " "
-        f"{pairs / search / 1e6:6.1f} "
-        "M "
-        "pairs/s; "
-        f"{pairs / search / limit:.2f} "
+        f"scoring alone        {pairs / search / 1e6:6.1f} M pairs/s; {pairs / search / limit:.2f} "
         "of the brute-force limit"
     )
     print(
-        f"brute-force limit    {limit / 1e6:6.1f} M "
-        "pairs/s "
-        f"({gflops:.0f} "
-        "Gflop/s "
-        "of "
-        "matrix "
+        f"brute-force limit    {limit / 1e6:6.1f} M pairs/s ({gflops:.0f} Gflop/s of matrix "
         f"multiply over {flops} flops a pair)"
     )
 

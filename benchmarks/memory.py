@@ -72,12 +72,7 @@ def main() -> None:
             stored = sum(path.stat().st_size for path in features.iterdir())
             peak, seconds = measured.peak_bytes, measured.seconds
             print(
-                f"{size:>9,} training "
-                "examples "
-                f"({stored / 1e9:.2f} "
-                "GB "
-                "stored): "
-                "peak "
+                f"{size:>9,} training examples ({stored / 1e9:.2f} GB stored): peak "
                 f"{peak / 1e9:.2f} GB, {peak / first.peak_bytes:.2f} of "
                 f"the first; {seconds:.0f} s, {seconds / first.seconds:.1f} of the first",
                 flush=True,

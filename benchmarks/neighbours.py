@@ -117,12 +117,7 @@ def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
     wanted = rows_of(searched(test, train, Scoring(rates, k))[0], train, len(test))
     heads = "".join(f"{f'in {m * k}: mean':>14} lowest" for m in (1, 4, 8))
     print(
-        f"\n{name}: {len(train):,} × "
-        f"{len(test):,}, "
-        "top "
-        f"{k} "
-        "of "
-        "both "
+        f"\n{name}: {len(train):,} × {len(test):,}, top {k} of both "
         f"signs\n{'method':<11}numbers{heads}   fit s  project s  made of"
     )
     scaling = Scaling(rates, False)
@@ -141,8 +136,7 @@ def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
             )
             sketch = made.sketch.size if made.sketch else 0
             print(
-                f"{method:<11}{made.dimensions:>7}{found}{fitting:>8.1f}{projecting:>11.1f} "
-                " "
+                f"{method:<11}{made.dimensions:>7}{found}{fitting:>8.1f}{projecting:>11.1f}  "
                 f"{made.kept} kept, {sketch} sketched",
                 flush=True,
             )
@@ -156,15 +150,11 @@ def compare_indexes(name: str, data: pathlib.Path, k: int, runs: int) -> list[Po
     tests, everything, all_rates = load(name, data)
     points = []
     print(
-        f"\n{name}: top {k} of both signs, {OVERSAMPLING * k} candidates of each, "
-        "vectors "
-        "of "
-        "1,024 "
+        f"\n{name}: top {k} of both signs, {OVERSAMPLING * k} candidates of each, vectors of 1,024 "
         "numbers"
     )
     print(
-        f"{'training':>9}{'checkpoints':>12}{'tests':>7} "
-        " "
+        f"{'training':>9}{'checkpoints':>12}{'tests':>7}  "
         f"{'kind':<7}{'seconds':>9}{'of exact':>10}{'build s':>9}{'MB':>8}{'recall':>9}"
     )
     most, last = len(everything), len(all_rates)
@@ -211,8 +201,7 @@ def compare_indexes(name: str, data: pathlib.Path, k: int, runs: int) -> list[Po
                 )
             for point in found:
                 print(
-                    f"{trains:>9,}{checkpoints:>12}{n:>7,} "
-                    " "
+                    f"{trains:>9,}{checkpoints:>12}{n:>7,}  "
                     f"{point.kind:<7}{point.seconds:>9.3f}{point.seconds / reference:>10.2f}"
                     f"{point.build_seconds:>9.1f}{point.bytes / 1e6:>8.0f}{point.recall:>9.4f}",
                     flush=True,

@@ -88,12 +88,7 @@ def search(args: argparse.Namespace) -> None:
 
     counts: dict[str, int] = {}
     print(
-        f"{args.tests:,} × {args.trains:,} examples "
-        "of "
-        f"{len(test):,} "
-        "× "
-        f"{len(train):,} "
-        "positions, "
+        f"{args.tests:,} × {args.trains:,} examples of {len(test):,} × {len(train):,} positions, "
         f"{args.k} of both signs"
     )
     print(f"  adding up the training records   {median_seconds(add_up, 3):8.3f} s")
@@ -103,12 +98,7 @@ def search(args: argparse.Namespace) -> None:
     searched(part.take(slice(0, 64)), train.take(slice(0, 1000)), scoring, dense=True)
     seconds = timed(lambda: searched(part, train, scoring, dense=True)) * len(test) / len(part)
     print(
-        f"  products of pairs of positions   {seconds:8.3f} s "
-        " "
-        "(from "
-        f"{len(part):,} "
-        "positions "
-        "of "
+        f"  products of pairs of positions   {seconds:8.3f} s  (from {len(part):,} positions of "
         "test examples)",
         flush=True,
     )
@@ -143,12 +133,7 @@ def main() -> None:
         ]
         measured = run(command("score", *words))
         print(
-            "  the whole command              "
-            " "
-            " "
-            f"{measured.seconds:8.3f} "
-            "s, "
-            "peak "
+            f"  the whole command                {measured.seconds:8.3f} s, peak "
             f"{measured.peak_bytes / 1e9:.2f} GB"
         )
         print("  " + measured.out.strip().splitlines()[-2])

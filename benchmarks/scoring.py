@@ -226,12 +226,7 @@ def main() -> None:
                 if args.plots:
                     in_own_process(plot, data, trains, tests, args.k, args.runs, args.plots)
     print(
-        "| | | ours, M pairs/s | dense path | brute-force limit | ours / limit "
-        "| "
-        "ours "
-        "/ "
-        "dense "
-        "| "
+        "| | | ours, M pairs/s | dense path | brute-force limit | ours / limit | ours / dense | "
         "dense / limit | peak memory |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
@@ -259,12 +254,7 @@ def compare(name: str, workload: Workload, data: pathlib.Path, k: int, runs: int
     units = train.activations.shape[2]
     shape = f"{len(train):,} × {len(test):,}, T = {checkpoints}, C = {outputs}, D = {units - 1}"
     print(
-        f"{name}: "
-        f"{shape}, "
-        f"top-{k}, "
-        f"normalize={workload.normalize}, "
-        f"{os.cpu_count()} "
-        "processors, "
+        f"{name}: {shape}, top-{k}, normalize={workload.normalize}, {os.cpu_count()} processors, "
         f"medians of {runs} runs",
         flush=True,
     )
@@ -302,33 +292,18 @@ def compare(name: str, workload: Workload, data: pathlib.Path, k: int, runs: int
 
     def told(path: str, rate: float, took: float, peak: int) -> None:
         print(
-            f"  {path:<20}{rate / 1e6:10,.1f} M pairs/s {took:8.2f} "
-            "s, "
-            "peak "
-            f"{peak / 1e9:.2f} "
-            "GB "
-            "of "
+            f"  {path:<20}{rate / 1e6:10,.1f} M pairs/s {took:8.2f} s, peak {peak / 1e9:.2f} GB of "
             f"which {held / 1e9:.2f} before it"
         )
 
     told("ours", compared.ours, our_seconds, peaks[0])
     told(f"dense, {len(dense_test):,} tests", compared.dense, dense_seconds, peaks[1])
     print(
-        " "
-        " "
-        f"{'brute-force limit':<20}{compared.limit / 1e6:10,.1f} "
-        "M "
-        "pairs/s: "
-        f"{gflops:,.0f} "
+        f"  {'brute-force limit':<20}{compared.limit / 1e6:10,.1f} M pairs/s: {gflops:,.0f} "
         f"Gflop/s over {flops:,} flops a pair"
     )
     print(
-        "  ours / "
-        "limit "
-        f"{compared.ours / compared.limit:.2f}, "
-        "ours "
-        "/ "
-        "dense "
+        f"  ours / limit {compared.ours / compared.limit:.2f}, ours / dense "
         f"{compared.ours / compared.dense:.2f}, "
         f"dense / limit {compared.dense / compared.limit:.2f}; other processes had "
         f"{others.share:.0%} of the processors"
@@ -362,11 +337,7 @@ def report_parts(workload: Workload, data: pathlib.Path, k: int, parts: int) -> 
     def told(name: str, found: Sequence[tuple[float, TopK]], more: str = "") -> None:
         candidates = sum(len(best.proponents) + len(best.opponents) for _, best in found)
         print(
-            " "
-            " "
-            f"{name:<30}{sum(seconds for seconds, _ in found):8.2f} "
-            "s "
-            f"{candidates:>12,} "
+            f"  {name:<30}{sum(seconds for seconds, _ in found):8.2f} s {candidates:>12,} "
             f"candidates{more}",
             flush=True,
         )
@@ -470,12 +441,7 @@ def report_command(data: pathlib.Path, scratch: pathlib.Path, k: int, runs: int)
     inside = statistics.median(float(re.findall(r"took ([\d.]+) s", one.out)[0]) for one in whole)
     # As the command does, which keeps the garbage collector away meanwhile.
     imports = (
-        "import "
-        "gc; "
-        "gc.disable(); "
-        "import "
-        "pipeline.commands.score, "
-        "tensorflow; "
+        "import gc; gc.disable(); import pipeline.commands.score, tensorflow; "
         "tensorflow.config.list_physical_devices()"
     )
     start = statistics.median(run([sys.executable, "-c", imports]).seconds for _ in range(runs))
@@ -483,50 +449,25 @@ def report_command(data: pathlib.Path, scratch: pathlib.Path, k: int, runs: int)
     seconds = statistics.median(one.seconds for one in whole)
     print(f"tracin score on Fashion-MNIST, whole, top-{k}, medians of {runs} runs")
     print(
-        "  reading        "
-        " "
-        f"{parts.reading:8.2f} "
-        "s "
-        "alone: "
-        f"{parts.records / parts.reading:,.0f} "
+        f"  reading         {parts.reading:8.2f} s alone: {parts.records / parts.reading:,.0f} "
         "records/s, files in the system's cache"
     )
     print(f"  scoring         {parts.scoring:8.2f} s alone")
     print(
-        f"  writing         {parts.writing:8.2f} s alone: {parts.rows:,} rows "
-        "as "
-        "JSON "
-        "lines "
-        "and "
-        "as "
+        f"  writing         {parts.writing:8.2f} s alone: {parts.rows:,} rows as JSON lines and as "
         "Parquet"
     )
     print(
-        f"  together        {together:8.2f} s; the command takes "
-        f"{inside:.1f} "
-        "s "
-        "after "
-        "its "
-        "imports, "
+        f"  together        {together:8.2f} s; the command takes {inside:.1f} s after its imports, "
         "Beam's graph included"
     )
     print(f"  imports         {start:8.2f} s")
     print(
-        "  command        "
-        " "
-        f"{seconds:8.2f} "
-        "s "
-        "wall, "
-        "peak "
+        f"  command         {seconds:8.2f} s wall, peak "
         f"{max(one.peak_bytes for one in whole) / 1e9:.2f} GB"
     )
     print(
-        f"  leaves a tile   {parts.block_bytes / 1e6:8.1f} MB, were all "
-        "of "
-        "it "
-        "one "
-        "tile: "
-        "candidates "
+        f"  leaves a tile   {parts.block_bytes / 1e6:8.1f} MB, were all of it one tile: candidates "
         f"of {parts.rows:,} tests, pickled"
     )
     print(flush=True)

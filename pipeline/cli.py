@@ -41,12 +41,7 @@ def _main(argv: Sequence[str] | None) -> int:
     command = words[0]
     if command not in options.COMMANDS:
         print(
-            "tracin: there is no "
-            "command "
-            f"{command!r}; "
-            "the "
-            "commands "
-            "are "
+            f"tracin: there is no command {command!r}; the commands are "
             f"{', '.join(options.COMMANDS)}",
             file=sys.stderr,
         )
@@ -75,8 +70,7 @@ def _usage() -> str:
     return (
         "usage: tracin COMMAND --flag=value …\n\n"
         "Which training examples made the model say this, and which of them are wrong?\n\n"
-        f"commands:\n{commands}\n\n"
-        "tracin COMMAND --help lists a command's flags."
+        f"commands:\n{commands}\n\ntracin COMMAND --help lists a command's flags."
     )
 
 

@@ -93,12 +93,7 @@ def kind(action: argparse.Action) -> Kind:
     if found is None:
         what = f"is read by {read_by}" if action.type else f"has the metavar {action.metavar}"
         raise LookupError(
-            f"{action.option_strings[0]} {what}: say "
-            "in "
-            "templates/metadata.py "
-            "what "
-            "kind "
-            "of "
+            f"{action.option_strings[0]} {what}: say in templates/metadata.py what kind of "
             "parameter that is"
         )
     return _WRITE if found is _READ and action.dest == "output" else found

@@ -71,12 +71,7 @@ def _run(argv: Sequence[str]) -> None:
     previous = manifests.read_kind(args.previous, "previous", "audit") if args.previous else None
     if previous and posixpath.normpath(args.previous) == posixpath.normpath(args.output):
         raise InputError(
-            f"--previous={args.previous!r} is where the new audit would go: "
-            "give "
-            "it "
-            "a "
-            "directory "
-            "of "
+            f"--previous={args.previous!r} is where the new audit would go: give it a directory of "
             "its own"
         )
     class_names = read_class_names(args.class_names, found)
@@ -91,12 +86,7 @@ def _run(argv: Sequence[str]) -> None:
         manifests.check_same_model(test, found, name, args.features or args.examples)
         if args.test_features and not test.examples:
             raise InputError(
-                f"--test_features={args.test_features!r} holds no "
-                "example: "
-                "there "
-                "is "
-                "nothing "
-                "to "
+                f"--test_features={args.test_features!r} holds no example: there is nothing to "
                 "influence"
             )
         _check_kept(args.slice_keys, test, name)
@@ -245,12 +235,7 @@ def _check_kept(keys: Sequence[str], test: FeatureManifest, name: str) -> None:
     missing = [key for key in keys if key not in kept]
     if missing:
         raise InputError(
-            f"--slice_keys names {missing[0]!r}, which the records of "
-            f"{name} "
-            "do "
-            "not "
-            "keep "
-            "(they "
+            f"--slice_keys names {missing[0]!r}, which the records of {name} do not keep (they "
             f"keep {', '.join(kept) or 'nothing'}): "
             f"extract them with --keep_keys={','.join([*kept, *missing])}"
         )

@@ -80,24 +80,14 @@ def _prepare_directory(directory: str, overwrite: bool) -> None:
     """
     if not filesystems.is_local(directory) or "," in directory:
         raise InputError(
-            f"--output={directory!r}: the demo needs a directory on this "
-            "machine "
-            "whose "
-            "path "
-            "has "
-            "no "
+            f"--output={directory!r}: the demo needs a directory on this machine whose path has no "
             "comma"
         )
     results = filesystems.join(directory, "influence")
     if filesystems.exists(filesystems.join(results, manifests.FILE_NAME)):
         if not overwrite:
             raise InputError(
-                f"{directory} already holds a demo: pass --overwrite to "
-                "run "
-                "it "
-                "anew, "
-                "or "
-                "choose "
+                f"{directory} already holds a demo: pass --overwrite to run it anew, or choose "
                 "another --output"
             )
         # First of all, so that a run that is stopped half-way does not leave old results beside new
@@ -114,12 +104,7 @@ def _prepare(directory: str, train: Digits, test: Digits) -> None:
     """Writes examples and checkpoints, as a user would bring them."""
     print(f"{len(train):,} real handwritten digits to learn from, {len(test)} to test with.")
     print(
-        f"{train.planted.sum()} training labels "
-        f"({digits.WRONG_FRACTION:.0%}) "
-        "are "
-        "now "
-        "wrong, "
-        "on "
+        f"{train.planted.sum()} training labels ({digits.WRONG_FRACTION:.0%}) are now wrong, on "
         "purpose. Will TracIn find them?"
     )
     for name, part in (("train", train), ("test", test)):
@@ -129,12 +114,7 @@ def _prepare(directory: str, train: Digits, test: Digits) -> None:
     started = time.monotonic()
     kept = digits.train(filesystems.join(directory, "checkpoints"), train)
     print(
-        "Trained a small network for "
-        f"{digits.EPOCHS} "
-        "epochs "
-        "in "
-        f"{time.monotonic() - started:.1f} "
-        "s "
+        f"Trained a small network for {digits.EPOCHS} epochs in {time.monotonic() - started:.1f} s "
         f"and kept {kept} checkpoints."
     )
 
@@ -169,12 +149,7 @@ def _show(directory: str, train: Digits, test: Digits) -> None:
     console = Console(highlight=False)
 
     print(
-        f"\nThe network reads {1 - wrong / len(test):.1%} of the test "
-        "digits "
-        "right. "
-        "Here "
-        "are "
-        "the "
+        f"\nThe network reads {1 - wrong / len(test):.1%} of the test digits right. Here are the "
         f"{len(traced)} it reads worst."
     )
     print("Proponents pulled it towards the true label, opponents away from it:\n")
@@ -183,12 +158,7 @@ def _show(directory: str, train: Digits, test: Digits) -> None:
     planted = sum(bool(train.planted[one.row]) for one in opponents)
     chance = len(opponents) * train.planted.mean()
     print(
-        f"\n{planted} of their {len(opponents)} strongest opponents "
-        "have "
-        "a "
-        "planted "
-        "wrong "
-        "label "
+        f"\n{planted} of their {len(opponents)} strongest opponents have a planted wrong label "
         f"(chance: {chance:.1f})."
     )
 
@@ -205,12 +175,7 @@ def _show(directory: str, train: Digits, test: Digits) -> None:
     scoring += ["--normalize=cosine", f"--output={filesystems.join(directory, 'cosine')}"]
     print(f"\nLook at   {filesystems.join(directory, _PICTURE)}")
     print(
-        "Rows      "
-        f"{filesystems.join(results, 'influence-00000.jsonl')} "
-        "and "
-        ".parquet, "
-        "one "
-        "per "
+        f"Rows      {filesystems.join(results, 'influence-00000.jsonl')} and .parquet, one per "
         "test digit"
     )
     print("Try next  to score the same features by direction alone, not by size:\n")

@@ -148,14 +148,8 @@ def projection_wanted(
             report.size(4 * dimensions * found.examples),
         )
         raise InputError(
-            f"vectors of {dimensions:,} numbers take {each} "
-            "an "
-            "example, "
-            f"{all_of_them} "
-            "in "
-            "all: "
-            "choose fewer by "
-            "--projection=auto and --dimensions, or pass --allow_large_vectors"
+            f"vectors of {dimensions:,} numbers take {each} an example, {all_of_them} in all: "
+            "choose fewer by --projection=auto and --dimensions, or pass --allow_large_vectors"
         )
     return ProjectionWanted(
         args.projection,
@@ -188,14 +182,8 @@ def read_other_projection(
     source = manifests.read_kind(directory, "projection_of", "vectors", "index")
     if source.settings["model"] != found.model_fingerprint:
         raise InputError(
-            f"--projection_of={directory!r} is for features of "
-            "another "
-            "model "
-            "than "
-            "those "
-            "of "
-            f"{name!r}: extract both with the same "
-            "checkpoints, layer, loss and bias"
+            f"--projection_of={directory!r} is for features of another model than those of "
+            f"{name!r}: extract both with the same checkpoints, layer, loss and bias"
         )
     made = read_projection(directory, source)
     return (made if normalize is None else made.with_unit(normalize != "none")), source

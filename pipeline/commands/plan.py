@@ -146,12 +146,7 @@ def plan(args: argparse.Namespace, processes_known: int | None) -> Plan:
         manifests.check_same_model(test, train, args.test_features, args.train_features)
         if not train.examples:
             raise InputError(
-                f"--train_features={args.train_features!r} holds no "
-                "example: "
-                "there "
-                "is "
-                "nothing "
-                "to "
+                f"--train_features={args.train_features!r} holds no example: there is nothing to "
                 "score against"
             )
         manifests.usable_rates(train, args.learning_rates)
@@ -166,12 +161,7 @@ def plan(args: argparse.Namespace, processes_known: int | None) -> Plan:
     else:
         if args.learning_rates and len(args.learning_rates) != args.checkpoint_count:
             raise InputError(
-                "--learning_rates "
-                "has "
-                f"{len(args.learning_rates)} "
-                "numbers, "
-                "--checkpoint_count "
-                "is "
+                f"--learning_rates has {len(args.learning_rates)} numbers, --checkpoint_count is "
                 f"{args.checkpoint_count}"
             )
         shape = Shape(args.checkpoint_count, args.outputs, args.units)

@@ -48,12 +48,7 @@ def _run(argv: Sequence[str]) -> None:
     manifests.check_same_model(test, train, args.test_features, args.train_features)
     if not train.examples:
         raise InputError(
-            f"--train_features={args.train_features!r} holds no example: "
-            "there "
-            "is "
-            "nothing "
-            "to "
-            "score "
+            f"--train_features={args.train_features!r} holds no example: there is nothing to score "
             "against"
         )
     if args.sum_positions:

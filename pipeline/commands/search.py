@@ -49,12 +49,7 @@ def _run(argv: Sequence[str]) -> None:
     manifests.check_same_model(test, train, args.test_features, args.train_features)
     if found.settings["train_features"] != train.fingerprint:
         raise InputError(
-            f"--index={args.index!r} was built "
-            "from "
-            "another "
-            "feature "
-            "set "
-            "than "
+            f"--index={args.index!r} was built from another feature set than "
             f"--train_features={args.train_features!r}: name the one that "
             "it was built from, or build it anew with `tracin index`"
         )
@@ -112,12 +107,7 @@ def _run(argv: Sequence[str]) -> None:
             else "what was missed has not been measured"
         )
         note = (
-            "Proponents and opponents were looked for by an index, and "
-            "those "
-            "that "
-            "it "
-            "did "
-            "not "
+            "Proponents and opponents were looked for by an index, and those that it did not "
             f"offer are missing: {missed}."
         )
         report_wanted = dataclasses.replace(report_wanted, notes=(*report_wanted.notes, note))
@@ -153,12 +143,7 @@ def _check_effort(args: argparse.Namespace, kind: str) -> None:
     for flag, kinds in (("nprobe", ("auto", "ivf")), ("ef_search", ("hnsw",))):
         if getattr(args, flag) and kind not in kinds:
             raise InputError(
-                f"--{flag} is for indexes of "
-                f"--kind={kinds[-1]}, "
-                "and "
-                f"--index={args.index!r} "
-                "is "
-                "of "
+                f"--{flag} is for indexes of --kind={kinds[-1]}, and --index={args.index!r} is of "
                 f"{kind}: leave it out"
             )
 

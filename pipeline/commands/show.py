@@ -132,12 +132,7 @@ def _find(directory: str, found: Manifest, wanted: str) -> dict[str, Any]:
                 return dict(row)
     what = "example" if found.kind == "audit" else "test example"
     raise InputError(
-        f"{directory} has no {what} with the id {wanted!r}: ids are told "
-        "without "
-        "--id, "
-        "or "
-        "stand "
-        "in "
+        f"{directory} has no {what} with the id {wanted!r}: ids are told without --id, or stand in "
         f"{prefix}*.parquet"
     )
 

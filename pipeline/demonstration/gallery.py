@@ -215,12 +215,7 @@ def picture(traced: Sequence[Traced], inspection: Inspection, test: Digits, trai
         ("Proponents\npulled towards the true label", _GREEN),
         ("Opponents\npulled away from it", _RED),
         (
-            f"Where the {inspection.found[-1]} wrong "
-            "labels "
-            "are\nwhen "
-            "self-influence "
-            "sorts "
-            "the "
+            f"Where the {inspection.found[-1]} wrong labels are\nwhen self-influence sorts the "
             "training set",
             "black",
         ),

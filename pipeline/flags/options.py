@@ -19,38 +19,18 @@ _N = TypeVar("_N", int, float)
 
 COMMANDS = {
     "influence": "trace test predictions to the training examples "
-    "behind "
-    "them: "
-    "features "
-    "and "
-    "scores "
-    "in one run",
+    "behind them: features and scores in one run",
     "features": "extract the features of a set of examples (stage 1)",
     "score": "score a test feature set against a training feature set (stage 2)",
     "audit": "find the labels of a training set that are likely wrong",
     "export": "turn a feature set into vectors whose dot product is, or is near to, the influence",
     "index": "build a nearest-neighbour index of a training "
-    "feature "
-    "set "
-    "(needs "
-    "the "
-    "extra "
-    "`neighbours`)",
+    "feature set (needs the extra `neighbours`)",
     "search": "find each test example's proponents and opponents by "
-    "an "
-    "index, "
-    "and "
-    "score "
-    "them "
-    "exactly",
+    "an index, and score them exactly",
     "show": "see what an audit or an influence result holds, in the terminal",
     "plan": "tell what a `tracin score` with the same flags "
-    "would "
-    "cost: "
-    "tiles, "
-    "bytes, "
-    "arithmetic, "
-    "memory; nothing is run or written",
+    "would cost: tiles, bytes, arithmetic, memory; nothing is run or written",
     "demo": "see the whole story on real handwritten digits that come with the install",
 }
 
@@ -62,12 +42,7 @@ _PLANNED_SETS = ("train_features", "test_features")
 _PLANNED_COUNTS = ("train_count", "test_count", "checkpoint_count", "outputs", "units")
 
 _EPILOG = (
-    "Any flag of Apache Beam "
-    "may "
-    "follow: "
-    "--runner, "
-    "--direct_num_workers, "
-    "--project, "
+    "Any flag of Apache Beam may follow: --runner, --direct_num_workers, --project, "
     "--region, --temp_location, --sdk_container_image, …"
 )
 
@@ -153,12 +128,7 @@ def _date(text: str) -> datetime.date:
 def _accelerator(text: str) -> str:
     if not re.fullmatch(r"type:[\w.-]+;count:[1-9]\d*(;install-nvidia-driver(:[\w.-]+)?)?", text):
         raise argparse.ArgumentTypeError(
-            "expected type:NAME;count:N, "
-            "perhaps "
-            "followed "
-            "by "
-            ";install-nvidia-driver, "
-            "found "
+            "expected type:NAME;count:N, perhaps followed by ;install-nvidia-driver, found "
             f"{text!r}; quote it, or the shell ends at the ;"
         )
     return text
@@ -229,12 +199,7 @@ def parser(command: str) -> argparse.ArgumentParser:
             required=True,
             metavar="GLOBS",
             help="TFRecord files of tf.train.Example, Parquet or "
-            ".npz "
-            "files; "
-            "globs "
-            "separated "
-            "by "
-            "commas",
+            ".npz files; globs separated by commas",
         )
     elif command == "influence":
         sets.add_argument(
@@ -242,12 +207,7 @@ def parser(command: str) -> argparse.ArgumentParser:
             required=True,
             metavar="GLOBS",
             help="files of the training examples: TFRecord, Parquet "
-            "or "
-            ".npz; "
-            "globs "
-            "separated "
-            "by "
-            "commas",
+            "or .npz; globs separated by commas",
         )
         sets.add_argument(
             "--test_examples", required=True, metavar="GLOBS", help="files of the test examples"
@@ -264,23 +224,13 @@ def parser(command: str) -> argparse.ArgumentParser:
             type=_directory,
             metavar="DIR",
             help="feature set of a test set, with the same model: "
-            "which "
-            "training "
-            "examples "
-            "help "
-            "or "
-            "hurt it, and its labels, most",
+            "which training examples help or hurt it, and its labels, most",
         )
         sets.add_argument(
             "--test_examples",
             metavar="GLOBS",
             help="or files of the test examples, to extract "
-            "it "
-            "from; "
-            "with "
-            "--examples "
-            "and "
-            "--checkpoints",
+            "it from; with --examples and --checkpoints",
         )
         sets.add_argument(
             "--slice_keys",
@@ -288,13 +238,7 @@ def parser(command: str) -> argparse.ArgumentParser:
             default=(),
             metavar="KEYS",
             help="keys that the test set keeps (--keep_keys), whose "
-            "values "
-            "are "
-            "slices "
-            "of "
-            "it "
-            "besides its labels: which training examples "
-            "help or hurt each",
+            "values are slices of it besides its labels: which training examples help or hurt each",
         )
         sets.add_argument(
             "--features",
@@ -389,12 +333,7 @@ def _add_vectors(built: argparse.ArgumentParser, command: str) -> None:
             type=_directory,
             metavar="DIR",
             help="vectors, or an index, of the training set: these "
-            "will "
-            "be "
-            "comparable "
-            "with "
-            "them; "
-            "instead of the flags below",
+            "will be comparable with them; instead of the flags below",
         )
     else:
         sets.add_argument(
@@ -441,13 +380,7 @@ def _add_projection(group: argparse._ActionsContainer, command: str) -> None:
         choices=("auto", "principal", "sketch", "random", "exact"),
         default="auto",
         help="how vectors are made shorter: auto and principal fit "
-        "the "
-        "training "
-        "set, "
-        "sketch "
-        "and "
-        "random are unbiased, exact leaves nothing "
-        "out (%(default)s)",
+        "the training set, sketch and random are unbiased, exact leaves nothing out (%(default)s)",
     )
     group.add_argument(
         "--dimensions",
@@ -471,12 +404,7 @@ def _add_projection(group: argparse._ActionsContainer, command: str) -> None:
             default=("npy",),
             metavar="FORMATS",
             help="some of npy, parquet, tfrecord, faiss (needs "
-            "the "
-            "extra "
-            "`neighbours`) "
-            "and "
-            "vertex, "
-            "separated by commas (npy)",
+            "the extra `neighbours`) and vertex, separated by commas (npy)",
         )
     else:
         _add_normalize(group)
@@ -485,12 +413,7 @@ def _add_projection(group: argparse._ActionsContainer, command: str) -> None:
             choices=("auto", "flat", "ivf", "hnsw"),
             default="auto",
             help="flat compares all vectors, ivf looks into some "
-            "lists, "
-            "hnsw "
-            "walks "
-            "through "
-            "a "
-            "graph; auto is flat or, for many, ivf",
+            "lists, hnsw walks through a graph; auto is flat or, for many, ivf",
         )
         group.add_argument(
             "--memory_gb",
@@ -529,12 +452,7 @@ def _add_searching(group: argparse._ActionsContainer) -> None:
         default=100,
         metavar="N",
         help="test examples for which the exact answer is computed too, "
-        "to "
-        "tell "
-        "what "
-        "was "
-        "missed "
-        "(%(default)s)",
+        "to tell what was missed (%(default)s)",
     )
 
 
@@ -598,12 +516,7 @@ def _add_examples(group: argparse._ActionsContainer, command: str) -> None:
         type=_names,
         metavar="KEYS",
         help="keys of the model's inputs, in its order (image; of "
-        "a "
-        "model "
-        "with "
-        "several "
-        "inputs, "
-        "their names)",
+        "a model with several inputs, their names)",
     )
     group.add_argument(
         "--label_key", default="label", metavar="KEY", help="key of the label (%(default)s)"
@@ -624,12 +537,7 @@ def _add_examples(group: argparse._ActionsContainer, command: str) -> None:
         "--parse_fn",
         metavar="MODULE:FUNCTION",
         help="function from a serialized record to a mapping of the keys "
-        "above, "
-        "for "
-        "other "
-        "kinds "
-        "of "
-        "records",
+        "above, for other kinds of records",
     )
     modes = ("given", "predicted")
     if command == "influence":
@@ -638,24 +546,14 @@ def _add_examples(group: argparse._ActionsContainer, command: str) -> None:
             choices=modes,
             default="given",
             help="labels of the training examples: as given, "
-            "or "
-            "the "
-            "last "
-            "checkpoint's "
-            "predictions "
-            "(given)",
+            "or the last checkpoint's predictions (given)",
         )
         group.add_argument(
             "--test_labels",
             choices=modes,
             default="given",
             help="likewise for the test examples; "
-            "predicted "
-            "explains "
-            "predictions "
-            "without "
-            "labels "
-            "(given)",
+            "predicted explains predictions without labels (given)",
         )
     elif command == "features":
         group.add_argument(
@@ -669,20 +567,10 @@ def _add_examples(group: argparse._ActionsContainer, command: str) -> None:
         type=_directory,
         metavar="DIR",
         help="feature set of an earlier run with the same flags: "
-        "what "
-        "it "
-        "holds "
-        "of "
-        "examples "
-        "unchanged in id and content is copied"
+        "what it holds of examples unchanged in id and content is copied"
         if command == "features"
         else "result of an earlier run with the same flags: what "
-        "its "
-        "feature "
-        "sets "
-        "hold "
-        "of "
-        "unchanged examples is copied",
+        "its feature sets hold of unchanged examples is copied",
     )
     group.add_argument(
         "--max_rejected_fraction",
@@ -702,12 +590,7 @@ def _add_model(group: argparse._ActionsContainer, required: bool) -> None:
         required=required,
         metavar="GLOBS",
         help=".keras files, .weights.h5 files, or prefixes "
-        "of "
-        "TensorFlow "
-        "checkpoints; "
-        "a "
-        "list "
-        "without globs keeps its order, "
+        "of TensorFlow checkpoints; a list without globs keeps its order, "
         "else the optimizer's step decides",
     )
     group.add_argument(
@@ -732,13 +615,8 @@ def _add_model(group: argparse._ActionsContainer, required: bool) -> None:
     _add_switch(
         group,
         "--per_token",
-        "of a model whose last dense layer works on positions: make a "
-        "record "
-        "of "
-        "each "
-        "position "
-        "that "
-        "is not masked, id@position",
+        "of a model whose last dense layer works on positions: make a record of each position "
+        "that is not masked, id@position",
     )
     group.add_argument(
         "--loss",
@@ -758,12 +636,7 @@ def _add_model(group: argparse._ActionsContainer, required: bool) -> None:
         type=_positive,
         metavar="N",
         help="examples per call of the model (256, fewer for large "
-        "inputs); "
-        "halved "
-        "where "
-        "they "
-        "do "
-        "not fit into memory",
+        "inputs); halved where they do not fit into memory",
     )
     _add_feature_dtype(group, "float32")
     group.add_argument(
@@ -771,12 +644,7 @@ def _add_model(group: argparse._ActionsContainer, required: bool) -> None:
         choices=("process", "machine"),
         default="process",
         help="load the checkpoints once per worker process, or "
-        "once "
-        "per "
-        "machine, "
-        "whose "
-        "processes "
-        "then send their batches to the one that "
+        "once per machine, whose processes then send their batches to the one that "
         "has them (%(default)s)",
     )
     group.add_argument(
@@ -784,12 +652,7 @@ def _add_model(group: argparse._ActionsContainer, required: bool) -> None:
         type=_accelerator,
         metavar="HINT",
         help="Beam's resource hint for the workers that run the model, and "
-        "for "
-        "no "
-        "others, "
-        "such "
-        "as "
-        "'type:nvidia-l4;count:1'",
+        "for no others, such as 'type:nvidia-l4;count:1'",
     )
 
 
@@ -799,12 +662,7 @@ def _add_rates(group: argparse._ActionsContainer) -> None:
         type=_rates,
         metavar="RATES",
         help="learning rate of each checkpoint, separated by commas, "
-        "in "
-        "their "
-        "order "
-        "(as "
-        "their "
-        "optimizers had them)",
+        "in their order (as their optimizers had them)",
     )
 
 
@@ -824,12 +682,7 @@ def _add_normalize(group: argparse._ActionsContainer) -> None:
         choices=("none", "cosine", "relatif"),
         default="none",
         help="none; cosine: divide by both gradients' lengths; "
-        "relatif: "
-        "by "
-        "the "
-        "training "
-        "example's "
-        "(%(default)s)",
+        "relatif: by the training example's (%(default)s)",
     )
 
 
@@ -839,12 +692,7 @@ def _add_scoring(group: argparse._ActionsContainer) -> None:
     _add_switch(
         group,
         "--sum_positions",
-        "of features that are per token: score whole examples, by the sum "
-        "over "
-        "all "
-        "pairs "
-        "of "
-        "their "
+        "of features that are per token: score whole examples, by the sum over all pairs of their "
         "positions, instead of positions",
     )
     group.add_argument(
@@ -882,12 +730,7 @@ def _add_suspects(group: argparse._ActionsContainer) -> None:
         default=1000,
         metavar="N",
         help="list at most so many suspects of one label, the "
-        "most "
-        "suspicious; "
-        "all "
-        "are "
-        "counted "
-        "(%(default)s)",
+        "most suspicious; all are counted (%(default)s)",
     )
     group.add_argument(
         "--min_similarity",
@@ -895,12 +738,7 @@ def _add_suspects(group: argparse._ActionsContainer) -> None:
         default=0.99,
         metavar="X",
         help="how alike examples with different labels are to be told "
-        "as "
-        "duplicates, "
-        "at "
-        "least: "
-        "the "
-        "mean cosine of their activations about "
+        "as duplicates, at least: the mean cosine of their activations about "
         "the mean (%(default)s)",
     )
     group.add_argument(
@@ -920,12 +758,7 @@ def _add_suspects(group: argparse._ActionsContainer) -> None:
         type=_fraction,
         metavar="X",
         help="threshold: Kolmogorov-Smirnov distance of a "
-        "class's "
-        "self-influence "
-        "from "
-        "that "
-        "of "
-        "--previous (none)",
+        "class's self-influence from that of --previous (none)",
     )
     _add_switch(
         group,
@@ -949,12 +782,7 @@ def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[s
         # Beam's flags may have their values as words of their own.
         if not word.startswith("-") and (not before.startswith("--") or "=" in before):
             own.error(
-                f"unexpected word {word!r}: flags are --name=value, and "
-                "globs "
-                "are "
-                "quoted "
-                "so "
-                "that "
+                f"unexpected word {word!r}: flags are --name=value, and globs are quoted so that "
                 "the shell leaves them alone"
             )
     for flag in (
@@ -971,24 +799,14 @@ def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[s
         _check_audited(own, args)
     if command == "influence" and args.sum_positions and not args.per_token:
         own.error(
-            "--sum_positions adds up the positions of examples: "
-            "they "
-            "are "
-            "told "
-            "apart "
-            "with "
+            "--sum_positions adds up the positions of examples: they are told apart with "
             "--per_token"
         )
     if command == "export" and args.projection_of:
         for name in ("projection", "dimensions", "seed", "learning_rates", "allow_large_vectors"):
             if getattr(args, name) != own.get_default(name):
                 own.error(
-                    f"--projection_of and --{name} exclude each "
-                    "other: "
-                    "the "
-                    "projection "
-                    "is "
-                    "there "
+                    f"--projection_of and --{name} exclude each other: the projection is there "
                     "already"
                 )
     if getattr(args, "run_date", None) and not args.output_table:

@@ -84,14 +84,8 @@ def find_checkpoints(patterns: str) -> tuple[list[str], bool]:
         paths = checkpoint_files.group_paths(matched)
         if not paths:
             raise InputError(
-                f"--checkpoints={pattern!r} matches no "
-                "checkpoint: "
-                "expected "
-                ".keras "
-                "or "
-                ".weights.h5 "
-                "files, or a TensorFlow checkpoint's "
-                "prefix"
+                f"--checkpoints={pattern!r} matches no checkpoint: expected .keras or .weights.h5 "
+                "files, or a TensorFlow checkpoint's prefix"
             )
         repeated = [path for path in paths if path in found]
         if repeated:
@@ -99,12 +93,7 @@ def find_checkpoints(patterns: str) -> tuple[list[str], bool]:
         found += paths
     if not found:
         raise InputError(
-            "--checkpoints is empty: give .keras or .weights.h5 "
-            "files, "
-            "or "
-            "prefixes "
-            "of "
-            "TensorFlow "
+            "--checkpoints is empty: give .keras or .weights.h5 files, or prefixes of TensorFlow "
             "checkpoints"
         )
     return found, not any(map(filesystems.is_glob, wanted))
@@ -145,12 +134,7 @@ def prepare_model(args: argparse.Namespace, rates_needed: bool) -> PreparedModel
     if len(rates) != len(infos):
         names = ", ".join(posixpath.basename(info.path) for info in infos)
         raise InputError(
-            f"--learning_rates has {len(rates)} "
-            "numbers, "
-            "there "
-            "are "
-            f"{len(infos)} "
-            "checkpoints "
+            f"--learning_rates has {len(rates)} numbers, there are {len(infos)} checkpoints "
             f"({names}): give one for each, in this order"
         )
     for rate, info in zip(rates, infos, strict=True):
@@ -300,25 +284,14 @@ def _example_format(args: argparse.Namespace, labels: str, loaded: Checkpoints) 
     if len(keys) != len(inputs):
         told = ", ".join(f"{spec.name} {spec.shape}" for spec in inputs)
         raise InputError(
-            f"--input_keys names {len(keys)} keys, the "
-            "model "
-            "has "
-            f"{len(inputs)} "
-            "inputs "
-            f"({told}): "
+            f"--input_keys names {len(keys)} keys, the model has {len(inputs)} inputs ({told}): "
             "name one for each, in this order"
         )
     for spec in inputs:
         if any(size is None for size in spec.shape):
             raise InputError(
-                f"the model's input {spec.name} has the free "
-                "shape "
-                f"{spec.shape}: "
-                "batches "
-                "need "
-                "a "
-                "fixed one; "
-                "save the model with a fixed input shape"
+                f"the model's input {spec.name} has the free shape {spec.shape}: batches need a "
+                "fixed one; save the model with a fixed input shape"
             )
     if args.parse_fn:
         resolve_function(args.parse_fn, "parse_fn")
@@ -393,12 +366,7 @@ def _look_at_first(
     ]
     if details[0] is not None and None not in details:
         raise InputError(
-            f"--{flag}: none of the first {len(found)} records of "
-            f"{file.path} "
-            "can "
-            "be "
-            "used; "
-            "the "
+            f"--{flag}: none of the first {len(found)} records of {file.path} can be used; the "
             f"first: {details[0]}"
         )
 
@@ -425,12 +393,6 @@ def _check_keys(serialized: bytes, form: ExampleFormat, flag: str, sliced: Seque
                 else ""
             )
             raise InputError(
-                f"the first record of --{flag} has "
-                "no "
-                "key "
-                f"{key!r} "
-                "(its "
-                "keys: "
-                f"{', '.join(keys) or 'none'}): "
-                f"name the right one with --{option}{hint}"
+                f"the first record of --{flag} has no key {key!r} (its keys: "
+                f"{', '.join(keys) or 'none'}): name the right one with --{option}{hint}"
             )

@@ -17,12 +17,7 @@ RUNNER = "DataflowRunner"
 _SUBMITTER = "submission_environment_dependencies.txt"
 _ACCELERATOR = "beam:resources:accelerator:v1"
 _TABLE_NEEDS = (
-    "BigQuery's API; "
-    "roles/bigquery.jobUser "
-    "in "
-    "the "
-    "project "
-    "and "
+    "BigQuery's API; roles/bigquery.jobUser in the project and "
     "roles/bigquery.dataEditor on the dataset, for workers and whoever submits"
 )
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]*[a-z0-9]")
@@ -56,24 +51,14 @@ def mistake(flags: Sequence[str]) -> str | None:
         return f"--runner={args.runner} needs {', '.join(missing)}"
     if not PROJECT.fullmatch(args.project):
         return (
-            "--project: expected a project's id, as `gcloud "
-            "projects "
-            "list` "
-            "shows "
-            "it, "
-            "found "
+            "--project: expected a project's id, as `gcloud projects list` shows it, found "
             f"{args.project!r}"
         )
     if not _REGION.fullmatch(args.region):
         return f"--region: expected a region such as europe-west1, found {args.region!r}"
     if args.job_name and not _JOB_NAME.fullmatch(args.job_name):
         return (
-            "--job_name: expected up to 63 small letters, digits "
-            "and "
-            "hyphens, "
-            "a "
-            "letter "
-            "first "
+            "--job_name: expected up to 63 small letters, digits and hyphens, a letter first "
             f"and no hyphen last, found {args.job_name!r}"
         )
     for name in ("temp_location", "staging_location"):
@@ -92,24 +77,14 @@ def _location_mistake(url: str) -> str | None:
     bucket, path = found.groups()
     if not _BUCKET.fullmatch(bucket):
         return (
-            f"no bucket can be called {bucket!r}: names are of "
-            "small "
-            "letters, "
-            "digits, "
-            "'-', "
-            "'_' "
+            f"no bucket can be called {bucket!r}: names are of small letters, digits, '-', '_' "
             "and '.', with a letter or digit at both ends"
         )
     if not 3 <= len(bucket) <= (222 if "." in bucket else 63) or any(
         len(part) > 63 for part in bucket.split(".")
     ):
         return (
-            f"no bucket can be called {bucket!r}: names have 3 to "
-            "63 "
-            "characters, "
-            "with "
-            "dots "
-            "up "
+            f"no bucket can be called {bucket!r}: names have 3 to 63 characters, with dots up "
             "to 222 of which at most 63 between two"
         )
     if (
@@ -119,12 +94,7 @@ def _location_mistake(url: str) -> str | None:
         or "google" in bucket
     ):
         return (
-            f"no bucket can be called {bucket!r}: two dots in a "
-            "row, "
-            "IP "
-            "addresses, "
-            "'goog' "
-            "in "
+            f"no bucket can be called {bucket!r}: two dots in a row, IP addresses, 'goog' in "
             "front and 'google' anywhere are reserved"
         )
     if path is None:
@@ -166,9 +136,7 @@ def describe(job: Any, options: dict[str, Any]) -> str:
     rows = [
         (
             "job",
-            f"{options['job_name'] or 'a name with the time'} "
-            "in "
-            f"{options['project']}, "
+            f"{options['job_name'] or 'a name with the time'} in {options['project']}, "
             f"{options['region']}",
         ),
         ("graph", f"{len(leaves)} steps, {graph.ByteSize() / 1e3:.1f} KB"),
@@ -192,16 +160,9 @@ def describe(job: Any, options: dict[str, Any]) -> str:
         ("labels", ", ".join(map(str, options.get("labels") or [])) or "none"),
         (
             "needs",
-            "the APIs of Dataflow, Compute Engine and Cloud Storage; roles/dataflow.worker "
-            "for "
-            f"{account or 'the default worker account'}, "
-            "which reads the inputs and writes the "
-            "output "
-            "and "
-            "the "
-            "temporary "
-            "files; "
-            "roles/dataflow.developer for whoever submits",
+            "the APIs of Dataflow, Compute Engine and Cloud Storage; roles/dataflow.worker for "
+            f"{account or 'the default worker account'}, which reads the inputs and writes the "
+            "output and the temporary files; roles/dataflow.developer for whoever submits",
         ),
         *([("table needs", _TABLE_NEEDS)] if "WriteTable" in steps else []),
     ]

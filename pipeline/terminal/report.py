@@ -26,11 +26,7 @@ def checkpoints(prepared: PreparedModel) -> str:
     loaded = prepared.loaded
     output = "" if loaded.output is None else f"output {loaded.output!r}, "
     lines = [
-        f"{_count(len(prepared.infos), 'checkpoint')}, "
-        f"{output}last "
-        "dense "
-        "layer "
-        f"{loaded.layer!r}, "
+        f"{_count(len(prepared.infos), 'checkpoint')}, {output}last dense layer {loaded.layer!r}, "
         f"loss {loaded.loss.description}:"
     ]
     for info, rate in zip(prepared.infos, prepared.learning_rates, strict=True):
@@ -57,12 +53,7 @@ def features(directory: str, manifest: FeatureManifest, name: str = "") -> str:
     if manifest.rejected:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.rejected.items())
         lines.append(
-            " "
-            " "
-            f"{sum(manifest.rejected.values()):,} "
-            "rejected "
-            f"({reasons}): "
-            "see "
+            f"  {sum(manifest.rejected.values()):,} rejected ({reasons}): see "
             f"{posixpath.join(directory, 'rejected-*.jsonl')}"
         )
     return "\n".join(lines)
@@ -72,12 +63,7 @@ def influence(directory: str, manifest: Manifest) -> str:
     """What scoring wrote."""
     stored = sum(file.size for file in manifest.files if file.name.startswith("influence-"))
     lines = [
-        f"influence: {_count(manifest.counts['rows'], 'row')} as "
-        "JSON "
-        "lines "
-        "and "
-        "as "
-        "Parquet, "
+        f"influence: {_count(manifest.counts['rows'], 'row')} as JSON lines and as Parquet, "
         f"{size(stored)} at {directory}"
     ]
     # Results of earlier versions have none.
@@ -94,9 +80,7 @@ def table(name: str, rows: int, run_id: str) -> str:
 def audit(directory: str, summary: Mapping[str, Any]) -> str:
     """What an audit found, and the labels that most of it is about."""
     suspects = (
-        f"{_count(summary['suspects'], 'suspect')} "
-        "(suspicion "
-        "of "
+        f"{_count(summary['suspects'], 'suspect')} (suspicion of "
         f"{summary['min_suspicion']:g} or more)"
     )
     expected = f"about {summary['expected_wrong_labels']:,.0f} wrong labels expected"
@@ -121,9 +105,7 @@ def audit(directory: str, summary: Mapping[str, Any]) -> str:
         lines.append("  no duplicates whose labels conflict")
     elif duplicates:
         told = (
-            f"{duplicates['conflicting_examples']:,} "
-            "examples "
-            "in "
+            f"{duplicates['conflicting_examples']:,} examples in "
             f"{_count(duplicates['conflicting_groups'], 'group')}"
         )
         lines.append(f"  {told} of duplicates whose labels conflict")
@@ -162,10 +144,7 @@ def index(directory: str, manifest: Manifest, projection: Projection) -> str:
     """What indexing built."""
     stored, built = sum(file.size for file in manifest.files), len(manifest.files) - 1
     return (
-        "index: "
-        f"{_vectors(manifest, projection)}, "
-        f"{size(stored)} "
-        "in "
+        f"index: {_vectors(manifest, projection)}, {size(stored)} in "
         f"{_count(built, 'index file')} at {directory}"
     )
 
@@ -179,8 +158,7 @@ def _vectors(manifest: Manifest, projection: Projection) -> str:
     )
     zero = f", {counts['zero']:,} of them zero" if counts["zero"] else ""
     return (
-        f"{_count(counts['vectors'], 'vector')}{zero} of {projection.dimensions:,} "
-        "numbers "
+        f"{_count(counts['vectors'], 'vector')}{zero} of {projection.dimensions:,} numbers "
         f"({projection.method}: {sketched})"
     )
 
@@ -193,23 +171,13 @@ def recall(data: bytes | None) -> str:
         return "what the index did not find was not measured: see --recall_sample"
     told = json.loads(data)
     parts = [
-        f"{100 * told[sign]['recall']:.2f} % of the "
-        f"{told['k']} "
-        "strongest "
-        f"{sign} "
-        "(at "
-        "least "
+        f"{100 * told[sign]['recall']:.2f} % of the {told['k']} strongest {sign} (at least "
         f"{100 * told[sign]['lowest']:.0f} %)"
         for sign in ("proponents", "opponents")
         if told[sign]
     ]
     return (
-        f"found {' and '.join(parts) or 'nothing to find'}, "
-        "by "
-        "the "
-        "exact "
-        "answer "
-        "for "
+        f"found {' and '.join(parts) or 'nothing to find'}, by the exact answer for "
         f"{_count(told['tests'], 'test example')}"
     )
 
@@ -222,12 +190,7 @@ def skipped(counts: Mapping[str, int], pairs: int) -> str:
     if known != pairs:
         # Not every runner tells all of its counters.
         return (
-            f"{pairs:,} pairs; what became of them is not known on "
-            "this "
-            "runner, "
-            "which "
-            "tells "
-            "of "
+            f"{pairs:,} pairs; what became of them is not known on this runner, which tells of "
             f"{known:,}"
         )
     told = [
@@ -247,12 +210,7 @@ def skipped(counts: Mapping[str, int], pairs: int) -> str:
         else ""
     )
     return (
-        f"{pairs:,} pairs: {', '.join(told)}; "
-        f"{scored:,} "
-        "scored "
-        "exactly; "
-        f"{size(shuffled)} "
-        "left "
+        f"{pairs:,} pairs: {', '.join(told)}; {scored:,} scored exactly; {size(shuffled)} left "
         f"the tiles{again}"
     )
 
@@ -273,10 +231,7 @@ def plan(told: Plan) -> str:
     )
     verdict = "within" if told.within_memory else "MORE THAN"
     machine = (
-        " "
-        f"({told.processes:,} "
-        "on "
-        "a "
+        f" ({told.processes:,} on a "
         f"machine{'' if told.processes_known else ', as this one has processors'})"
         if told.processes > 1
         else ""
@@ -285,9 +240,7 @@ def plan(told: Plan) -> str:
         "training examples": f"{told.train.examples:,}, {size(told.train.bytes)} in "
         f"{_count(told.train.files, 'file')}",
         "test examples": f"{told.test.examples:,}, "
-        f"{size(told.test.bytes)} "
-        "in "
-        f"{_count(told.test.files, 'file')}",
+        f"{size(told.test.bytes)} in {_count(told.test.files, 'file')}",
         "features": ", ".join(
             _count(n, noun)
             for n, noun in (
@@ -299,27 +252,19 @@ def plan(told: Plan) -> str:
         "pairs": f"{cost.pairs:,}",
         "arithmetic": f"at most {_scaled(cost.flops, 'flop')}, if every pair is multiplied",
         "tiles": f"{cost.tiles:,}: {_count(cost.test_blocks, 'block')} of up to "
-        f"{cost.test_rows:,} "
-        "test examples × "
+        f"{cost.test_rows:,} test examples × "
         f"{_count(cost.train_ranges, 'range')} of up to {cost.train_rows:,} training examples",
         "chunks": f"{cost.chunks:,} of up to {cost.chunk_rows:,} training examples",
         "read": f"{size(cost.train_bytes_read + cost.test_bytes_read)}: "
         f"{size(cost.train_bytes_read)} of training features, "
         f"read {passes}, and {size(cost.test_bytes_read)}{most} of test features",
         "memory": f"{size(cost.memory_bytes)} "
-        "for "
-        "scoring, "
-        f"{verdict} "
-        "the "
+        f"for scoring, {verdict} the "
         f"{size(told.memory_bytes_allowed)} of a worker process" + machine,
         "shuffled": "at "
-        "most "
-        f"{_count(cost.candidates, 'candidate')}, "
-        "about "
-        f"{size(cost.shuffled_bytes)}",
+        f"most {_count(cost.candidates, 'candidate')}, about {size(cost.shuffled_bytes)}",
         "result": f"{_count(cost.result_rows, 'row')}, at most about {size(cost.result_bytes)} "
-        "in "
-        f"{_count(cost.result_files, 'file')}",
+        f"in {_count(cost.result_files, 'file')}",
     }
     return "\n".join(f"{name:<19}{text}" for name, text in rows.items())
 

@@ -97,12 +97,7 @@ def test_duplicates_stand_side_by_side_with_their_pictures(page):
 
 def test_a_script_from_data_would_be_stopped_by_the_policy(page):
     page.evaluate(
-        "const s = document.createElement('script'); "
-        "s.textContent "
-        "= "
-        "'window.hacked "
-        "= "
-        "2'; "
+        "const s = document.createElement('script'); s.textContent = 'window.hacked = 2'; "
         "document.body.append(s)"
     )
     assert page.evaluate("window.hacked") is None

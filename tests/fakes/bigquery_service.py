@@ -163,12 +163,7 @@ class Warehouse:
             raise Refused(
                 404,
                 "notFound",
-                f"Not found: Dataset {PROJECT}:{DATASET} "
-                "was "
-                "not "
-                "found "
-                "in "
-                "location "
+                f"Not found: Dataset {PROJECT}:{DATASET} was not found in location "
                 f"{reference['location']}",
             )
         if name in self.jobs:

@@ -379,14 +379,8 @@ def test_a_job_that_fails_is_told_and_the_next_run_writes_the_rows(
     outcome = tracin(*words)
     assert (outcome.status, warehouse.rows("influence")) == (1, [])
     assert told(outcome) == (
-        "tracin score: failed: "
-        f"--output_table={TABLE}: "
-        f"gs://{BUCKET}/out/score "
-        "is "
-        "complete, "
-        "and "
-        "its rows were not written: "
-        "Access Denied: bucket; run it again to write them"
+        f"tracin score: failed: --output_table={TABLE}: gs://{BUCKET}/out/score is complete, and "
+        "its rows were not written: Access Denied: bucket; run it again to write them"
     )
     written = store.objects("out/score/")
     assert "manifest.json" in written

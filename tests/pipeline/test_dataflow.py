@@ -93,12 +93,7 @@ def test_what_can_be_one_is_let_through() -> None:
 
 def test_it_is_told_before_anything_is_loaded() -> None:
     program = (
-        "import "
-        "sys; "
-        "from "
-        "pipeline "
-        "import "
-        "cli\ntry: "
+        "import sys; from pipeline import cli\ntry: "
         f"cli.main({['score', *SCORE, JOB[0]]})\nexcept SystemExit as e: print(e.code)\n"
     )
     program += "print(sorted({'tensorflow', 'apache_beam', 'numpy'} & set(sys.modules)))"
@@ -266,12 +261,7 @@ def test_a_whole_job_is_submitted(
     assert outcome.status == 1, outcome.err
     told = [line for line in outcome.err.splitlines() if line.startswith("tracin")]
     assert told == [
-        "tracin influence: failed: Dataflow pipeline failed. State: "
-        "FAILED, "
-        "Error: "
-        "None: "
-        "see "
-        "the "
+        "tracin influence: failed: Dataflow pipeline failed. State: FAILED, Error: None: see the "
         "job's logs"
     ]
     (request,) = posted
@@ -337,12 +327,7 @@ def assert_installs(package: bytes, directory: pathlib.Path) -> None:
         [*pip, str(archive)], cwd=directory, check=True, timeout=120, capture_output=True
     )
     program = (
-        "import sys; "
-        "sys.path.insert(0, "
-        f"{str(site)!r}); "
-        "import "
-        "transforms, "
-        "pipeline.cli; "
+        f"import sys; sys.path.insert(0, {str(site)!r}); import transforms, pipeline.cli; "
         "print(pipeline.__file__, transforms.__file__)"
     )
     done = subprocess.run(

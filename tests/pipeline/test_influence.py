@@ -272,12 +272,7 @@ def test_a_complete_result_is_no_work_and_other_settings_are_refused(result, dat
     assert other.status == 2
     assert other.err.count("\n") == 1
     assert (
-        "complete with other settings (k was 4, is 5): "
-        "choose "
-        "another "
-        "directory, "
-        "or "
-        "pass "
+        "complete with other settings (k was 4, is 5): choose another directory, or pass "
         "--overwrite" in other.err
     )
     labels = tracin("influence", *flags(data, tiny, result, test_labels="predicted"))
@@ -362,12 +357,7 @@ def test_an_empty_training_set_fails_in_one_line(data, tiny, tracin, tmp_path):
     warning, told = outcome.err.splitlines()
     assert (
         warning == f"warning: --train_examples: {tmp_path}/data/train-0 is empty, "
-        "as "
-        "a "
-        "writer "
-        "that "
-        "died "
-        "leaves it"
+        "as a writer that died leaves it"
     )
     assert (
         f"{tmp_path}/out/train_features holds no example: there is nothing to score against" in told

@@ -486,12 +486,7 @@ def test_a_batch_fits_into_its_share_of_memory() -> None:
 def test_an_error_deep_inside_a_run_is_told_in_one_line() -> None:
     assert runner._told(InputError("it is cut [while running 'A/B-ptransform-7']")) == "it is cut"
     trace = (
-        "Traceback …\n  File …\ntransforms.errors.InputError: data/a: "
-        "it "
-        "is "
-        "cut "
-        "[while "
-        "running "
+        "Traceback …\n  File …\ntransforms.errors.InputError: data/a: it is cut [while running "
         "'ReadFiles']\n\nmore"
     )
     assert runner._told(RuntimeError(trace)) == "data/a: it is cut"

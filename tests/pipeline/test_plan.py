@@ -238,12 +238,7 @@ def test_worker_processes_share_the_memory(tracin: Run) -> None:
 
 def test_neither_tensorflow_is_loaded_nor_anything_written(tmp_path: pathlib.Path) -> None:
     program = (
-        "import "
-        "sys; "
-        "from "
-        "pipeline "
-        "import "
-        "cli; "
+        "import sys; from pipeline import cli; "
         f"cli.main({['plan', *COUNTS, '--output=out']}); print('tensorflow' in sys.modules)"
     )
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}

@@ -15,14 +15,8 @@ def test_what_became_of_the_pairs_is_told_in_shares():
         "bytes-shuffled": 12_345,
     }
     assert report.skipped(counts, 1_000_000) == (
-        "1,000,000 pairs: 70.0 % skipped in blocks, 30.0 % sieved by "
-        "loss "
-        "gradients, "
-        "under "
-        "0.1 "
-        "% "
-        "multiplied whole; "
-        "4,321 scored exactly; 12.3 KB left the tiles"
+        "1,000,000 pairs: 70.0 % skipped in blocks, 30.0 % sieved by loss gradients, under 0.1 % "
+        "multiplied whole; 4,321 scored exactly; 12.3 KB left the tiles"
     )
     assert report.skipped({**counts, "tests-again": 2}, 1_000_000).endswith(
         "left the tiles; 2 test examples searched again"

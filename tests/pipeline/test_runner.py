@@ -10,11 +10,7 @@ from transforms.storage.manifests import Manifest
 def test_quotes_and_line_breaks_of_a_message_survive_the_runner():
     message = "--parse_fn='m:f' cannot be imported: expected key 'x'"
     text = (
-        "Traceback (most recent "
-        "call "
-        "last):\n "
-        " "
-        "File "
+        "Traceback (most recent call last):\n  File "
         '"a.py"\ntransforms.errors.InputError: '
         f"{message} [while running 'Step']\n"
     )
@@ -24,14 +20,8 @@ def test_quotes_and_line_breaks_of_a_message_survive_the_runner():
 
 def test_an_error_that_was_handled_is_not_blamed():
     text = (
-        "Traceback:\ntransforms.errors.InputError: handled\n\n"
-        "During handling of "
-        "the "
-        "above "
-        "exception, "
-        "another "
-        "exception "
-        "occurred:\n\nTraceback:\nKeyError: 'x'"
+        "Traceback:\ntransforms.errors.InputError: handled\n\nDuring handling of the above "
+        "exception, another exception occurred:\n\nTraceback:\nKeyError: 'x'"
     )
     assert runner._told(RuntimeError(text)) is None
 

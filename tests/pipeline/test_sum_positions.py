@@ -257,12 +257,7 @@ def test_what_a_result_tells_a_person(sets: Sets, tracin: Run, tmp_path: pathlib
     assert "Scores are sums over all pairs of positions of two examples" in page
     shown = re.sub(r"<[^>]+>", "", page)
     assert (
-        f"{row['test_positions']} "
-        "positions, "
-        f"{row['test_wrong_positions']} "
-        "of "
-        "them "
-        "predicted "
+        f"{row['test_positions']} positions, {row['test_wrong_positions']} of them predicted "
         "otherwise" in shown
     )
     for name in ("proponents", "opponents"):
@@ -405,12 +400,7 @@ def test_sets_of_examples_have_no_positions(
     for command in ("score", "plan"):
         told = refused(tracin(command, *flags, f"--output={tmp_path / 'out'}"))
         assert (
-            f"the records of {train} are examples: leave the flag out, "
-            "or "
-            "extract "
-            "both "
-            "sets "
-            "with "
+            f"the records of {train} are examples: leave the flag out, or extract both sets with "
             "--per_token" in told
         )
     told = refused(
@@ -442,12 +432,7 @@ def test_gradients_and_files_that_do_not_fit_into_memory(
     words = (*sets.whole, "--sum_positions", f"--output={tmp_path / 'out'}", "--runner=FnApiRunner")
     told = refused(tracin("score", *words, "--memory_gb=0.3"))
     assert (
-        "--memory_gb=0.3: 0.3 GB for one worker process are too little for gradients of "
-        "2 "
-        "× "
-        "3 "
-        "× "
-        "6 "
+        "--memory_gb=0.3: 0.3 GB for one worker process are too little for gradients of 2 × 3 × 6 "
         "numbers: it needs 0.34 GB" in told
     )
     (directory,) = (pathlib.Path(flag.partition("=")[2]) for flag in sets.whole[:1])

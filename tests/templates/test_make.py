@@ -29,8 +29,7 @@ VARIABLES = {
 JOB = {
     "COMMAND": "audit",
     "PARAMETERS": "features=gs://some-bucket/features "
-    "output=gs://some-bucket/audit "
-    "min_suspicion=0.6",
+    "output=gs://some-bucket/audit min_suspicion=0.6",
 }
 IMAGE = "europe-west1-docker.pkg.dev/some-project/tracin/tracin"
 
@@ -184,8 +183,7 @@ def test_a_job_is_launched_or_asked_for(tools: pathlib.Path, target: str) -> Non
 
 def test_globs_reach_the_template_as_they_are(tools: pathlib.Path) -> None:
     parameters = (
-        "examples=gs://b/train-?,gs://b/[ab]* "
-        "checkpoints=gs://b/*.keras "
+        "examples=gs://b/train-?,gs://b/[ab]* checkpoints=gs://b/*.keras "
         "output=gs://b/out loss='Sparse Loss(a)'"
     )
     assert (

@@ -377,12 +377,7 @@ def test_a_step_that_fails_again_ends_the_night() -> None:
     done = night(Google(influence=["failed", "failed"]))
     assert done.error["tags"] == ["Failed"]
     assert done.error["message"] == (
-        "influence of 2026-11-25 ended "
-        "as "
-        "JOB_STATE_FAILED, "
-        "see "
-        "job "
-        "tracin-influence-2026-11-25-2 "
+        "influence of 2026-11-25 ended as JOB_STATE_FAILED, see job tracin-influence-2026-11-25-2 "
         "(job-3)"
     )
     assert [name.split("-")[1] for name, _ in done.launched] == [
@@ -421,12 +416,7 @@ def test_drift_is_told_apart_from_failure(copies: bool) -> None:
     assert done.error["tags"] == ["Drift"]
     assert (
         done.error["message"] == "drift; the audit of 2026-11-25 is complete "
-        "and "
-        "crosses "
-        "a "
-        "threshold, "
-        "see "
-        f"{ROOT}audit/report.html"
+        f"and crosses a threshold, see {ROOT}audit/report.html"
     )
     assert (
         done.error["outcome"]["influence"] == "done" and done.error["outcome"]["audit"] == "crossed"
@@ -452,12 +442,7 @@ def test_rows_that_are_not_in_their_table_are_written_by_another_try() -> None:
     failed = night(Google(audit=["crossed", "crossed"]), audit=table)
     assert failed.error["tags"] == ["Failed"]
     assert failed.error["message"] == (
-        "audit of 2026-11-25 is complete, but crosses a threshold or has no "
-        "rows "
-        "in "
-        "its "
-        "table, "
-        "see "
+        "audit of 2026-11-25 is complete, but crosses a threshold or has no rows in its table, see "
         "job tracin-audit-2026-11-25-2 (job-4)"
     )
 

@@ -60,22 +60,12 @@ def check_labels(found: FeatureManifest, name: str) -> None:
     """
     if found.task not in ("class", "binary"):
         raise InputError(
-            f"{name} has labels of the kind {found.task}: an audit "
-            "needs "
-            "one "
-            "class "
-            "per "
-            "example "
+            f"{name} has labels of the kind {found.task}: an audit needs one class per example "
             "(tasks class and binary)"
         )
     if found.settings["labels"] != "given":
         raise InputError(
-            f"{name} was extracted with predicted labels, which cannot "
-            "be "
-            "audited: "
-            "extract "
-            "it "
-            "with "
+            f"{name} was extracted with predicted labels, which cannot be audited: extract it with "
             "`labels=given`"
         )
 

@@ -53,12 +53,7 @@ class ExampleFormat:
         clash = sorted({*self.keep_keys} & {*FIELDS})
         if clash:
             raise InputError(
-                f"`keep_keys`: {', '.join(clash)} would overwrite a "
-                "field "
-                "of "
-                "the "
-                "feature "
-                "record: "
+                f"`keep_keys`: {', '.join(clash)} would overwrite a field of the feature record: "
                 "keep another key"
             )
 
@@ -91,12 +86,7 @@ def resolve_function(name: str, field: str) -> Callable[..., Any]:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            f"`{field}={name!r}` cannot be imported "
-            f"({error}): "
-            "expected "
-            "module:function "
-            "on "
-            "the "
+            f"`{field}={name!r}` cannot be imported ({error}): expected module:function on the "
             "Python path of every worker"
         ) from error
     if not callable(function):

@@ -66,12 +66,7 @@ def _mapping(serialized: bytes, form: ExampleFormat) -> Mapping[str, Any]:
         if not isinstance(values, Mapping):
             raise _Unusable(
                 rejects.PARSE_FN_FAILED,
-                f"{form.parse_fn} returned {type(values).__name__}, expected "
-                "a "
-                "mapping "
-                "of "
-                "keys "
-                "to "
+                f"{form.parse_fn} returned {type(values).__name__}, expected a mapping of keys to "
                 "values",
             )
         return values
@@ -148,12 +143,7 @@ def _input(values: Mapping[str, Any], spec: InputSpec) -> np.ndarray:
     if array.size != math.prod(spec.shape) or not _is_shaped(array, spec):
         raise _Unusable(
             rejects.WRONG_SIZE,
-            f"key {spec.key!r} has {array.size} numbers of "
-            "shape "
-            f"{array.shape}, "
-            "the "
-            "model's "
-            "input "
+            f"key {spec.key!r} has {array.size} numbers of shape {array.shape}, the model's input "
             f"has {spec.shape}",
         )
     if not np.isfinite(array).all():
@@ -162,12 +152,7 @@ def _input(values: Mapping[str, Any], spec: InputSpec) -> np.ndarray:
     if cast is None:
         raise _Unusable(
             rejects.WRONG_TYPE,
-            f"key {spec.key!r} holds numbers that the model's "
-            "input "
-            "of "
-            "type "
-            f"{spec.dtype} "
-            "cannot "
+            f"key {spec.key!r} holds numbers that the model's input of type {spec.dtype} cannot "
             "hold",
         )
     return cast.reshape(spec.shape)
@@ -193,12 +178,7 @@ def _image(data: bytes, spec: InputSpec) -> np.ndarray:
     if not data.startswith((_JPEG, _PNG)):
         raise _Unusable(
             rejects.BAD_IMAGE,
-            f"key {spec.key!r} is {len(data)} bytes that are neither "
-            "PNG "
-            "nor "
-            "JPEG: "
-            "decode "
-            "them "
+            f"key {spec.key!r} is {len(data)} bytes that are neither PNG nor JPEG: decode them "
             "with `parse_fn`",
         )
     channels = spec.shape[-1] if len(spec.shape) == 3 and spec.shape[-1] in (1, 3, 4) else 0
@@ -223,12 +203,7 @@ def _label(values: Mapping[str, Any], form: ExampleFormat) -> np.ndarray:
     if label.size != form.label_width:
         raise _Unusable(
             rejects.WRONG_SIZE,
-            f"the label under {form.label_key!r} has "
-            f"{label.size} "
-            "numbers, "
-            "the "
-            "loss "
-            "takes "
+            f"the label under {form.label_key!r} has {label.size} numbers, the loss takes "
             f"{form.label_width}",
         )
     return label

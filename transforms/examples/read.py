@@ -100,12 +100,7 @@ def read_examples(
                     else "write the file again, or accept the loss with `allow_truncated_files`"
                 )
                 raise InputError(
-                    f"{file.path}: the file cannot be read "
-                    "from "
-                    "record "
-                    f"{error.index} "
-                    "at "
-                    "byte "
+                    f"{file.path}: the file cannot be read from record {error.index} at byte "
                     f"{error.offset} on ({error.reason}), "
                     f"and nobody knows how many records that is: {hint}"
                 ) from error

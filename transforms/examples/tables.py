@@ -58,12 +58,7 @@ def read_archive(stream: IO[bytes]) -> Iterator[list[bytes | None]]:
         if len({*lengths.values()}) > 1 or 0 in {array.ndim for array in arrays.values()}:
             told = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
             raise ValueError(
-                f"its arrays have different lengths: {told}; expected a "
-                "row "
-                "of "
-                "each "
-                "for "
-                "every "
+                f"its arrays have different lengths: {told}; expected a row of each for every "
                 "example"
             )
         for i in range(min(lengths.values(), default=0)):

@@ -83,12 +83,7 @@ def extract_features(
             # Of an example all positions or none.
             finite = ~np.isin(rows, rows[~finite])
             detail = (
-                "the model gave a NaN, an "
-                "infinity "
-                "or "
-                "a "
-                "number "
-                "beyond "
+                "the model gave a NaN, an infinity or a number beyond "
                 f"{extractor.feature_dtype} for this example"
             )
             set_aside(rejects.NON_FINITE_FEATURES, dict.fromkeys(rows[~finite].tolist(), detail))

@@ -238,24 +238,13 @@ class FeatureExtractor:
         reason = next((line.strip() for line in lines if "allocat" in line), lines[0])
         if tried == _SMALLEST_BATCH:
             raise InputError(
-                "the model runs out of memory with "
-                f"{_SMALLEST_BATCH} "
-                "examples "
-                "at "
-                "once "
-                f"({reason}): "
-                "use workers with more memory, or a "
-                "smaller model"
+                f"the model runs out of memory with {_SMALLEST_BATCH} examples at once ({reason}): "
+                "use workers with more memory, or a smaller model"
             ) from error
         self._batch_size = max(_SMALLEST_BATCH, tried // 2)
         counters.add("batches-halved")
         logging.getLogger(__name__).warning(
-            "the model ran out of memory with %d examples at once "
-            "(%s): "
-            "going "
-            "on "
-            "with "
-            "%d; "
+            "the model ran out of memory with %d examples at once (%s): going on with %d; "
             "`batch_size=%d` saves the attempt",
             tried,
             reason,

@@ -71,12 +71,7 @@ class Base:
         found = manifests.read(self.directory, FeatureManifest, "base")
         if found.fingerprint != self.fingerprint:
             raise InputError(
-                f"`base={self.directory!r}` has been replaced since the "
-                "run "
-                "was "
-                "started: "
-                "start "
-                "it "
+                f"`base={self.directory!r}` has been replaced since the run was started: start it "
                 "again"
             )
         return found.files

@@ -80,13 +80,7 @@ def check_repeats(
             example_id, place = encoded.decode(), f"{origin.source} record {origin.offset}"
             if example_id in seen:
                 raise InputError(
-                    f"the id {example_id!r} is used twice, "
-                    "by "
-                    f"{seen[example_id]} "
-                    "and "
-                    f"{place}: "
-                    "ids "
-                    "must be unique in a data set; "
-                    "mend the data, or name another key with `id_key`"
+                    f"the id {example_id!r} is used twice, by {seen[example_id]} and {place}: ids "
+                    "must be unique in a data set; mend the data, or name another key with `id_key`"
                 )
             seen[example_id] = place

@@ -48,22 +48,12 @@ class ReportWanted:
         ]
         if test.settings.get("labels") == "predicted":
             notes.append(
-                "Labels of the test examples are the model's own "
-                "predictions: "
-                "the "
-                "first "
-                "are "
-                "those "
+                "Labels of the test examples are the model's own predictions: the first are those "
                 "that it is least certain of."
             )
         if sum_positions:
             notes.append(
-                "Scores are sums over all pairs of positions of "
-                "two "
-                "examples; "
-                "the "
-                "probability "
-                "of "
+                "Scores are sums over all pairs of positions of two examples; the probability of "
                 "labels is a mean over positions."
             )
         return ReportWanted(preview_format(test), preview_format(train), class_names, tuple(notes))

@@ -75,12 +75,7 @@ def group_paths(paths: Sequence[str]) -> list[str]:
         if len(parts) == 1:
             missing = f"{prefix}.data-*" if "index" in parts else f"{prefix}.index"
             raise InputError(
-                f"TensorFlow checkpoint {prefix} lacks {missing}; "
-                "`checkpoints` "
-                "must "
-                "match "
-                "both "
-                "of "
+                f"TensorFlow checkpoint {prefix} lacks {missing}; `checkpoints` must match both of "
                 "its kinds of file."
             )
     return list(found)
@@ -178,12 +173,7 @@ def digest(path: str) -> str:
 def unreadable(path: str, error: Exception) -> InputError:
     """Says that a checkpoint cannot be read, and why."""
     return InputError(
-        f"Checkpoint {path} cannot be read ({first_line(error)}); it is "
-        "cut "
-        "off "
-        "or "
-        "damaged: "
-        "copy "
+        f"Checkpoint {path} cannot be read ({first_line(error)}); it is cut off or damaged: copy "
         "or save it again."
     )
 

@@ -66,11 +66,7 @@ def import_modules(modules: Sequence[str]) -> None:
             importlib.import_module(module)
         except Exception as error:
             raise InputError(
-                f"`imports={module}` "
-                "cannot "
-                "be "
-                "imported: "
-                f"{type(error).__name__}: "
+                f"`imports={module}` cannot be imported: {type(error).__name__}: "
                 f"{first_line(error)}; install it where the program runs."
             ) from error
 
@@ -122,8 +118,7 @@ def load(spec: ModelSpec) -> Checkpoints:
             if found != wanted:
                 raise InputError(
                     f"Checkpoints differ in their {what}: {found} in {path}, {wanted} in {last}; "
-                    "give checkpoints of "
-                    "one training run"
+                    "give checkpoints of one training run"
                     + (", or pass `loss`." if what == "loss" and spec.loss is None else ".")
                 )
     heads.reverse()
@@ -139,14 +134,8 @@ def _find_head(model: Any, spec: ModelSpec, path: str) -> Head:
     except last_layer_in_graph.InCode:
         if spec.per_token:
             raise InputError(
-                f"{path}: the end of {type(model).__name__} is in "
-                "its "
-                "code; "
-                "`per_token` "
-                "needs "
-                "a "
-                "Sequential or functional model that ends "
-                "in layers."
+                f"{path}: the end of {type(model).__name__} is in its code; `per_token` needs a "
+                "Sequential or functional model that ends in layers."
             ) from None
         return last_layer_in_code.find_head(
             model, spec.layer, spec.output_name, spec.include_bias, path
@@ -215,12 +204,7 @@ class Checkpoints:
         if mask is not None:
             if mask.shape.rank != 1 + len(head.positions):
                 raise InputError(
-                    "the mask of the last dense layer has "
-                    "the "
-                    "shape "
-                    f"{mask.shape}, "
-                    "expected "
-                    "(None, "
+                    f"the mask of the last dense layer has the shape {mask.shape}, expected (None, "
                     f"{head.positions})"
                 )
             mask = tf.reshape(mask, [-1])
@@ -258,34 +242,19 @@ def _load_model(path: str, spec: ModelSpec, seen: list[Any]) -> tuple[Any, tuple
         return model, compiled
     if not spec.model:
         raise InputError(
-            f"Checkpoint {path} holds weights alone; pass `model` "
-            "with "
-            "the "
-            "architecture: "
-            "a "
-            ".keras "
+            f"Checkpoint {path} holds weights alone; pass `model` with the architecture: a .keras "
             "file, a .json file, or module:function."
         )
     model, compiled = _architecture(spec.model)
     if any(model is other for other in seen):
         raise InputError(
-            f"`model={spec.model}` returned the same model twice, expected "
-            "a "
-            "new "
-            "one "
-            "from "
-            "each "
+            f"`model={spec.model}` returned the same model twice, expected a new one from each "
             "call."
         )
     seen.append(model)
     if not model.built or not model.weights:
         raise InputError(
-            f"`model={spec.model}` gives a model without variables; "
-            "give "
-            "it "
-            "an "
-            "input "
-            "shape "
+            f"`model={spec.model}` gives a model without variables; give it an input shape "
             "(keras.Input), or call it once."
         )
     if path.endswith(".weights.h5"):
@@ -331,12 +300,7 @@ def _architecture(source: str) -> tuple[Any, tuple[Any, Any]]:
         module, colon, function = source.partition(":")
         if not colon:
             raise InputError(
-                f"`model={source}` is not an architecture; expected a "
-                ".keras "
-                "file, "
-                "a "
-                ".json "
-                "file, "
+                f"`model={source}` is not an architecture; expected a .keras file, a .json file, "
                 "or module:function."
             )
         import_modules([module])

@@ -41,12 +41,7 @@ def graph_of(operation: Any) -> Any | None:
         graph = getattr(operation, "_functional", None)
         if graph is None:
             raise InputError(
-                f"Model {operation.name} has no input shape; add "
-                "a "
-                "keras.Input, "
-                "call "
-                "it "
-                "once "
+                f"Model {operation.name} has no input shape; add a keras.Input, call it once "
                 "before saving, or build it."
             )
     elif isinstance(operation, keras.Model) and isinstance(operation, keras.Function):
@@ -92,30 +87,15 @@ def inputs_of(model: Any, path: str) -> Inputs:
         config = keras.Layer.get_build_config(model) or {}
         if "input_shape" not in config:
             raise InputError(
-                f"{path} is a subclassed model ({type(model).__name__}) "
-                "that "
-                "does "
-                "not "
-                "tell "
-                "the "
+                f"{path} is a subclassed model ({type(model).__name__}) that does not tell the "
                 "shapes of its inputs; set "
-                "self.input_spec = keras.InputSpec(shape=(None, ...), dtype=...) "
-                "in "
-                "it, "
-                "or "
-                "call "
-                "it "
+                "self.input_spec = keras.InputSpec(shape=(None, ...), dtype=...) in it, or call it "
                 "once before saving."
             )
         structure, shapes = _shapes(config["input_shape"])
         if given and len(given) != len(shapes):
             raise InputError(
-                f"{path}: input_spec declares {len(given)} inputs, "
-                "the "
-                "model "
-                "was "
-                "built "
-                "with "
+                f"{path}: input_spec declares {len(given)} inputs, the model was built with "
                 f"{len(shapes)}."
             )
     names = _keys(structure) or [f"input_{i + 1}" for i in range(len(shapes))]
@@ -159,12 +139,7 @@ def choose_output(names: Sequence[str], wanted: str | None, path: str) -> int:
         )
     if list(names).count(wanted) > 1:
         raise InputError(
-            f"`output_name={wanted}` is the name of several "
-            "outputs "
-            "of "
-            f"{path} "
-            f"({listed}); "
-            "give "
+            f"`output_name={wanted}` is the name of several outputs of {path} ({listed}); give "
             "their layers other names."
         )
     if wanted not in names:

@@ -114,12 +114,7 @@ def find_head(
         )
     if layer is not None and layer not in [dense.name for dense in dense_layers]:
         raise InputError(
-            f"`layer={layer}` is not a dense layer of "
-            f"{path}; "
-            "its "
-            "dense "
-            "layers "
-            "are "
+            f"`layer={layer}` is not a dense layer of {path}; its dense layers are "
             f"{', '.join(dense.name for dense in dense_layers)}."
         )
     taps = [_Tap(dense) for dense in dense_layers]
@@ -130,12 +125,7 @@ def find_head(
     if len(model.weights) != before:
         new = ", ".join(variable.path for variable in model.weights[before:][:3])
         raise InputError(
-            f"{path}: {new or 'variables'} come into being only when "
-            "the "
-            "model "
-            "is "
-            "called; "
-            "make "
+            f"{path}: {new or 'variables'} come into being only when the model is called; make "
             "them in build() or __init__."
         )
     names = output_names(None, found)
@@ -157,14 +147,8 @@ def find_head(
             fitting.append((tap, activation))
     if not fitting:
         raise InputError(
-            f"{path}: no Dense layer of {type(model).__name__} is the "
-            "last "
-            "one, "
-            "followed "
-            "by "
-            "at "
-            "most a softmax or sigmoid: "
-            f"{'; '.join(reasons)}."
+            f"{path}: no Dense layer of {type(model).__name__} is the last one, followed by at "
+            f"most a softmax or sigmoid: {'; '.join(reasons)}."
         )
     # There is but one: what is put in the place of any other is lost at the last.
     tap, activation = fitting[0]
@@ -195,12 +179,7 @@ def _sample(inputs: Inputs, path: str) -> list[tf.Tensor]:
     for spec in inputs.specs:
         if any(size is None for size in spec.shape):
             raise InputError(
-                f"{path}: the model's input {spec.name} has the "
-                "free "
-                "shape "
-                f"{spec.shape}; "
-                "declare "
-                "a "
+                f"{path}: the model's input {spec.name} has the free shape {spec.shape}; declare a "
                 "fixed one in input_spec."
             )
         values = rng.uniform(0, 2, (_ROWS, *(size or 0 for size in spec.shape)))
@@ -216,12 +195,7 @@ def _call(model: Any, inputs: Inputs, sample: Sequence[Any], path: str) -> Any:
     except Exception as error:
         shapes = ", ".join(f"{spec.name} {spec.shape} {spec.dtype}" for spec in inputs.specs)
         raise InputError(
-            f"{path}: {type(model).__name__} cannot be called "
-            "with "
-            "random "
-            "numbers "
-            "of "
-            f"{shapes} "
+            f"{path}: {type(model).__name__} cannot be called with random numbers of {shapes} "
             f"({first_line(error)}); declare what it takes "
             "as self.input_spec = keras.InputSpec(shape=(None, ...), dtype=...)."
         ) from error
@@ -238,12 +212,7 @@ def _examine(
         return f"is called {_INSIDE}", ""
     if len(calls[0].shape) != 2:
         return (
-            "works on each position of a tensor "
-            "of "
-            "shape "
-            f"{tuple(calls[0].shape)}, "
-            "expected "
-            "one "
+            f"works on each position of a tensor of shape {tuple(calls[0].shape)}, expected one "
             "vector per example",
             "",
         )
@@ -320,22 +289,12 @@ def _verified(
         followed, factors, gradient = map(_numbers, compute())
     except Exception as error:
         raise InputError(
-            f"{path}: {type(model).__name__} cannot be made "
-            "part "
-            "of "
-            "a "
-            "TensorFlow "
-            "function: "
+            f"{path}: {type(model).__name__} cannot be made part of a TensorFlow function: "
             f"{first_line(error)}."
         ) from error
     if not _alike(followed.reshape(output.shape), _numbers(output), dtype):
         raise InputError(
-            f"{path}: what the dense layer {head.layer} computes "
-            "is "
-            "not "
-            "the "
-            "output "
-            "of "
+            f"{path}: what the dense layer {head.layer} computes is not the output of "
             f"{type(model).__name__}."
         )
     alone = head.trunk([tensor[: _ROWS // 2] for tensor in sample], training=False)
@@ -343,22 +302,12 @@ def _verified(
         _numbers(alone), _numbers(head.trunk(sample, training=False))[: _ROWS // 2], dtype
     ):
         raise InputError(
-            f"{path}: what {type(model).__name__} computes for an example "
-            "depends "
-            "on "
-            "the "
-            "rest "
-            "of "
+            f"{path}: what {type(model).__name__} computes for an example depends on the rest of "
             "its batch."
         )
     if not _alike(factors, gradient, dtype):
         raise InputError(
-            f"{path}: the gradient of the dense layer {head.layer} is not "
-            "the "
-            "outer "
-            "product "
-            "of "
-            "its "
+            f"{path}: the gradient of the dense layer {head.layer} is not the outer product of its "
             "input and its logits' gradient: its "
             f"kernel is used elsewhere in {type(model).__name__} too, or the gradient is stopped."
         )

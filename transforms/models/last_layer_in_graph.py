@@ -141,34 +141,19 @@ def find_head(
             raise _in_the_way(operation, path, model)
         if per_token and not getattr(operation, "supports_masking", False):
             raise InputError(
-                f"{path}: {named(operation)} stands after the last dense "
-                "layer "
-                "and "
-                "takes "
-                "the "
-                "mask "
+                f"{path}: {named(operation)} stands after the last dense layer and takes the mask "
                 "away, if there is one; with `per_token` "
                 "expected layers that hand it on, such as Activation, Softmax or Dropout."
             )
         if own in ("softmax", "sigmoid"):
             if activation != "linear":
                 raise InputError(
-                    f"{path}: {named(operation)} is a second "
-                    "activation "
-                    "after "
-                    "the "
-                    "last "
-                    "dense "
+                    f"{path}: {named(operation)} is a second activation after the last dense "
                     "layer; one softmax or sigmoid is supported."
                 )
             if own == "softmax" and not _over_last_axis(operation, tensor):
                 raise InputError(
-                    f"{path}: {named(operation)} "
-                    "has "
-                    f"axis={operation.axis}, "
-                    "expected "
-                    "a "
-                    "softmax "
+                    f"{path}: {named(operation)} has axis={operation.axis}, expected a softmax "
                     "over the last axis."
                 )
             activation, activation_shape, detached = own, tensor.shape, anything_after
@@ -182,12 +167,7 @@ def find_head(
     if own is not None and own != "linear":
         if activation != "linear":
             raise InputError(
-                f"{path}: {found} has the activation {own}, and "
-                "a "
-                f"{activation} "
-                "follows; "
-                "one "
-                "of "
+                f"{path}: {found} has the activation {own}, and a {activation} follows; one of "
                 "them is supported."
             )
         activation, activation_shape = own, tensor.shape
@@ -195,73 +175,38 @@ def find_head(
     if layer is not None and layer != dense.name:
         names = [one.name for one in _layers(model) if isinstance(one, keras.layers.Dense)]
         raise InputError(
-            f"`layer={layer}` is not the last dense layer of {path}, "
-            "which "
-            "is "
-            f"{found}; "
-            "its "
-            "dense "
+            f"`layer={layer}` is not the last dense layer of {path}, which is {found}; its dense "
             f"layers are {', '.join(names)}."
         )
     hidden = node.input_tensors[0]
     positions = tuple(hidden.shape[1:-1])
     if positions and not per_token:
         raise InputError(
-            f"{path}: {found} works on each position of a "
-            "tensor "
-            "of "
-            "shape "
-            f"{_shape(hidden)}: "
-            "its "
+            f"{path}: {found} works on each position of a tensor of shape {_shape(hidden)}: its "
             "gradient is a sum of outer products over "
-            "the positions; expected one vector per example, or "
-            "`per_token`, "
-            "which "
-            "makes "
-            "a "
-            "record "
+            "the positions; expected one vector per example, or `per_token`, which makes a record "
             "of each position."
         )
     if per_token and not positions:
         raise InputError(
-            f"{path}: {found} works on one vector "
-            "per "
-            "example, "
-            "shape "
-            f"{_shape(hidden)}; "
-            "leave "
+            f"{path}: {found} works on one vector per example, shape {_shape(hidden)}; leave "
             "`per_token` out."
         )
     if None in positions:
         raise InputError(
-            f"{path}: {found} works on a free "
-            "number "
-            "of "
-            "positions, "
-            "shape "
-            f"{_shape(hidden)}; "
+            f"{path}: {found} works on a free number of positions, shape {_shape(hidden)}; "
             "expected a fixed input shape."
         )
     calls = _calls(graph).get(id(operation), 0)
     if calls > 1:
         raise InputError(
-            f"{path}: {found} is called {calls} times, so that its gradient "
-            "is "
-            "a "
-            "sum "
-            "over "
-            "the "
+            f"{path}: {found} is called {calls} times, so that its gradient is a sum over the "
             "calls; expected one call."
         )
     outputs = int(dense.units)
     if activation == "softmax" and tuple(activation_shape or ())[1:] != (*positions, outputs):
         raise InputError(
-            f"{path}: the softmax is "
-            "over "
-            "groups "
-            "of "
-            "outputs, "
-            "shape "
+            f"{path}: the softmax is over groups of outputs, shape "
             f"{_shape_text(activation_shape)}; expected all {outputs}."
         )
     expected = (None, *positions, outputs)
@@ -270,14 +215,8 @@ def find_head(
         *([(None,)] if outputs == 1 and not positions else []),
     ]:
         raise InputError(
-            f"{path}: the output of {found} is reshaped "
-            "to "
-            f"{_shape(output)} "
-            "per "
-            "batch, "
-            "expected "
-            f"{_shape_text(expected)}: a loss would take "
-            "it for something else."
+            f"{path}: the output of {found} is reshaped to {_shape(output)} per batch, expected "
+            f"{_shape_text(expected)}: a loss would take it for something else."
         )
     return Head(
         layer=dense.name,
@@ -305,12 +244,7 @@ def check_dense(dense: Any, include_bias: bool, path: str) -> None:
     found = named(dense)
     if activation_of(dense) is None:
         raise InputError(
-            f"{path}: the last dense "
-            f"{found} "
-            "has "
-            "the "
-            "activation "
-            f"{_activation_name(dense)}, "
+            f"{path}: the last dense {found} has the activation {_activation_name(dense)}, "
             "expected linear, softmax or sigmoid: any "
             "other makes the loss gradient at the logits another one."
         )
@@ -418,43 +352,23 @@ def _in_the_way(operation: Any, path: str, model: Any) -> InputError:
     found = named(operation)
     if isinstance(operation, keras.layers.Dense):
         return InputError(
-            f"{path}: {found} is a subclass of Dense, "
-            "whose "
-            "computation "
-            "may "
-            "differ; "
-            "expected "
+            f"{path}: {found} is a subclass of Dense, whose computation may differ; expected "
             "keras.layers.Dense itself."
         )
     if isinstance(operation, keras.layers.InputLayer):
         return InputError(
-            f"{path}: no Dense layer stands between the "
-            "input "
-            f"{operation.name} "
-            "and "
-            "the "
-            "output; "
+            f"{path}: no Dense layer stands between the input {operation.name} and the output; "
             "expected one at the end."
         )
     kernel = getattr(operation, "weights", None) and hasattr(operation, "kernel")
     if kernel or "Conv" in type(operation).__name__:
         return InputError(
-            f"{path} ends in {found}, which is not a Dense layer; expected "
-            "a "
-            "Dense "
-            "layer "
-            "at "
-            "the "
+            f"{path} ends in {found}, which is not a Dense layer; expected a Dense layer at the "
             "end."
         )
     names = [layer.name for layer in _layers(model) if isinstance(layer, keras.layers.Dense)]
     return InputError(
-        f"{path}: {found} stands at the "
-        "end, "
-        "after "
-        "any "
-        "Dense "
-        "layer "
+        f"{path}: {found} stands at the end, after any Dense layer "
         f"({', '.join(names) or 'there is none'}); expected a Dense layer "
         "followed by at most a softmax or sigmoid, dropout, reshapes and casts."
     )

@@ -119,23 +119,14 @@ class Loss:
         if self._rule == _DISTRIBUTION:
             if (label < 0).any():
                 return (
-                    "label "
-                    "holds "
-                    f"{_number(label[label < 0][0])}, "
-                    "expected "
-                    "class "
-                    "probabilities, "
+                    f"label holds {_number(label[label < 0][0])}, expected class probabilities, "
                     "none negative"
                 )
             total = float(label.sum(dtype=np.float64))
             return f"label sums to {total:.6g}, expected class probabilities that sum to 1"
         if self._rule == _UNIT:
             return (
-                "label "
-                "holds "
-                f"{_number(label[(label < 0) | (label > 1)][0])}, "
-                "expected "
-                "numbers "
+                f"label holds {_number(label[(label < 0) | (label > 1)][0])}, expected numbers "
                 "within 0..1"
             )
         other = label[~np.isin(label, (-1, 0, 1))]
@@ -177,8 +168,7 @@ class Loss:
         if mode == "predicted" and self.task == "regression":
             raise InputError(
                 f"`labels=predicted` needs a model of classes, but the loss is {self.description}: "
-                "the gradient at a regression's own "
-                "prediction is zero; pass `labels=given`."
+                "the gradient at a regression's own prediction is zero; pass `labels=given`."
             )
 
     # Gradients
@@ -435,12 +425,7 @@ def of_output(
         if isinstance(given, (list, tuple)):
             if len(given) != len(names):
                 raise InputError(
-                    "The model was compiled with "
-                    f"{len(given)} "
-                    f"{what} "
-                    "for "
-                    f"{len(names)} "
-                    "outputs "
+                    f"The model was compiled with {len(given)} {what} for {len(names)} outputs "
                     f"({', '.join(names)})."
                 )
             return given[output]
@@ -465,23 +450,13 @@ def _build(
     ignored = config.get("ignore_class")
     if ignored is not None and not per_token:
         raise InputError(
-            f"The loss {name} has "
-            f"ignore_class={config['ignore_class']}, "
-            "which "
-            "gives "
-            "examples "
-            "of "
+            f"The loss {name} has ignore_class={config['ignore_class']}, which gives examples of "
             "that class no gradient and is not "
             "supported; leave those examples out and pass `loss` without ignore_class."
         )
     if "axis" in config and config["axis"] != -1:
         raise InputError(
-            f"The loss {name} has axis={config['axis']}, expected "
-            "axis=-1, "
-            "one "
-            "loss "
-            "per "
-            "example; "
+            f"The loss {name} has axis={config['axis']}, expected axis=-1, one loss per example; "
             "pass another `loss`."
         )
     from_logits = bool(config.get("from_logits", False))
@@ -493,14 +468,8 @@ def _build(
             else "add the softmax or sigmoid to the model, or pass `loss`"
         )
         raise InputError(
-            f"The loss {name} takes probabilities "
-            "(from_logits=False), "
-            "but "
-            "nothing "
-            "turns "
-            "the "
-            "logits of the last dense layer into "
-            f"probabilities; {advice}."
+            f"The loss {name} takes probabilities (from_logits=False), but nothing turns the "
+            f"logits of the last dense layer into probabilities; {advice}."
         )
     # The label form is in no config: Keras's losses of class indices are known, custom ones go by
     # their name.
@@ -509,14 +478,8 @@ def _build(
     if outputs == 1 and (activation == "softmax" or (softmax_like and "hinge" not in lower)):
         what = "A softmax" if activation == "softmax" else f"The loss {name}"
         raise InputError(
-            f"{what} over one output is constant and has no gradient: the "
-            "last "
-            "dense "
-            "layer "
-            "has "
-            "1 "
-            "unit, expected at least 2; use a sigmoid "
-            "with binary_crossentropy for two classes."
+            f"{what} over one output is constant and has no gradient: the last dense layer has 1 "
+            "unit, expected at least 2; use a sigmoid with binary_crossentropy for two classes."
         )
     if activation == "softmax" or (softmax_like and outputs > 1):
         task = "class"
@@ -658,26 +621,15 @@ def _check_per_position(loss: Loss, name: str) -> None:
         found = np.asarray(loss._keras_loss.call(tf.constant(raw, tf.float32), output))
     except Exception as error:
         raise InputError(
-            f"The loss {name} cannot be computed "
-            "from "
-            "positions: "
-            f"{first_line(error)}; "
-            "pass "
-            "another "
+            f"The loss {name} cannot be computed from positions: {first_line(error)}; pass another "
             "`loss`."
         ) from error
     if found.shape != whole.shape or not np.allclose(
         found, whole, rtol=1e-4, atol=1e-6, equal_nan=True
     ):
         raise InputError(
-            f"The loss {name} does not give each position of a sequence a "
-            "value "
-            "of "
-            "its "
-            "own, "
-            "so "
-            "that no position has a gradient of its own; "
-            "pass another `loss`."
+            f"The loss {name} does not give each position of a sequence a value of its own, so "
+            "that no position has a gradient of its own; pass another `loss`."
         )
 
 
@@ -696,12 +648,7 @@ def _check_per_example(loss: Loss, name: str) -> None:
         shape = values.shape
         if shape.rank is None or shape.rank < 1 or shape[0] != n:
             raise InputError(
-                f"The loss {name} gives a result of shape "
-                f"{shape} "
-                "for "
-                f"{n} "
-                "examples; "
-                f"{problem}; "
+                f"The loss {name} gives a result of shape {shape} for {n} examples; {problem}; "
                 "pass another `loss`."
             )
         whole = loss.values(tf.constant(logits), tf.constant(labels)).numpy()
@@ -713,23 +660,12 @@ def _check_per_example(loss: Loss, name: str) -> None:
         raise
     except Exception as error:
         raise InputError(
-            f"The loss {name} cannot be computed from "
-            f"{loss.outputs} "
-            "outputs "
-            "and "
-            "labels "
-            "of "
-            f"{loss.label_width} numbers: "
-            f"{first_line(error)}; pass another `loss`."
+            f"The loss {name} cannot be computed from {loss.outputs} outputs and labels of "
+            f"{loss.label_width} numbers: {first_line(error)}; pass another `loss`."
         ) from error
     if not np.allclose(whole, single, rtol=1e-4, atol=1e-6, equal_nan=True):
         raise InputError(
-            f"The loss {name} of an example depends on the rest of its "
-            "batch, "
-            "so "
-            "it "
-            "has "
-            "no "
+            f"The loss {name} of an example depends on the rest of its batch, so it has no "
             "gradient of its own; pass another `loss`."
         )
 
@@ -741,12 +677,7 @@ def _scale(loss_weights: Any) -> float:
     if isinstance(loss_weights, (list, tuple)):
         if len(loss_weights) > 1:
             raise InputError(
-                "The model was compiled with "
-                f"{len(loss_weights)} "
-                "loss "
-                "weights, "
-                "expected "
-                "one: "
+                f"The model was compiled with {len(loss_weights)} loss weights, expected one: "
                 "models with one output are supported."
             )
         loss_weights = loss_weights[0] if loss_weights else None
@@ -771,23 +702,13 @@ def _compiled(compiled: Any, outputs: int) -> Any:
         given = [loss for loss in compiled if loss is not None]
         if len(given) > 1:
             raise InputError(
-                f"The model was compiled with {len(given)} losses, "
-                "expected "
-                "one: "
-                "models "
-                "with "
-                "one "
+                f"The model was compiled with {len(given)} losses, expected one: models with one "
                 "output are supported."
             )
         return _compiled(given[0] if given else None, outputs)
     if compiled is None:
         raise InputError(
-            "The checkpoints hold no compiled "
-            "loss; "
-            "pass "
-            "`loss`, "
-            "such "
-            "as "
+            "The checkpoints hold no compiled loss; pass `loss`, such as "
             "`loss='SparseCategoricalCrossentropy(from_logits=True)'`."
         )
     if isinstance(compiled, str):
@@ -799,14 +720,8 @@ def _compiled(compiled: Any, outputs: int) -> Any:
     except Exception as error:
         name = compiled.get("registered_name") or compiled.get("class_name")
         raise InputError(
-            f"The compiled loss {name} cannot be "
-            "loaded "
-            f"({first_line(error)}); "
-            "name "
-            "the "
-            "module "
-            "that registers it with `imports`, or pass "
-            "`loss`."
+            f"The compiled loss {name} cannot be loaded ({first_line(error)}); name the module "
+            "that registers it with `imports`, or pass `loss`."
         ) from error
     # Keras's Huber leaves its delta out of its config, so that a loaded one silently has the
     # default.
@@ -819,12 +734,7 @@ def _compiled(compiled: Any, outputs: int) -> Any:
             ", ".join(f"{key}={keras_loss._fn_kwargs[key]!r}" for key in lost),
         )
         raise InputError(
-            f"The archive of a model does not keep {', '.join(lost)} of "
-            "the "
-            "loss "
-            f"{name}; "
-            "pass "
-            "it, "
+            f"The archive of a model does not keep {', '.join(lost)} of the loss {name}; pass it, "
             f"as in `loss='{name}({values})'`."
         )
     return keras_loss
@@ -866,12 +776,7 @@ def _from_name(name: str, keywords: Mapping[str, Any], outputs: int) -> Any:
         # one output leaves no choice.
         if outputs != 1:
             raise InputError(
-                "The loss "
-                f"{name!r} "
-                "stands "
-                "for "
-                "several; "
-                "pass "
+                f"The loss {name!r} stands for several; pass "
                 "`loss=sparse_categorical_crossentropy`, categorical_crossentropy or "
                 "binary_crossentropy."
             )
@@ -886,14 +791,8 @@ def _from_name(name: str, keywords: Mapping[str, Any], outputs: int) -> Any:
             found = None
     if found is None:
         raise InputError(
-            f"The loss {name!r} is neither a Keras loss nor a registered "
-            "one; "
-            "name "
-            "the "
-            "module "
-            "that "
-            "registers it with `imports`, or pass "
-            "`loss`."
+            f"The loss {name!r} is neither a Keras loss nor a registered one; name the module that "
+            "registers it with `imports`, or pass `loss`."
         )
     try:
         return _as_loss(found, keywords)

@@ -21,32 +21,16 @@ def load_error(path: str, error: Exception) -> InputError:
     missing = re.search(r"Could not locate (?:class|function) '([^']+)'", text)
     if missing:
         return InputError(
-            f"{path} needs the custom object {missing[1]}; name the "
-            "module "
-            "that "
-            "registers "
-            "it "
-            "with "
+            f"{path} needs the custom object {missing[1]}; name the module that registers it with "
             "`imports`."
         )
     if "Lambda" in text or "lambda" in text:
         return InputError(
-            f"{path} holds a Lambda layer or function, which Keras's safe "
-            "mode "
-            "does "
-            "not "
-            "load; "
-            "save "
-            "the model with a registered layer in "
-            "its place."
+            f"{path} holds a Lambda layer or function, which Keras's safe mode does not load; save "
+            "the model with a registered layer in its place."
         )
     return InputError(
-        f"Checkpoint {path} cannot be loaded: {first_line(error)}; it "
-        "is "
-        "damaged, "
-        "or "
-        "its "
-        "weights "
+        f"Checkpoint {path} cannot be loaded: {first_line(error)}; it is damaged, or its weights "
         "do not fit its architecture."
     )
 
@@ -65,12 +49,7 @@ def bind(model: Any, path: str, read: Callable[[], None]) -> None:
     left = _unbound(model, read)
     if left:
         raise InputError(
-            f"Checkpoint {path} holds no value for {_listed(left)}; it "
-            "is "
-            "of "
-            "another "
-            "model "
-            "than "
+            f"Checkpoint {path} holds no value for {_listed(left)}; it is of another model than "
             "`model`."
         )
 
@@ -84,12 +63,7 @@ def check_vocabularies(model: Any, path: str) -> None:
     for layer in model._flatten_layers():
         if hasattr(layer, "lookup_table") and not int(layer.lookup_table.size()):
             raise InputError(
-                f"Checkpoint {path} holds weights alone, and "
-                "the "
-                "vocabulary "
-                "of "
-                f"{layer.name}, "
-                "which "
+                f"Checkpoint {path} holds weights alone, and the vocabulary of {layer.name}, which "
                 "was adapted to data, is not among them; "
                 "save .keras files, or give the layer its vocabulary in `model=module:function`."
             )
@@ -168,34 +142,17 @@ def bind_tensorflow(model: Any, prefix: str) -> None:
             fewest = left
     if any(name.startswith("layer_with_weights-") for name in _deep_names(prefix)):
         raise InputError(
-            f"Checkpoint {prefix} was written by Keras 2, whose "
-            "variables "
-            "have "
-            "other "
-            "names; "
-            "load "
-            "it with Keras 2 (the tf_keras package) "
-            "and save it as .weights.h5."
+            f"Checkpoint {prefix} was written by Keras 2, whose variables have other names; load "
+            "it with Keras 2 (the tf_keras package) and save it as .weights.h5."
         )
     if fewest is None:
         raise InputError(
-            "Checkpoint "
-            f"{prefix} "
-            "does "
-            "not "
-            "fit "
-            "`model`: "
+            f"Checkpoint {prefix} does not fit `model`: "
             f"{first_line(failure or ValueError('nothing was read'))}."
         )
     raise InputError(
-        f"Checkpoint {prefix} holds no value for {_listed(fewest)}; it "
-        "is "
-        "of "
-        "another "
-        "model "
-        "than "
-        "`model`, or holds it deeper than under "
-        f"{', '.join(names) or 'its root'}."
+        f"Checkpoint {prefix} holds no value for {_listed(fewest)}; it is of another model than "
+        f"`model`, or holds it deeper than under {', '.join(names) or 'its root'}."
     )
 
 

@@ -17,12 +17,7 @@ def read_class_names(path: str | None, found: FeatureManifest) -> list[str] | No
         return None
     if found.task == "regression":
         raise InputError(
-            f"`class_names={path!r}`: the labels are numbers of a "
-            "regression "
-            "and "
-            "have "
-            "no "
-            "names; "
+            f"`class_names={path!r}`: the labels are numbers of a regression and have no names; "
             "leave it out"
         )
     try:
@@ -34,12 +29,7 @@ def read_class_names(path: str | None, found: FeatureManifest) -> list[str] | No
     count = found.outputs if found.task == "multilabel" else max(2, found.outputs)
     if len(names) != count:
         raise InputError(
-            f"`class_names={path!r}` has {len(names)} lines, the "
-            "features "
-            "are "
-            "of "
-            f"{count} "
-            "classes: "
+            f"`class_names={path!r}` has {len(names)} lines, the features are of {count} classes: "
             "give one line for each"
         )
     return names

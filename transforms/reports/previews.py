@@ -59,12 +59,7 @@ def why_no_pictures(found: FeatureManifest) -> str | None:
     """Why nothing of a feature set's inputs can be shown, or None where something can."""
     if not found.inputs:
         return (
-            "There are no pictures: the features were extracted "
-            "by "
-            "an "
-            "earlier "
-            "version, "
-            "which "
+            "There are no pictures: the features were extracted by an earlier version, which "
             "does not tell what the inputs are."
         )
     shapes = [tuple(one["shape"]) for one in found.inputs]

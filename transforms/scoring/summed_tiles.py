@@ -95,12 +95,7 @@ def choose_grid(
         needed = (FIXED_BYTES + extra_bytes + 2 * _FEWEST * max(per_test, per_train)) / 1e9
         why = f" and a file of {extra_bytes / 4e9:.2f} GB more than others" if extra_bytes else ""
         raise ValueError(
-            f"{memory_bytes / 1e9:g} GB for one worker process are "
-            "too "
-            "little "
-            "for "
-            "gradients "
-            "of "
+            f"{memory_bytes / 1e9:g} GB for one worker process are too little for gradients of "
             f"{shape.checkpoints} × {shape.outputs} × "
             f"{shape.units} numbers{why}: it needs {needed:.2f} GB"
         )

@@ -91,12 +91,7 @@ def choose_grid(
     if most_tests < 16 or most_chunk < 16:
         needed = (FIXED_BYTES + 32 * max(per_test, per_train)) / 1e9
         raise ValueError(
-            f"{memory_bytes / 1e9:g} GB for one worker process "
-            "are "
-            "too "
-            "little: "
-            "it "
-            "needs "
+            f"{memory_bytes / 1e9:g} GB for one worker process are too little: it needs "
             f"{needed:.2f} GB"
         )
     planned_tests = even_part(min(tests, rows_per_file(k)), most_tests)

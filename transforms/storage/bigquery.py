@@ -178,18 +178,11 @@ def statement(table: TableName, rows: TableRows) -> str:
     computed = [f"{one.sql} AS `{one.name}`" for one in rows.computed]
     taken = [f"`{name}`" for name in rows.schema.names]
     return (
-        f"MERGE INTO `{table.sql}` AS kept\n"
-        "USING "
-        "(SELECT "
-        f"{', '.join(['@run_id AS `run_id`', '@run_date AS `run_date`', *computed, *taken])} "
-        "FROM "
-        "committed) AS made\n"
-        "ON FALSE\n"
+        f"MERGE INTO `{table.sql}` AS kept\nUSING (SELECT "
+        f"{', '.join(['@run_id AS `run_id`', '@run_date AS `run_date`', *computed, *taken])} FROM "
+        "committed) AS made\nON FALSE\n"
         "WHEN NOT MATCHED BY SOURCE AND kept.`run_id` = @run_id THEN DELETE\n"
-        "WHEN NOT MATCHED BY TARGET THEN "
-        "INSERT "
-        f"({', '.join(names)}) "
-        "VALUES "
+        f"WHEN NOT MATCHED BY TARGET THEN INSERT ({', '.join(names)}) VALUES "
         f"({', '.join(f'made.{name}' for name in names)})"
     )
 
@@ -208,10 +201,7 @@ def mismatch(found: bigquery.Table, rows: TableRows) -> str | None:
         return f"it is partitioned {kind}, expected by DAY of {_DATE_COLUMN}"
     if found.require_partition_filter:
         return (
-            "it wants every query to filter by its partitions, and the rows of a "
-            "run "
-            "are "
-            "looked "
+            "it wants every query to filter by its partitions, and the rows of a run are looked "
             "for in all of them"
         )
     return _differing(found.schema, fields(rows.columns))
@@ -256,12 +246,7 @@ def check_credentials() -> None:
         google.auth.default()
     except DefaultCredentialsError as error:
         raise InputError(
-            "`output_table` needs "
-            "Google's "
-            "credentials "
-            f"({filesystems.told(error)}): "
-            "run "
-            "`gcloud "
+            f"`output_table` needs Google's credentials ({filesystems.told(error)}): run `gcloud "
             "auth application-default login`, or name a "
             "key's file by the environment variable GOOGLE_APPLICATION_CREDENTIALS"
         ) from error
@@ -338,12 +323,7 @@ class WriteTable(beam.PTransform):
             return
         if len(written) > _MOST_FILES:
             raise InputError(
-                f"{self._told()}: {len(written)} files, and "
-                "BigQuery "
-                "reads "
-                f"{_MOST_FILES} "
-                "at "
-                "once: "
+                f"{self._told()}: {len(written)} files, and BigQuery reads {_MOST_FILES} at once: "
                 "load them in parts"
             )
         location, exists = self._find(client)
@@ -359,12 +339,7 @@ class WriteTable(beam.PTransform):
 
     def _not_written(self, why: str) -> InputError:
         return InputError(
-            f"{self._told()}: {self.directory} is complete, and its "
-            "rows "
-            "were "
-            "not "
-            "written: "
-            f"{why}; "
+            f"{self._told()}: {self.directory} is complete, and its rows were not written: {why}; "
             "run it again to write them"
         )
 
@@ -381,12 +356,7 @@ class WriteTable(beam.PTransform):
                 ), False
         except NotFound as error:
             raise InputError(
-                f"{self._told()}: {filesystems.told(error)}; make "
-                "the "
-                "dataset "
-                "first, "
-                "where "
-                "the "
+                f"{self._told()}: {filesystems.told(error)}; make the dataset first, where the "
                 "bucket of `output` is"
             ) from error
         except filesystems.STORE_ERRORS as error:

@@ -151,12 +151,7 @@ def find(patterns: str, field: str) -> list[FoundFile]:
     for file in found.values():
         if file.name in names:
             raise InputError(
-                f"`{field}` matches {names[file.name]} and "
-                f"{file.path}, "
-                "whose "
-                "records "
-                "would "
-                "get "
+                f"`{field}` matches {names[file.name]} and {file.path}, whose records would get "
                 f"the same ids ({file.name}#0, …): "
                 "use one glob from a common directory, or run them one by one"
             )
@@ -241,12 +236,7 @@ def read_verified(directory: str, file: StoredFile) -> bytes:
             data = read(path)
         except STORE_ERRORS as error:
             raise InputError(
-                f"{path} is listed in its manifest and cannot "
-                "be "
-                "read: "
-                f"{told(error)}; "
-                "compute "
-                "the "
+                f"{path} is listed in its manifest and cannot be read: {told(error)}; compute the "
                 "set again"
             ) from error
         if len(data) == file.size and crc32c(data) == file.crc32c:
@@ -256,14 +246,8 @@ def read_verified(directory: str, file: StoredFile) -> bytes:
                 "%s did not arrive as its manifest says: reading it again", path
             )
     raise InputError(
-        f"{path} is damaged: its manifest says "
-        f"{file.size} "
-        "bytes "
-        "with "
-        "CRC-32C "
-        f"{file.crc32c:08x}, "
-        f"found {len(data)} bytes with "
-        f"{crc32c(data):08x}; compute the set again"
+        f"{path} is damaged: its manifest says {file.size} bytes with CRC-32C {file.crc32c:08x}, "
+        f"found {len(data)} bytes with {crc32c(data):08x}; compute the set again"
     )
 
 
@@ -435,12 +419,7 @@ def check_writable(directory: str) -> None:
     """
     if is_local(directory) and os.path.isfile(directory):
         raise InputError(
-            f"`output={directory!r}` is a file, expected a directory or a "
-            "place "
-            "where "
-            "one "
-            "can "
-            "be "
+            f"`output={directory!r}` is a file, expected a directory or a place where one can be "
             "made"
         )
     name = f".tracin-writable-{uuid.uuid4().hex}"
@@ -449,10 +428,7 @@ def check_writable(directory: str) -> None:
     except InputError as error:
         cause = error.__cause__
         raise InputError(
-            f"`output={directory!r}` "
-            "cannot "
-            "be "
-            "written: "
+            f"`output={directory!r}` cannot be written: "
             f"{told(cause) if isinstance(cause, Exception) else error}"
         ) from error
     # Some may write to a bucket and not delete from it.

@@ -142,20 +142,12 @@ def read(directory: str, kind: type[_M], field: str) -> _M:
     found = read_if_any(directory, field)
     if found is None:
         raise InputError(
-            f"`{field}={directory!r}` is not a complete set: it "
-            "has "
-            "no "
-            f"{FILE_NAME}; "
-            "compute "
-            "it "
+            f"`{field}={directory!r}` is not a complete set: it has no {FILE_NAME}; compute it "
             "first, or wait until its run has ended"
         )
     if type(found) is not kind:
         raise InputError(
-            f"`{field}={directory!r}` "
-            "holds "
-            f"{found.kind}, "
-            "expected "
+            f"`{field}={directory!r}` holds {found.kind}, expected "
             f"{'features' if kind is FeatureManifest else 'influence'}"
         )
     return found
@@ -171,8 +163,7 @@ def read_kind(directory: str, field: str, *kinds: str) -> Manifest:
     found = read_if_any(directory, field)
     if found is None or found.kind not in kinds:
         raise InputError(
-            f"`{field}={directory!r}` holds {found.kind if found else 'no complete set'}, "
-            "expected "
+            f"`{field}={directory!r}` holds {found.kind if found else 'no complete set'}, expected "
             f"{' or '.join(kinds)}"
         )
     return found
@@ -205,12 +196,7 @@ def read_if_any(directory: str, field: str) -> Manifest | None:
         return (FeatureManifest if content["kind"] == "features" else Manifest)(**content)
     except (*filesystems.STORE_ERRORS, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"`{field}`: {path} cannot be read as a manifest "
-            "of "
-            "this "
-            "version: "
-            f"{error}; "
-            "choose "
+            f"`{field}`: {path} cannot be read as a manifest of this version: {error}; choose "
             "another directory, or remove the file"
         ) from error
 
@@ -229,14 +215,8 @@ def check_same_model(
             "checkpoints' content"
         ]
         raise InputError(
-            f"{test_name} and {train_name} are "
-            "features "
-            "of "
-            "different "
-            "models "
-            "(different "
-            f"{', '.join(differing)}): "
-            "extract both with the same checkpoints, layer, loss and bias"
+            f"{test_name} and {train_name} are features of different models (different "
+            f"{', '.join(differing)}): extract both with the same checkpoints, layer, loss and bias"
         )
 
 
@@ -248,14 +228,8 @@ def check_positions(found: FeatureManifest, name: str) -> None:
     """
     if not found.per_token:
         raise InputError(
-            "`sum_positions` adds up the positions of examples, and "
-            "the "
-            "records "
-            "of "
-            f"{name} "
-            "are "
-            "examples: leave it out, or extract "
-            "both sets with `per_token`"
+            f"`sum_positions` adds up the positions of examples, and the records of {name} are "
+            "examples: leave it out, or extract both sets with `per_token`"
         )
 
 
@@ -271,12 +245,7 @@ def check_same_extraction(base: FeatureManifest, draft: FeatureManifest, base_na
     )
     if was != now:
         raise InputError(
-            f"`base={base_name!r}` "
-            "was "
-            "extracted "
-            "with "
-            "other "
-            "settings "
+            f"`base={base_name!r}` was extracted with other settings "
             f"({'; '.join(_differences(was, now)[:3])}): give the same settings, or "
             "leave `base` out and compute all anew"
         )
@@ -292,12 +261,7 @@ def usable_rates(train: FeatureManifest, given: Sequence[float] | None) -> tuple
     rates = given or train.learning_rates
     if len(rates) != len(train.checkpoints):
         raise InputError(
-            f"`learning_rates` has {len(rates)} "
-            "numbers, "
-            "the "
-            "features "
-            "are "
-            "of "
+            f"`learning_rates` has {len(rates)} numbers, the features are of "
             f"{len(train.checkpoints)} checkpoints: give one for each"
         )
     return tuple(
@@ -313,31 +277,15 @@ def usable_rate(rate: float | None, checkpoint: str) -> float:
     """
     if rate is None:
         raise InputError(
-            f"no learning rate is known for {checkpoint}: "
-            "give "
-            "one "
-            "per "
-            "checkpoint "
-            "with "
+            f"no learning rate is known for {checkpoint}: give one per checkpoint with "
             "`learning_rates=0.1,0.01,…`"
         )
     # Beyond these limits self-influences would leave the range of float64.
     if not 1e-30 <= rate <= 1e30:
         raise InputError(
-            f"the learning rate of {checkpoint} is {rate:g}, which would "
-            "leave "
-            "it "
-            "out "
-            "of "
-            "every "
-            "score or turn its sign: give the rates "
-            "that the steps before each checkpoint "
-            "were "
-            "made "
-            "with, "
-            "by "
-            "`learning_rates=0.1,0.01,…`, "
-            "or leave the checkpoint out"
+            f"the learning rate of {checkpoint} is {rate:g}, which would leave it out of every "
+            "score or turn its sign: give the rates that the steps before each checkpoint were "
+            "made with, by `learning_rates=0.1,0.01,…`, or leave the checkpoint out"
         )
     return rate
 
@@ -359,12 +307,7 @@ def is_complete(
         return False
     if found.kind != kind:
         raise InputError(
-            f"`output={directory!r}` holds {found.kind}, and {kind} "
-            "would "
-            "go "
-            "there: "
-            "choose "
-            "another "
+            f"`output={directory!r}` holds {found.kind}, and {kind} would go there: choose another "
             "directory"
         )
     if overwrite:
@@ -374,12 +317,7 @@ def is_complete(
         more = [f"and {len(differing) - 3} more"] if len(differing) > 3 else []
         told = "; ".join([*differing[:3], *more])
         raise InputError(
-            f"`output={directory!r}` is complete with "
-            "other "
-            "settings "
-            f"({told}): "
-            "choose "
-            "another "
+            f"`output={directory!r}` is complete with other settings ({told}): choose another "
             "directory, or pass `overwrite`"
         )
     there = filesystems.sizes(directory, sorted(_names(found)))
@@ -391,12 +329,7 @@ def is_complete(
                 else "is missing"
             )
             raise InputError(
-                f"{filesystems.join(directory, file.name)} {state}, though "
-                "its "
-                "manifest "
-                "says "
-                "it "
-                "is "
+                f"{filesystems.join(directory, file.name)} {state}, though its manifest says it is "
                 "complete: pass `overwrite` to compute it anew"
             )
     return True
@@ -416,12 +349,7 @@ def commit(directory: str, manifest: _M, overwrite: bool) -> _M:
     if before is not None and not overwrite:
         if before.fingerprint != manifest.fingerprint:
             raise InputError(
-                f"{directory} was committed by another run with other "
-                "settings "
-                "while "
-                "this "
-                "one "
-                "went "
+                f"{directory} was committed by another run with other settings while this one went "
                 "on: give each its own directory"
             )
         filesystems.delete(directory, sorted(_names(manifest) - _names(before)))

@@ -209,14 +209,8 @@ class CommitVectors(beam.PTransform):
         }
         if counts["vectors"] == counts["zero"]:
             raise InputError(
-                f"all {counts['vectors']:,} vectors are zero, since "
-                "the "
-                "gradients "
-                "of "
-                "all "
-                "examples "
-                "are: nothing can be near to anything; "
-                "use checkpoints from earlier in the training"
+                f"all {counts['vectors']:,} vectors are zero, since the gradients of all examples "
+                "are: nothing can be near to anything; use checkpoints from earlier in the training"
             )
         stored = filesystems.write(self.directory, PROJECTION_FILE, projection.to_bytes(), 0)
         ordered = sorted(parts, key=lambda part: part.number)
@@ -301,11 +295,6 @@ def read_projection(directory: str, found: Manifest) -> Projection:
         return Projection.of_bytes(filesystems.read_verified(directory, stored))
     except ValueError as error:
         raise InputError(
-            f"{filesystems.join(directory, PROJECTION_FILE)} cannot "
-            "be "
-            "read: "
-            f"{error}; "
-            "compute "
-            "the "
+            f"{filesystems.join(directory, PROJECTION_FILE)} cannot be read: {error}; compute the "
             "set again"
         ) from error

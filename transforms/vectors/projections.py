@@ -309,22 +309,12 @@ def check_dimensions(
     exact = checkpoints * outputs * units
     if method != "exact" and dimensions > exact:
         raise ValueError(
-            f"{dimensions:,} numbers are more than the {exact:,} of "
-            "exact "
-            "vectors: "
-            "ask "
-            "for "
-            "exact "
+            f"{dimensions:,} numbers are more than the {exact:,} of exact vectors: ask for exact "
             "ones, or for fewer numbers"
         )
     if method == "random" and dimensions < checkpoints:
         raise ValueError(
-            f"{dimensions} numbers are too few: random projections need "
-            "one "
-            "for "
-            "each "
-            "of "
-            "the "
+            f"{dimensions} numbers are too few: random projections need one for each of the "
             f"{checkpoints} checkpoints"
         )
 

@@ -116,12 +116,7 @@ def find_rows(found: FeatureSet, wanted: Sequence[str]) -> np.ndarray:
         missing = sorted(one.decode() for one in left)
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(
-            "`test_ids`: "
-            f"{', '.join(map(repr, missing[:3]))}{more} "
-            "not "
-            "in "
-            f"{found.directory}: "
-            "give "
+            f"`test_ids`: {', '.join(map(repr, missing[:3]))}{more} not in {found.directory}: give "
             "ids of its examples"
         )
     return np.array(rows, np.int64)

@@ -68,27 +68,11 @@ def test_the_statement_replaces_the_rows_of_a_run() -> None:
         TableName("some-project", "some_dataset", "audit"), rows
     ).splitlines() == [
         "MERGE INTO `some-project.some_dataset.audit` AS kept",
-        "USING (SELECT @run_id AS `run_id`, @run_date AS "
-        "`run_date`, "
-        "`suspicion` "
-        ">= "
-        "0.5 "
-        "AS "
-        "`suspect`, `example_id`, `suspicion` "
-        "FROM committed) AS made",
+        "USING (SELECT @run_id AS `run_id`, @run_date AS `run_date`, `suspicion` >= 0.5 AS "
+        "`suspect`, `example_id`, `suspicion` FROM committed) AS made",
         "ON FALSE",
         "WHEN NOT MATCHED BY SOURCE AND kept.`run_id` = @run_id THEN DELETE",
-        "WHEN NOT MATCHED BY TARGET THEN "
-        "INSERT "
-        "(`run_id`, "
-        "`run_date`, "
-        "`suspect`, "
-        "`example_id`, "
-        "`suspicion`) "
-        "VALUES "
-        "(made.`run_id`, "
-        "made.`run_date`, "
-        "made.`suspect`, "
-        "made.`example_id`, "
+        "WHEN NOT MATCHED BY TARGET THEN INSERT (`run_id`, `run_date`, `suspect`, `example_id`, "
+        "`suspicion`) VALUES (made.`run_id`, made.`run_date`, made.`suspect`, made.`example_id`, "
         "made.`suspicion`)",
     ]
