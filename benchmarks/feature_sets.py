@@ -22,7 +22,7 @@ def write_set(
     """
     from transforms.core.origins import Origin
     from transforms.storage import feature_record, filesystems, manifests, tfrecords
-    from transforms.storage.manifests import FeatureManifest
+    from transforms.storage.feature_manifest import FeatureManifest
 
     written = []
     for number, part in enumerate(parts):

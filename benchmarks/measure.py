@@ -145,7 +145,7 @@ def read_features(output: pathlib.Path) -> tuple[Features, Features, tuple[float
     """
     from pipeline.preparation.feature_sets import read_set
     from transforms.scoring.tiles import spans
-    from transforms.storage.manifests import usable_rates
+    from transforms.storage.feature_manifest import usable_rates
 
     test, train = (
         read_set(str(output / f"{name}_features"), f"{name}_features") for name in ("test", "train")

@@ -66,7 +66,13 @@ def write_set(
     manifest.
     """
     from transforms.core.origins import Origin
-    from transforms.storage import feature_record, filesystems, manifests, tfrecords
+    from transforms.storage import (
+        feature_manifest,
+        feature_record,
+        filesystems,
+        manifests,
+        tfrecords,
+    )
 
     drawn = (
         draw(np.random.default_rng(seed), sum(rows), 2, 3, 6, prefix)
@@ -87,7 +93,7 @@ def write_set(
             )
         )
         start += n
-    committed = manifests.FeatureManifest(
+    committed = feature_manifest.FeatureManifest(
         kind="features",
         fingerprint=prefix,
         settings={"layer": "head"},

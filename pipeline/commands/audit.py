@@ -33,9 +33,10 @@ from transforms.audit.write import (
 from transforms.core.errors import InputError
 from transforms.reports.class_names import read_class_names
 from transforms.reports.previews import preview_format, why_no_pictures
-from transforms.storage import filesystems, manifests
+from transforms.storage import feature_manifest, filesystems, manifests
 from transforms.storage.bigquery import check_credentials
-from transforms.storage.manifests import FeatureManifest, Manifest, usable_rates
+from transforms.storage.feature_manifest import FeatureManifest, usable_rates
+from transforms.storage.manifests import Manifest
 
 
 def run(argv: Sequence[str]) -> int:
@@ -83,7 +84,7 @@ def _run(argv: Sequence[str]) -> None:
     if test:
         name = args.test_features or args.test_examples
         judge.check_labels(test, name)
-        manifests.check_same_model(test, found, name, args.features or args.examples)
+        feature_manifest.check_same_model(test, found, name, args.features or args.examples)
         if args.test_features and not test.examples:
             raise InputError(
                 f"--test_features={args.test_features!r} holds no example: there is nothing to "
@@ -106,9 +107,7 @@ def _run(argv: Sequence[str]) -> None:
     draft = Manifest("audit", manifests.fingerprint(settings), settings, (), {})
     suspects = SuspectsWanted(args.min_suspicion, args.max_suspects_per_class)
     table = output_table.wanted(args, beam_options, table_rows(suspects, bool(test)))
-    if manifests.is_complete(
-        args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite
-    ):
+    if manifests.is_complete(args.output, draft, args.overwrite):
         output_table.finish(args.output, table, beam_options)
         _fail_if_crossed(args)
         return
@@ -171,9 +170,7 @@ def _run(argv: Sequence[str]) -> None:
         counts = runner.run_graph(build, beam_options, stages)
     except runner.RunFailed:
         # The last step fails when everything is there.
-        complete = args.fail_on_drift and manifests.is_complete(
-            args.output, draft.kind, draft.fingerprint, draft.settings, overwrite=False
-        )
+        complete = args.fail_on_drift and manifests.is_complete(args.output, draft, overwrite=False)
         if complete and output_table.holds(table, beam_options):
             print(
                 report.audit(

@@ -28,9 +28,9 @@ from transforms.core.features import Features
 from transforms.core.shapes import Span
 from transforms.influence.rows import read_rows
 from transforms.scoring.influence import self_influence
-from transforms.storage import filesystems, manifests
+from transforms.storage import feature_manifest, filesystems, manifests
+from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifests import FeatureManifest
 
 _K = 5
 _WORST = 5  # test digits that are shown
@@ -96,7 +96,7 @@ def _prepare_directory(directory: str, overwrite: bool) -> None:
             results,
             *(filesystems.join(results, f"{name}_features") for name in ("train", "test")),
         ):
-            manifests.take_back(committed)
+            manifests.withdraw(committed)
     filesystems.check_writable(directory)
 
 
@@ -218,7 +218,7 @@ def trace_worst(
 
 def inspect(features: Features, committed: FeatureManifest, train: Digits) -> Inspection:
     """The training digits by falling self-influence, given their features."""
-    own = self_influence(features, manifests.usable_rates(committed, None))
+    own = self_influence(features, feature_manifest.usable_rates(committed, None))
     scores = dict(zip(features.example_ids.tolist(), own, strict=True))
     return Inspection.of(
         np.array([scores[example_id.encode()] for example_id in train.ids]), train.planted

@@ -17,8 +17,9 @@ from pipeline.running import progress, runner
 from pipeline.terminal import report
 from transforms.core.errors import InputError
 from transforms.storage import filesystems, manifests
+from transforms.storage.feature_manifest import FeatureManifest, usable_rates
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifests import FeatureManifest, Manifest, usable_rates
+from transforms.storage.manifests import Manifest
 from transforms.vectors import faiss_index, projections
 from transforms.vectors.files import WriteVectors, read_projection, rows_per_file, write_vectors
 from transforms.vectors.fit import FitProjection, ProjectionWanted
@@ -74,9 +75,7 @@ def _run(argv: Sequence[str]) -> None:
         "formats": sorted(args.formats),
     }
     draft = Manifest("vectors", manifests.fingerprint(settings), settings, (), {})
-    if manifests.is_complete(
-        args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite
-    ):
+    if manifests.is_complete(args.output, draft, args.overwrite):
         print(f"{args.output} is complete with the same settings: nothing to do")
         return
     filesystems.check_writable(args.output)

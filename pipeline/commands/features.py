@@ -11,7 +11,7 @@ from pipeline.preparation import inputs
 from pipeline.running import progress, runner
 from pipeline.terminal import report
 from transforms.storage import filesystems, manifests
-from transforms.storage.manifests import FeatureManifest
+from transforms.storage.feature_manifest import FeatureManifest
 
 
 def run(argv: Sequence[str]) -> int:

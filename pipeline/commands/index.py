@@ -21,7 +21,8 @@ from pipeline.preparation.feature_sets import name_set
 from pipeline.running import runner
 from pipeline.terminal import report
 from transforms.storage import filesystems, manifests
-from transforms.storage.manifests import FeatureManifest, Manifest
+from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.manifests import Manifest
 from transforms.vectors import faiss_index, projections
 from transforms.vectors.files import WriteVectors, read_projection
 from transforms.vectors.fit import FitProjection
@@ -49,9 +50,7 @@ def _run(argv: Sequence[str]) -> None:
         "memory_gb": args.memory_gb,
     }
     draft = Manifest("index", manifests.fingerprint(settings), settings, (), {})
-    if manifests.is_complete(
-        args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite
-    ):
+    if manifests.is_complete(args.output, draft, args.overwrite):
         print(f"{args.output} is complete with the same settings: nothing to do")
         return
     filesystems.check_writable(args.output)

@@ -30,7 +30,8 @@ from transforms.influence.write import ReportWanted
 from transforms.reports.class_names import read_class_names
 from transforms.storage import filesystems, manifests
 from transforms.storage.bigquery import check_credentials
-from transforms.storage.manifests import FeatureManifest, Manifest, usable_rate
+from transforms.storage.feature_manifest import FeatureManifest, usable_rate
+from transforms.storage.manifests import Manifest
 
 
 def run(argv: Sequence[str]) -> int:
@@ -73,9 +74,7 @@ def _run(argv: Sequence[str]) -> None:
     draft = influence_draft(args, rates, test.fingerprint, train.fingerprint, class_names)
     plan.check_memory(Shape(len(train.checkpoints), train.outputs, train.units))
     table = output_table.wanted(args, beam_options, influence_rows(train, plan.sum_positions))
-    if manifests.is_complete(
-        args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite
-    ):
+    if manifests.is_complete(args.output, draft, args.overwrite):
         output_table.finish(args.output, table, beam_options)
         return
     output_table.check(table, beam_options)

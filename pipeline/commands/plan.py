@@ -22,8 +22,8 @@ from transforms.core.errors import InputError
 from transforms.core.shapes import Shape
 from transforms.scoring import summed_tiles, tiles
 from transforms.scoring.costs import Cost, FeatureFiles, predict
-from transforms.storage import manifests
-from transforms.storage.manifests import BYTES_PER_FILE, RECORDS_PER_FILE, FeatureManifest
+from transforms.storage import feature_manifest, manifests
+from transforms.storage.feature_manifest import BYTES_PER_FILE, RECORDS_PER_FILE, FeatureManifest
 
 
 def run(argv: Sequence[str]) -> int:
@@ -143,16 +143,16 @@ def plan(args: argparse.Namespace, processes_known: int | None) -> Plan:
     if args.train_features is not None:
         train = manifests.read(args.train_features, FeatureManifest, "train_features")
         test = manifests.read(args.test_features, FeatureManifest, "test_features")
-        manifests.check_same_model(test, train, args.test_features, args.train_features)
+        feature_manifest.check_same_model(test, train, args.test_features, args.train_features)
         if not train.examples:
             raise InputError(
                 f"--train_features={args.train_features!r} holds no example: there is nothing to "
                 "score against"
             )
-        manifests.usable_rates(train, args.learning_rates)
+        feature_manifest.usable_rates(train, args.learning_rates)
         if args.sum_positions:
-            manifests.check_positions(train, args.train_features)
-            manifests.check_positions(test, args.test_features)
+            feature_manifest.check_positions(train, args.train_features)
+            feature_manifest.check_positions(test, args.test_features)
         shape = Shape(len(train.checkpoints), train.outputs, train.units)
         test_files, train_files = (
             [FeatureFiles(1, file.count, file.size) for file in one.files if file.count]

@@ -26,10 +26,11 @@ from transforms.influence.score_positions import ScoreSums
 from transforms.influence.write import ReportWanted, WriteInfluence
 from transforms.reports.class_names import read_class_names
 from transforms.scoring.tiles import rows_per_file
-from transforms.storage import filesystems, manifests
+from transforms.storage import feature_manifest, filesystems, manifests
 from transforms.storage.bigquery import TableRows, WriteTable, check_credentials
+from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifests import FeatureManifest, Manifest
+from transforms.storage.manifests import Manifest
 
 
 def run(argv: Sequence[str]) -> int:
@@ -45,15 +46,15 @@ def _run(argv: Sequence[str]) -> None:
         check_credentials()
     train = manifests.read(args.train_features, FeatureManifest, "train_features")
     test = manifests.read(args.test_features, FeatureManifest, "test_features")
-    manifests.check_same_model(test, train, args.test_features, args.train_features)
+    feature_manifest.check_same_model(test, train, args.test_features, args.train_features)
     if not train.examples:
         raise InputError(
             f"--train_features={args.train_features!r} holds no example: there is nothing to score "
             "against"
         )
     if args.sum_positions:
-        manifests.check_positions(train, args.train_features)
-        manifests.check_positions(test, args.test_features)
+        feature_manifest.check_positions(train, args.train_features)
+        feature_manifest.check_positions(test, args.test_features)
     plan = scoring_plan(args, beam_options)
     class_names = read_class_names(args.class_names, train)
     draft = influence_draft(
@@ -61,9 +62,7 @@ def _run(argv: Sequence[str]) -> None:
     )
     plan.check_memory(FeatureSet(args.train_features, train).shape, largest_file(test, train))
     table = output_table.wanted(args, beam_options, influence_rows(train, plan.sum_positions))
-    if manifests.is_complete(
-        args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite
-    ):
+    if manifests.is_complete(args.output, draft, args.overwrite):
         output_table.finish(args.output, table, beam_options)
         return
     output_table.check(table, beam_options)

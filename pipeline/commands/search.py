@@ -21,9 +21,10 @@ from transforms.influence.write import ReportWanted, WriteInfluence
 from transforms.reports.class_names import read_class_names
 from transforms.scoring.influence import Scoring
 from transforms.scoring.tiles import rows_per_file
-from transforms.storage import filesystems, manifests
+from transforms.storage import feature_manifest, filesystems, manifests
+from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifests import FeatureManifest, Manifest
+from transforms.storage.manifests import Manifest
 from transforms.vectors import faiss_index
 from transforms.vectors.recall import RECALL_FILE, MeasureRecall
 from transforms.vectors.search import SearchIndex, SearchPlan, find_rows
@@ -46,7 +47,7 @@ def _run(argv: Sequence[str]) -> None:
     found = manifests.read_kind(args.index, "index", "index")
     train = manifests.read(args.train_features, FeatureManifest, "train_features")
     test = manifests.read(args.test_features, FeatureManifest, "test_features")
-    manifests.check_same_model(test, train, args.test_features, args.train_features)
+    feature_manifest.check_same_model(test, train, args.test_features, args.train_features)
     if found.settings["train_features"] != train.fingerprint:
         raise InputError(
             f"--index={args.index!r} was built from another feature set than "
@@ -84,9 +85,7 @@ def _run(argv: Sequence[str]) -> None:
         "class_names": class_names,
     }
     draft = Manifest("influence", manifests.fingerprint(settings), settings, (), {})
-    if manifests.is_complete(
-        args.output, draft.kind, draft.fingerprint, draft.settings, args.overwrite
-    ):
+    if manifests.is_complete(args.output, draft, args.overwrite):
         print(f"{args.output} is complete with the same settings: nothing to do")
         return
     filesystems.check_writable(args.output)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from transforms.storage import filesystems, tfrecords
+from transforms.storage import filesystems, globs, tfrecords
 
 TRAIN_DIGITS = 1397  # of 1,797; the other 400 are for testing
 WRONG_FRACTION = 0.1
@@ -107,7 +107,7 @@ def train(directory: str, digits: Digits) -> int:
     """
     os.makedirs(directory, exist_ok=True)
     # Another version of the demo may have left checkpoints that the glob would take for this run's.
-    filesystems.delete(directory, filesystems.names_matching(directory, [CHECKPOINTS]))
+    filesystems.delete(directory, globs.names_matching(directory, [CHECKPOINTS]))
     keras.utils.set_random_seed(_SEED)
     model = keras.Sequential(
         [

@@ -28,8 +28,8 @@ from transforms.models import checkpoint_files, checkpoints
 from transforms.models.checkpoint_files import CheckpointInfo
 from transforms.models.checkpoints import Checkpoints, ModelSpec
 from transforms.models.losses import Loss
-from transforms.storage import filesystems, manifests
-from transforms.storage.manifests import FeatureManifest, usable_rate
+from transforms.storage import filesystems, globs, manifests
+from transforms.storage.feature_manifest import FeatureManifest, usable_rate
 
 # One call of the model takes at most so much input, and gives so much of features, that what is
 # inside it stays within a worker's memory. A larger call is no faster: it costs the first one the
@@ -70,16 +70,14 @@ def find_checkpoints(patterns: str) -> tuple[list[str], bool]:
     Raises:
         InputError: one of them matches nothing.
     """
-    wanted = filesystems.split_patterns(patterns)
+    wanted = globs.split_patterns(patterns)
     found: list[str] = []
     for pattern in wanted:
         try:
-            matched = [
-                m.path for glob in (pattern, pattern + ".index") for m in filesystems.match(glob)
-            ]
+            matched = [m.path for glob in (pattern, pattern + ".index") for m in globs.match(glob)]
         except (*filesystems.STORE_ERRORS, ValueError) as error:
             raise InputError(
-                f"--checkpoints={pattern!r} cannot be read: {filesystems.told(error)}"
+                f"--checkpoints={pattern!r} cannot be read: {filesystems.describe_error(error)}"
             ) from error
         paths = checkpoint_files.group_paths(matched)
         if not paths:
@@ -96,7 +94,7 @@ def find_checkpoints(patterns: str) -> tuple[list[str], bool]:
             "--checkpoints is empty: give .keras or .weights.h5 files, or prefixes of TensorFlow "
             "checkpoints"
         )
-    return found, not any(map(filesystems.is_glob, wanted))
+    return found, not any(map(globs.is_glob, wanted))
 
 
 def prepare_model(args: argparse.Namespace, rates_needed: bool) -> PreparedModel:
@@ -196,7 +194,7 @@ def prepare_features(
     Raises:
         InputError: the examples cannot be used, or `directory` is complete with other settings.
     """
-    found = filesystems.find(examples, flag)
+    found = globs.find(examples, flag)
     loaded = prepared.loaded
     loaded.loss.check_label_mode(labels)
     form = _example_format(args, labels, loaded)
@@ -217,15 +215,6 @@ def prepare_features(
         "feature_dtype": args.feature_dtype,
     }
     fingerprint = manifests.fingerprint(settings)
-    complete = manifests.is_complete(directory, "features", fingerprint, settings, overwrite)
-    if complete:
-        # The limit changes nothing that is written, but a set that a laxer run made must still meet
-        # it.
-        check_rejected(
-            manifests.read(directory, FeatureManifest, "output"),
-            directory,
-            args.max_rejected_fraction,
-        )
     draft = FeatureManifest(
         kind="features",
         fingerprint=fingerprint,
@@ -247,6 +236,15 @@ def prepare_features(
             for spec in form.inputs
         ),
     )
+    complete = manifests.is_complete(directory, draft, overwrite)
+    if complete:
+        # The limit changes nothing that is written, but a set that a laxer run made must still meet
+        # it.
+        check_rejected(
+            manifests.read(directory, FeatureManifest, "output"),
+            directory,
+            args.max_rejected_fraction,
+        )
     attempt, copied = fingerprint, None
     if base is not None and not complete:
         if posixpath.normpath(base) == posixpath.normpath(directory):

@@ -10,7 +10,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from transforms.storage.manifests import FeatureManifest, Manifest
+from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.manifests import Manifest
 
 # They bring TensorFlow, which `tracin plan` does not wait for.
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from tests.conftest import Tiny, write_records
 from tests.fakes import object_store
 from tests.fakes.object_store import BUCKET, Fault, Store
 from transforms.core.errors import InputError
-from transforms.storage import filesystems, manifests, staging, tfrecords
-from transforms.storage.manifests import FeatureManifest
+from transforms.storage import filesystems, globs, manifests, staging, tfrecords
+from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.staging import local_checkpoint
 
 CONTENT = bytes(range(256)) * 4000
@@ -166,8 +166,8 @@ def test_files_are_written_found_read_and_deleted(store: Store) -> None:
     assert filesystems.read_verified(OUT, written) == CONTENT
     assert filesystems.read(f"{OUT}/b.bin") == b""
     assert filesystems.exists(f"{OUT}/b.bin") and not filesystems.exists(f"{OUT}/c.bin")
-    assert filesystems.names_matching(OUT, ["a*", "*.txt"]) == {"a[1].bin"}
-    assert [(file.name, file.size) for file in filesystems.find(f"{OUT}/*.bin", "examples")] == [
+    assert globs.names_matching(OUT, ["a*", "*.txt"]) == {"a[1].bin"}
+    assert [(file.name, file.size) for file in globs.find(f"{OUT}/*.bin", "examples")] == [
         ("a[1].bin", len(CONTENT)),
         ("b.bin", 0),
     ]
@@ -199,7 +199,7 @@ def test_reading_that_goes_wrong_is_mended(store: Store, what: int | str) -> Non
         Fault(429, "^GET .*prefix"),
     ]
     assert filesystems.read_verified(OUT, written) == CONTENT
-    assert filesystems.names_matching(OUT, ["read*"]) == {"read.bin"}
+    assert globs.names_matching(OUT, ["read*"]) == {"read.bin"}
     assert {fault for fault, _ in store.broken} == {what, 503, 429}
 
 

@@ -22,8 +22,9 @@ from transforms.audit.write import shown
 from transforms.core.features import Features
 from transforms.core.shapes import Span
 from transforms.storage import manifests
+from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifests import FeatureManifest, Manifest
+from transforms.storage.manifests import Manifest
 
 TWO_WORKERS = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
 

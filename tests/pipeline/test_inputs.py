@@ -16,7 +16,7 @@ from pipeline.preparation import inputs
 from pipeline.running import runner
 from tests.conftest import CLASSES, RATES, SHAPE, Outcome, Tiny, build_tiny, example, write_records
 from transforms.core.errors import InputError
-from transforms.storage import manifests
+from transforms.storage import feature_manifest, manifests
 
 Run = Callable[..., Outcome]
 
@@ -557,7 +557,7 @@ def test_keys_of_several_inputs_are_their_names_and_the_output_is_part_of_the_fi
     )
     assert outcome.status == 0, outcome.err
     assert "output 'kind', last dense layer" in outcome.out
-    written = manifests.read(str(tmp_path / "a"), manifests.FeatureManifest, "output")
+    written = manifests.read(str(tmp_path / "a"), feature_manifest.FeatureManifest, "output")
     assert (written.settings["input_keys"], written.settings["output"], written.outputs) == (
         ["height", "width"],
         "kind",
@@ -581,7 +581,7 @@ def test_keys_of_several_inputs_are_their_names_and_the_output_is_part_of_the_fi
         output=tmp_path / "b",
     )
     assert outcome.status == 0, outcome.err
-    other = manifests.read(str(tmp_path / "b"), manifests.FeatureManifest, "output")
+    other = manifests.read(str(tmp_path / "b"), feature_manifest.FeatureManifest, "output")
     assert (other.task, other.outputs) == ("regression", 1)
     assert other.model_fingerprint != written.model_fingerprint
     assert_told(
@@ -655,7 +655,7 @@ def test_a_model_of_code_runs_through_the_pipeline(
     }.items():
         outcome = features(output=tmp_path / name, **flags)
         assert outcome.status == 0, outcome.err
-        found = manifests.read(str(tmp_path / name), manifests.FeatureManifest, "output")
+        found = manifests.read(str(tmp_path / name), feature_manifest.FeatureManifest, "output")
         payloads = [
             payload
             for file in found.files

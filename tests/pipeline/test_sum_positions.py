@@ -31,7 +31,7 @@ from transforms.influence import score_positions
 from transforms.influence.score_positions import SumScorer
 from transforms.scoring.influence import NORMALIZATIONS, Scoring
 from transforms.storage import manifests
-from transforms.storage.manifests import FeatureManifest
+from transforms.storage.feature_manifest import FeatureManifest
 
 Run = Callable[..., Outcome]
 N, TESTS = 8, 3

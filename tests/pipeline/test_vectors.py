@@ -21,7 +21,7 @@ from transforms.influence.rows import read_rows
 from transforms.runtime import counters
 from transforms.scoring.influence import Scoring
 from transforms.scoring.tiles import spans
-from transforms.storage import manifests
+from transforms.storage import feature_manifest, manifests
 from transforms.storage.feature_set import FeatureSet
 from transforms.vectors import faiss_index, files, index
 from transforms.vectors.files import FORMATS, read_projection
@@ -43,7 +43,7 @@ def test_set(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def features_of(directory: pathlib.Path):
     found = FeatureSet(
-        str(directory), manifests.read(str(directory), manifests.FeatureManifest, "features")
+        str(directory), manifests.read(str(directory), feature_manifest.FeatureManifest, "features")
     )
     return found.read(spans(found.counts, 0, sum(found.counts)))
 

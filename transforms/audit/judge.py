@@ -28,8 +28,8 @@ from transforms.duplicates.signatures import Signatures
 from transforms.runtime import counters
 from transforms.scoring.influence import self_influence
 from transforms.storage import feature_record
+from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifests import FeatureManifest
 
 # What all groups' sums of one audit may take.
 _MOMENT_BYTES = 1 << 32

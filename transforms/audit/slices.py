@@ -24,8 +24,8 @@ from transforms.core.features import Features
 from transforms.core.shapes import Span
 from transforms.runtime import counters
 from transforms.storage import feature_record
+from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifests import FeatureManifest
 
 # The sums of all slices may take so much.
 _SLICES_BYTES = 64 << 20

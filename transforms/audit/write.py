@@ -783,9 +783,9 @@ class WriteAudit(beam.PTransform):
         ready = (
             examples.pipeline
             | "StartWriting" >> beam.Create([None])
-            | "TakeBackOldAudit"
+            | "WithdrawOldAudit"
             >> beam.Map(
-                lambda _: manifests.take_back_old(self.directory, self.draft, self.overwrite)
+                lambda _: manifests.withdraw_old(self.directory, self.draft, self.overwrite)
             )
         )  # None
         written = (

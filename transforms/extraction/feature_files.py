@@ -31,8 +31,8 @@ from transforms.extraction.unique_ids import check_repeats, id_buckets, repeated
 from transforms.runtime import counters
 from transforms.runtime.threads import Threads
 from transforms.storage import feature_record, filesystems, manifests, tfrecords
+from transforms.storage.feature_manifest import BYTES_PER_FILE, RECORDS_PER_FILE, FeatureManifest
 from transforms.storage.filesystems import NewFile
-from transforms.storage.manifests import BYTES_PER_FILE, RECORDS_PER_FILE, FeatureManifest
 
 # Batches of features that wait to be written.
 _BATCHES_WAITING = 2

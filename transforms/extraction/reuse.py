@@ -24,9 +24,9 @@ from transforms.examples.read import read_examples
 from transforms.extraction.feature_batch import IDS, PARTS
 from transforms.extraction.feature_files import Part
 from transforms.runtime import counters
-from transforms.storage import feature_record, filesystems, manifests, tfrecords
+from transforms.storage import feature_manifest, feature_record, filesystems, manifests, tfrecords
+from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.filesystems import StoredFile
-from transforms.storage.manifests import FeatureManifest
 
 _KEY_BYTES = 16
 _BATCH = 1024
@@ -59,7 +59,7 @@ class Base:
             InputError: there is none, or its records are not what would be computed.
         """
         found = manifests.read(directory, FeatureManifest, "base")
-        manifests.check_same_extraction(found, draft, directory)
+        feature_manifest.check_same_extraction(found, draft, directory)
         return Base(directory, found.fingerprint, found.examples, found.per_token)
 
     def files(self) -> tuple[StoredFile, ...]:

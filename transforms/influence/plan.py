@@ -10,8 +10,8 @@ from transforms.core.shapes import Shape
 from transforms.scoring import summed_tiles
 from transforms.scoring.influence import Scoring
 from transforms.scoring.tiles import Grid, choose_grid
+from transforms.storage.feature_manifest import BYTES_PER_FILE, FeatureManifest, usable_rates
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifests import BYTES_PER_FILE, FeatureManifest, usable_rates
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,8 +25,8 @@ from transforms.scoring import thresholds
 from transforms.scoring.exact_search import Search
 from transforms.scoring.influence import Scoring
 from transforms.scoring.tiles import Tile, chunks, rows_per_file, tiles
+from transforms.storage.feature_manifest import check_same_model
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifests import check_same_model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -32,8 +32,8 @@ from transforms.scoring.influence import Scoring
 from transforms.scoring.summed_tiles import SummedTile
 from transforms.scoring.tiles import rows_per_file
 from transforms.storage import feature_record
+from transforms.storage.feature_manifest import check_positions, check_same_model
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifests import check_positions, check_same_model
 
 # Memory of the records that are parsed at once: a file whose example has very many positions is
 # added up in pieces.

@@ -14,7 +14,8 @@ from transforms.influence.rows import WrittenRows, schema, write_rows
 from transforms.influence.traces import SeeExamples, Trace
 from transforms.reports.previews import Preview, preview_format, why_no_pictures
 from transforms.storage import filesystems, manifests
-from transforms.storage.manifests import FeatureManifest, Manifest
+from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.manifests import Manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +134,9 @@ class WriteInfluence(beam.PTransform):
         ready = (
             blocks.pipeline
             | "StartWriting" >> beam.Create([None])
-            | "TakeBackOldResult"
+            | "WithdrawOldResult"
             >> beam.Map(
-                lambda _: manifests.take_back_old(self.directory, self.draft, self.overwrite)
+                lambda _: manifests.withdraw_old(self.directory, self.draft, self.overwrite)
             )  # None
         )
         written = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transforms.core.errors import InputError
 from transforms.storage import filesystems
-from transforms.storage.manifests import FeatureManifest
+from transforms.storage.feature_manifest import FeatureManifest
 
 
 def read_class_names(path: str | None, found: FeatureManifest) -> list[str] | None:
@@ -24,7 +24,7 @@ def read_class_names(path: str | None, found: FeatureManifest) -> list[str] | No
         names = filesystems.read(path).decode().splitlines()
     except (*filesystems.STORE_ERRORS, ValueError) as error:
         raise InputError(
-            f"`class_names={path!r}` cannot be read: {filesystems.told(error)}"
+            f"`class_names={path!r}` cannot be read: {filesystems.describe_error(error)}"
         ) from error
     count = found.outputs if found.task == "multilabel" else max(2, found.outputs)
     if len(names) != count:

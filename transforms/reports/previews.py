@@ -17,8 +17,8 @@ from transforms.examples.read import records_at
 from transforms.examples.rejects import Reject
 from transforms.reports.pictures import encode_picture, is_picture
 from transforms.storage import filesystems
+from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_record import text
-from transforms.storage.manifests import FeatureManifest
 
 _LONGEST_TEXT = 300
 
@@ -81,7 +81,7 @@ def read_previews(
     try:
         found, problem = records_at(source, wanted), "is no longer where it was read"
     except (*filesystems.STORE_ERRORS, ValueError) as error:
-        found, problem = {}, f"cannot be read again ({filesystems.told(error)})"
+        found, problem = {}, f"cannot be read again ({filesystems.describe_error(error)})"
     for offset in sorted(wanted):
         if offset not in found:
             preview = Preview(problem=problem)

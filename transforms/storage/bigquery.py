@@ -246,7 +246,7 @@ def check_credentials() -> None:
         google.auth.default()
     except DefaultCredentialsError as error:
         raise InputError(
-            f"`output_table` needs Google's credentials ({filesystems.told(error)}): run `gcloud "
+            f"`output_table` needs Google's credentials ({filesystems.describe_error(error)}): run `gcloud "
             "auth application-default login`, or name a "
             "key's file by the environment variable GOOGLE_APPLICATION_CREDENTIALS"
         ) from error
@@ -332,7 +332,7 @@ class WriteTable(beam.PTransform):
                 self._create(client)
             self._merge(client, location, committed)
         except filesystems.STORE_ERRORS as error:
-            raise self._not_written(filesystems.told(error)) from error
+            raise self._not_written(filesystems.describe_error(error)) from error
 
     def _told(self) -> str:
         return f"`output_table={self.table}`"
@@ -356,12 +356,12 @@ class WriteTable(beam.PTransform):
                 ), False
         except NotFound as error:
             raise InputError(
-                f"{self._told()}: {filesystems.told(error)}; make the dataset first, where the "
+                f"{self._told()}: {filesystems.describe_error(error)}; make the dataset first, where the "
                 "bucket of `output` is"
             ) from error
         except filesystems.STORE_ERRORS as error:
             raise InputError(
-                f"{self._told()} cannot be looked at: {filesystems.told(error)}"
+                f"{self._told()} cannot be looked at: {filesystems.describe_error(error)}"
             ) from error
         self._check_fits(found)
         return str(found.location), True
@@ -395,7 +395,9 @@ class WriteTable(beam.PTransform):
         try:
             ((found,),) = client.query(query, config, location=location).result()
         except filesystems.STORE_ERRORS as error:
-            raise InputError(f"{self._told()} cannot be read: {filesystems.told(error)}") from error
+            raise InputError(
+                f"{self._told()} cannot be read: {filesystems.describe_error(error)}"
+            ) from error
         return int(found) == self.rows.count(committed)
 
     def _merge(self, client: bigquery.Client, location: str, committed: Manifest) -> None:

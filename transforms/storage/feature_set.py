@@ -11,8 +11,8 @@ from transforms.core.errors import InputError
 from transforms.core.features import Features
 from transforms.core.shapes import Shape, Span
 from transforms.storage import feature_record, filesystems, tfrecords
+from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.filesystems import StoredFile
-from transforms.storage.manifests import FeatureManifest
 
 # What part of a file's records may be read one by one, each by a seek, instead of the whole file.
 _FEW = 1 / 16
@@ -87,6 +87,7 @@ class FeatureSet:
             with open(path, "rb") as stream:
                 return tfrecords.pick_frames(stream, indices)
         except (OSError, ValueError) as error:
+            message = filesystems.describe_error(error)
             raise InputError(
-                f"{path} is damaged or gone: {filesystems.told(error)}; compute the set again"
+                f"{path} is damaged or gone: {message}; compute the set again"
             ) from error

@@ -1,8 +1,7 @@
-"""How a directory is committed and checked: one JSON file, written last, that says what stands
-beside it.
+"""The manifest of a directory: one JSON file, written last, which commits what stands beside it.
 
 A directory without `manifest.json` holds nothing that anybody may read. Readers open the files that
-the manifest lists, by name, and check their sizes and checksums; files that it does not list are
+the manifest lists, by name, and check their sizes and checksums. Files that it does not list are
 the remains of attempts that died.
 """
 
@@ -11,15 +10,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar, cast
 
 from transforms.core.errors import InputError
-from transforms.storage import filesystems
+from transforms.storage import filesystems, globs
 from transforms.storage.filesystems import StoredFile
 
 FILE_NAME = "manifest.json"
-# The names of the files of each kind of directory.
+# The names of the files of each kind of directory: a commit deletes those that it does not list.
 _PATTERNS = {
     "features": ("features-*.tfrecord", "rejected-*.jsonl", "finished-*.json"),
     "influence": ("influence-*.jsonl", "influence-*.parquet", "report.html", "recall.json"),
@@ -38,27 +37,26 @@ _PATTERNS = {
         "weighed-*.npz",
     ),
 }
+# Raised whenever a reader of this version could misunderstand what a writer of another has written.
 _FORMAT = 2
-# Settings of a feature set that say which examples are in it, and not what its records are.
-_ABOUT_FILES = ("examples", "allow_truncated_files")
-
-# A feature file is read whole and verified before use, so its size bounds the memory of whoever
-# reads it.
-RECORDS_PER_FILE = 8192
-BYTES_PER_FILE = 32 << 20
+# How many differences a message names, and how much of a value: it stays one readable line.
+_NAMED_DIFFERENCES, _VALUE_CHARACTERS = 3, 60
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a committed directory holds.
+    """The content of a committed directory.
+
+    A kind whose manifest has more fields is a subclass, which names its kind:
+    `class FeatureManifest(Manifest, kind="features")`.
 
     Attributes:
         kind: `features`, `influence`, `audit`, `vectors` or `index`.
-        fingerprint: identity of what the content was computed from; equal fingerprints mean equal
-            content.
-        settings: what went into the fingerprint, for a person to read.
+        fingerprint: identity of everything that the content was computed from; equal fingerprints
+            mean equal content.
+        settings: the settings that went into the fingerprint, for a person to read.
         files: the data files, in the order of their records.
-        counts: how many examples or rows, and the like.
+        counts: numbers of examples, rows and the like.
     """
 
     kind: str
@@ -67,63 +65,53 @@ class Manifest:
     files: tuple[StoredFile, ...]
     counts: Mapping[str, int]
 
+    types: ClassVar[dict[str, type[Manifest]]] = {}
 
-@dataclasses.dataclass(frozen=True)
-class FeatureManifest(Manifest):
-    """What a feature set holds; `fingerprint` is the extraction fingerprint.
-
-    Attributes:
-        model_fingerprint: identity of checkpoints, layer, loss and bias; equal for sets that can be
-            scored against each other.
-        task: what labels and predictions are: `class`, `binary`, `multilabel` or `regression`.
-        outputs: C, the length of a loss gradient.
-        units: D, the length of an activation, the trailing 1 of an included bias counted.
-        checkpoints: names of the checkpoints, in order; the last one predicts.
-        learning_rates: η of each checkpoint as its optimizer had it or the flag gave it; None where
-            neither did.
-        rejected_files: lines of JSON for what was set aside.
-        rejected: how many were set aside, by reason.
-        feature_dtype: what loss gradients and activations are stored as, one of `records.DTYPES`.
-        per_token: whether a record is a position of an example; `counts` tells both numbers then.
-        inputs: what the examples hold for the model: the key, shape and dtype of each of its
-            inputs.
-    """
-
-    model_fingerprint: str
-    task: str
-    outputs: int
-    units: int
-    checkpoints: tuple[str, ...]
-    learning_rates: tuple[float | None, ...]
-    rejected_files: tuple[StoredFile, ...]
-    rejected: Mapping[str, int]
-    feature_dtype: str = "float32"
-    per_token: bool = False
-    inputs: tuple[Mapping[str, Any], ...] = ()
+    def __init_subclass__(cls, kind: str, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls.types[kind] = cls
 
     @property
-    def examples(self) -> int:
-        """How many records the set holds: examples, or positions of them."""
-        return sum(file.count for file in self.files)
+    def all_files(self) -> tuple[StoredFile, ...]:
+        """All files that the manifest lists."""
+        return self.files
 
     @property
-    def integer_labels(self) -> bool:
-        """Whether labels and predictions are class indices."""
-        return self.task != "regression"
+    def names(self) -> set[str]:
+        """The names of all files that the manifest lists."""
+        return {file.name for file in self.all_files}
+
+    @classmethod
+    def fields_of(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Returns the fields of a manifest, from its JSON content.
+
+        Raises:
+            KeyError, TypeError: fields are missing or of another type.
+        """
+        return {**content, "files": stored_files(content["files"])}
 
 
 _M = TypeVar("_M", bound=Manifest)
 
 
+def stored_files(content: list[dict[str, Any]]) -> tuple[StoredFile, ...]:
+    """Returns the files that a list of a manifest's JSON content names."""
+    return tuple(StoredFile(**file) for file in content)
+
+
 def fingerprint(content: Any) -> str:
-    """A SHA-256 (first 32 hex digits) of JSON-like content."""
+    """Returns a SHA-256 (first 32 hex digits) of JSON-like content."""
     return hashlib.sha256(
         json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
     ).hexdigest()[:32]
 
 
 def write(directory: str, manifest: Manifest) -> None:
-    """Commits `directory`: writes its manifest, after everything that the manifest lists."""
+    """Writes the manifest of `directory`, and so commits it; all that it lists is written before.
+
+    Raises:
+        InputError: the disk or the store does not take it.
+    """
     content = {"format": _FORMAT, **dataclasses.asdict(manifest)}
     filesystems.write(
         directory,
@@ -133,24 +121,23 @@ def write(directory: str, manifest: Manifest) -> None:
     )
 
 
-def read(directory: str, kind: type[_M], field: str) -> _M:
+def read(directory: str, manifest_type: type[_M], field: str) -> _M:
     """Reads the manifest of a committed directory; `field` names the setting in messages.
 
     Raises:
-        InputError: there is no manifest, it cannot be understood, or it is of another kind.
+        InputError: there is no manifest, it cannot be read, or it is of another type.
     """
-    found = read_if_any(directory, field)
-    if found is None:
+    manifest = read_if_any(directory, field)
+    if manifest is None:
         raise InputError(
             f"`{field}={directory!r}` is not a complete set: it has no {FILE_NAME}; compute it "
             "first, or wait until its run has ended"
         )
-    if type(found) is not kind:
-        raise InputError(
-            f"`{field}={directory!r}` holds {found.kind}, expected "
-            f"{'features' if kind is FeatureManifest else 'influence'}"
-        )
-    return found
+    if type(manifest) is not manifest_type:
+        kinds = [kind for kind, known in Manifest.types.items() if known is manifest_type]
+        expected = kinds[0] if kinds else "a result"
+        raise InputError(f"`{field}={directory!r}` holds {manifest.kind}, expected {expected}")
+    return manifest
 
 
 def read_kind(directory: str, field: str, *kinds: str) -> Manifest:
@@ -158,42 +145,34 @@ def read_kind(directory: str, field: str, *kinds: str) -> Manifest:
     in messages.
 
     Raises:
-        InputError: there is no manifest, it cannot be understood, or it is of another kind.
+        InputError: there is no manifest, it cannot be read, or it is of another kind.
     """
-    found = read_if_any(directory, field)
-    if found is None or found.kind not in kinds:
-        raise InputError(
-            f"`{field}={directory!r}` holds {found.kind if found else 'no complete set'}, expected "
-            f"{' or '.join(kinds)}"
-        )
-    return found
+    manifest = read_if_any(directory, field)
+    if manifest is None or manifest.kind not in kinds:
+        held = manifest.kind if manifest else "no complete set"
+        raise InputError(f"`{field}={directory!r}` holds {held}, expected {' or '.join(kinds)}")
+    return manifest
 
 
 def read_if_any(directory: str, field: str) -> Manifest | None:
     """Reads the manifest of `directory`, or returns None where there is none.
 
     Raises:
-        InputError: there is one that cannot be understood.
+        InputError: there is one that cannot be read.
     """
     path = filesystems.join(directory, FILE_NAME)
     try:
         if not filesystems.exists(path):
             return None
     except (*filesystems.STORE_ERRORS, ValueError) as error:
-        raise InputError(
-            f"`{field}={directory!r}` cannot be read: {filesystems.told(error)}"
-        ) from error
+        message = filesystems.describe_error(error)
+        raise InputError(f"`{field}={directory!r}` cannot be read: {message}") from error
     try:
         content = json.loads(filesystems.read(path))
         if content.pop("format") != _FORMAT:
             raise ValueError("written by another version")
-        for key in ("files", "rejected_files"):
-            if key in content:
-                content[key] = tuple(StoredFile(**file) for file in content[key])
-        for key in ("checkpoints", "learning_rates", "inputs"):
-            if key in content:
-                content[key] = tuple(content[key])
-        return (FeatureManifest if content["kind"] == "features" else Manifest)(**content)
+        manifest_type = Manifest.types.get(content["kind"], Manifest)
+        return manifest_type(**manifest_type.fields_of(content))
     except (*filesystems.STORE_ERRORS, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"`{field}`: {path} cannot be read as a manifest of this version: {error}; choose "
@@ -201,146 +180,58 @@ def read_if_any(directory: str, field: str) -> Manifest | None:
         ) from error
 
 
-def check_same_model(
-    test: FeatureManifest, train: FeatureManifest, test_name: str, train_name: str
-) -> None:
-    """Makes sure that two sets can be scored against each other.
-
-    Raises:
-        InputError: they were extracted with different models.
-    """
-    if test.model_fingerprint != train.model_fingerprint:
-        keys = ("checkpoints", "layer", "loss", "include_bias")
-        differing = [key for key in keys if test.settings.get(key) != train.settings.get(key)] or [
-            "checkpoints' content"
-        ]
-        raise InputError(
-            f"{test_name} and {train_name} are features of different models (different "
-            f"{', '.join(differing)}): extract both with the same checkpoints, layer, loss and bias"
-        )
-
-
-def check_positions(found: FeatureManifest, name: str) -> None:
-    """Makes sure that a set's records are positions, where these are to be summed.
-
-    Raises:
-        InputError: they are examples.
-    """
-    if not found.per_token:
-        raise InputError(
-            f"`sum_positions` adds up the positions of examples, and the records of {name} are "
-            "examples: leave it out, or extract both sets with `per_token`"
-        )
-
-
-def check_same_extraction(base: FeatureManifest, draft: FeatureManifest, base_name: str) -> None:
-    """Makes sure that records of another set are what would be computed for the same examples.
-
-    Raises:
-        InputError: they were extracted otherwise.
-    """
-    was, now = (
-        {key: value for key, value in one.settings.items() if key not in _ABOUT_FILES}
-        for one in (base, draft)
-    )
-    if was != now:
-        raise InputError(
-            f"`base={base_name!r}` was extracted with other settings "
-            f"({'; '.join(_differences(was, now)[:3])}): give the same settings, or "
-            "leave `base` out and compute all anew"
-        )
-
-
-def usable_rates(train: FeatureManifest, given: Sequence[float] | None) -> tuple[float, ...]:
-    """The learning rates that weigh the checkpoints of a training set: those that are given, else
-    its own.
-
-    Raises:
-        InputError: no usable learning rate is known for some checkpoint.
-    """
-    rates = given or train.learning_rates
-    if len(rates) != len(train.checkpoints):
-        raise InputError(
-            f"`learning_rates` has {len(rates)} numbers, the features are of "
-            f"{len(train.checkpoints)} checkpoints: give one for each"
-        )
-    return tuple(
-        usable_rate(rate, name) for rate, name in zip(rates, train.checkpoints, strict=True)
-    )
-
-
-def usable_rate(rate: float | None, checkpoint: str) -> float:
-    """A learning rate that can weigh a checkpoint.
-
-    Raises:
-        InputError: it is unknown, zero, negative, not finite, or beyond 1e±30.
-    """
-    if rate is None:
-        raise InputError(
-            f"no learning rate is known for {checkpoint}: give one per checkpoint with "
-            "`learning_rates=0.1,0.01,…`"
-        )
-    # Beyond these limits self-influences would leave the range of float64.
-    if not 1e-30 <= rate <= 1e30:
-        raise InputError(
-            f"the learning rate of {checkpoint} is {rate:g}, which would leave it out of every "
-            "score or turn its sign: give the rates that the steps before each checkpoint were "
-            "made with, by `learning_rates=0.1,0.01,…`, or leave the checkpoint out"
-        )
-    return rate
-
-
-def is_complete(
-    directory: str, kind: str, expected: str, settings: Mapping[str, Any], overwrite: bool
-) -> bool:
-    """Whether `directory` already holds what a run would write there: a complete set of this kind
-    with the fingerprint `expected`.
-
-    With `overwrite` it never does. `settings` tell a person what differs.
+def is_complete(directory: str, draft: Manifest, overwrite: bool) -> bool:
+    """Returns whether `directory` already holds what a run would commit there: a complete set with
+    the kind and the fingerprint of `draft`. With `overwrite` it never does.
 
     Raises:
         InputError: it holds another kind of set, or one with other settings or missing files that
             may not be overwritten.
     """
-    found = read_if_any(directory, "output")
-    if found is None:
+    manifest = read_if_any(directory, "output")
+    if manifest is None:
         return False
-    if found.kind != kind:
+    if manifest.kind != draft.kind:
         raise InputError(
-            f"`output={directory!r}` holds {found.kind}, and {kind} would go there: choose another "
-            "directory"
+            f"`output={directory!r}` holds {manifest.kind}, and {draft.kind} would go there: "
+            "choose another directory"
         )
     if overwrite:
         return False
-    if found.fingerprint != expected:
-        differing = _differences(found.settings, settings)
-        more = [f"and {len(differing) - 3} more"] if len(differing) > 3 else []
-        told = "; ".join([*differing[:3], *more])
+    if manifest.fingerprint != draft.fingerprint:
+        differing = differences(manifest.settings, draft.settings)
+        left_out = len(differing) - _NAMED_DIFFERENCES
+        more = [f"and {left_out} more"] if left_out > 0 else []
         raise InputError(
-            f"`output={directory!r}` is complete with other settings ({told}): choose another "
-            "directory, or pass `overwrite`"
+            f"`output={directory!r}` is complete with other settings "
+            f"({'; '.join([*differing[:_NAMED_DIFFERENCES], *more])}): choose another directory, "
+            "or pass `overwrite`"
         )
-    there = filesystems.sizes(directory, sorted(_names(found)))
-    for file in _files(found):
-        if there.get(file.name) != file.size:
+    _check_sizes(directory, manifest)
+    return True
+
+
+def _check_sizes(directory: str, manifest: Manifest) -> None:
+    sizes = filesystems.sizes(directory, sorted(manifest.names))
+    for file in manifest.all_files:
+        if sizes.get(file.name) != file.size:
             state = (
-                f"has {there[file.name]} bytes instead of {file.size}"
-                if file.name in there
+                f"has {sizes[file.name]} bytes instead of {file.size}"
+                if file.name in sizes
                 else "is missing"
             )
             raise InputError(
                 f"{filesystems.join(directory, file.name)} {state}, though its manifest says it is "
                 "complete: pass `overwrite` to compute it anew"
             )
-    return True
 
 
 def commit(directory: str, manifest: _M, overwrite: bool) -> _M:
-    """Commits `directory` with a manifest, and deletes the files of ours that it does not list:
+    """Commits `directory` with a manifest, and deletes files of this kind that it does not list:
     remains of attempts that died.
 
     Where an equal set has been committed meanwhile, say by an earlier try of this step, that one
-    stands. Returns what is committed.
+    stands. Returns the manifest that is committed.
 
     Raises:
         InputError: a set with other settings has been committed there since this run was started.
@@ -349,10 +240,10 @@ def commit(directory: str, manifest: _M, overwrite: bool) -> _M:
     if before is not None and not overwrite:
         if before.fingerprint != manifest.fingerprint:
             raise InputError(
-                f"{directory} was committed by another run with other settings while this one went "
-                "on: give each its own directory"
+                f"{directory} was committed by another run with other settings while this one "
+                "went on: give each its own directory"
             )
-        filesystems.delete(directory, sorted(_names(manifest) - _names(before)))
+        filesystems.delete(directory, sorted(manifest.names - before.names))
         return cast(_M, before)  # of the same kind, or its fingerprint would differ
     write(directory, manifest)
     patterns = _PATTERNS[manifest.kind]
@@ -360,14 +251,14 @@ def commit(directory: str, manifest: _M, overwrite: bool) -> _M:
     hidden = [filesystems.hidden_name(pattern, "*") for pattern in patterns]
     filesystems.delete(
         directory,
-        sorted(filesystems.names_matching(directory, [*patterns, *hidden]) - _names(manifest)),
+        sorted(globs.names_matching(directory, [*patterns, *hidden]) - manifest.names),
     )
     return manifest
 
 
-def take_back_old(directory: str, draft: Manifest, overwrite: bool) -> None:
-    """Takes back what is committed in `directory` where it is to be replaced: its manifest first,
-    then its files.
+def withdraw_old(directory: str, draft: Manifest, overwrite: bool) -> None:
+    """Withdraws the manifest of `directory`, and deletes its files, where `draft` is to replace
+    them.
 
     For results whose files have fixed names, before the first is written. Not before the graph
     runs: one that is only built, or never starts, must leave the old result alone.
@@ -375,55 +266,43 @@ def take_back_old(directory: str, draft: Manifest, overwrite: bool) -> None:
     Raises:
         InputError: it may not be replaced; see `is_complete`.
     """
-    is_complete(directory, draft.kind, draft.fingerprint, draft.settings, overwrite)
+    is_complete(directory, draft, overwrite)
     if overwrite:
-        take_back(directory)
+        withdraw(directory)
 
 
-def take_back(directory: str) -> None:
-    """Takes back what is committed in `directory`, if anything: its manifest first, then its
-    files.
-    """
-    before = read_if_any(directory, "output")
-    if before is not None:
+def withdraw(directory: str) -> None:
+    """Withdraws the manifest of `directory`, if there is one, and then deletes its files."""
+    manifest = read_if_any(directory, "output")
+    if manifest is not None:
         filesystems.delete(directory, [FILE_NAME])
-        filesystems.delete(directory, sorted(_names(before)))
+        filesystems.delete(directory, sorted(manifest.names))
 
 
-def _files(manifest: Manifest) -> tuple[StoredFile, ...]:
-    return (
-        *manifest.files,
-        *(manifest.rejected_files if isinstance(manifest, FeatureManifest) else ()),
-    )
-
-
-def _names(manifest: Manifest) -> set[str]:
-    return {file.name for file in _files(manifest)}
-
-
-def _differences(was: Any, now: Any, name: str = "") -> list[str]:
-    """What differs between two settings, down to the smallest part that does."""
-    if isinstance(was, Mapping) and isinstance(now, Mapping):
-        named = str(now.get("name", was.get("name", "")))
-        keys = [key for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
-        prefix = named or name
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """Returns the differences of two settings for a person, each down to its smallest part:
+    `k was 10, is 20`.
+    """
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        prefix = str(now.get("name", before.get("name", ""))) or name
         return [
-            told
-            for key in keys
-            for told in _differences(was.get(key), now.get(key), f"{prefix} {key}".strip())
+            difference
+            for key in sorted({*before, *now})
+            if before.get(key) != now.get(key)
+            for difference in differences(before.get(key), now.get(key), f"{prefix} {key}".strip())
         ]
-    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+    if isinstance(before, list) and isinstance(now, list):
+        if len(before) != len(now):
+            return [f"{name} were {len(before)}, are {len(now)}"]
         return [
-            told
-            for a, b in zip(was, now, strict=True)
+            difference
+            for a, b in zip(before, now, strict=True)
             if a != b
-            for told in _differences(a, b, name)
+            for difference in differences(a, b, name)
         ]
-    if isinstance(was, list) and isinstance(now, list):
-        return [f"{name} were {len(was)}, are {len(now)}"]
-    return [f"{name} was {_short(was)}, is {_short(now)}"]
+    return [f"{name} was {_short(before)}, is {_short(now)}"]
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+    return text if len(text) <= _VALUE_CHARACTERS else text[: _VALUE_CHARACTERS - 3] + "…"

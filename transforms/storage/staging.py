@@ -76,7 +76,7 @@ def local_checkpoint(path: str) -> str:
                 _copy(remote, os.path.join(directory, posixpath.basename(remote.path)))
     except filesystems.STORE_ERRORS as error:
         raise InputError(
-            f"{path} cannot be copied to this machine: {filesystems.told(error)}"
+            f"{path} cannot be copied to this machine: {filesystems.describe_error(error)}"
         ) from error
     return os.path.join(directory, posixpath.basename(path))
 
@@ -126,7 +126,9 @@ def _copy(remote: _Remote, target: str) -> None:
             if not left:
                 raise
             logging.getLogger(__name__).warning(
-                "%s did not arrive (%s): copying it again", remote.path, filesystems.told(error)
+                "%s did not arrive (%s): copying it again",
+                remote.path,
+                filesystems.describe_error(error),
             )
 
 

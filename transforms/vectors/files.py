@@ -259,9 +259,9 @@ class WriteVectors(beam.PTransform):
         ready = (
             sets.pipeline
             | "StartWriting" >> beam.Create([None])
-            | "TakeBackOldVectors"
+            | "WithdrawOldVectors"
             >> beam.Map(
-                lambda _: manifests.take_back_old(self.directory, self.draft, self.overwrite)
+                lambda _: manifests.withdraw_old(self.directory, self.draft, self.overwrite)
             )  # None
         )
         written = (

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from transforms.audit.slices import GradientSums, label_slices, slice_limit
 from transforms.core.features import Features
-from transforms.storage.manifests import FeatureManifest
+from transforms.storage.feature_manifest import FeatureManifest
 
 
 def features(rng: np.random.Generator, n: int) -> Features:

@@ -41,8 +41,8 @@ from transforms.models import checkpoint_files
 from transforms.models.checkpoints import Checkpoints, ModelSpec, load
 from transforms.runtime import counters
 from transforms.storage import filesystems, manifests, tfrecords
+from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_record import decode
-from transforms.storage.manifests import FeatureManifest
 
 Run = Callable[..., Outcome]
 T = len(RATES)

@@ -19,8 +19,8 @@ from transforms.extraction.resume import finished
 from transforms.extraction.reuse import _bucketed, example_key, match_examples
 from transforms.runtime import counters
 from transforms.storage import filesystems, manifests, tfrecords
+from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.filesystems import StoredFile
-from transforms.storage.manifests import FeatureManifest
 
 Run = Callable[..., Outcome]
 

@@ -20,8 +20,8 @@ from transforms.influence.score import ScoreInfluence, TileScorer, guess_thresho
 from transforms.runtime import counters
 from transforms.scoring.influence import Scoring, self_influence
 from transforms.storage import feature_record, feature_set, filesystems, tfrecords
+from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifests import FeatureManifest, check_same_model, usable_rate
 
 
 def committed(directory, features: Features, rows_per_file: int) -> FeatureSet:
@@ -143,17 +143,6 @@ def test_a_flipped_byte_is_found(arrays, tmp_path):
         score_all(damaged, damaged, ScoringPlan(None, 3, "none", 2.0))
 
 
-def test_features_of_different_models_are_refused(sets):
-    test, train = sets
-    other = dataclasses.replace(
-        train.manifest, model_fingerprint="other", settings={"layer": "logits"}
-    )
-    with pytest.raises(
-        InputError, match=r"TEST and TRAIN are features of different models \(different layer\)"
-    ):
-        check_same_model(test.manifest, other, "TEST", "TRAIN")
-
-
 def test_an_empty_training_set_is_refused_and_an_empty_test_set_has_no_tiles(
     arrays, sets, tmp_path
 ):
@@ -180,20 +169,6 @@ def test_another_learning_rate_is_another_score_of_the_same_features(arrays, set
 def test_unusable_learning_rates_are_refused(sets, rates, message):
     with pytest.raises(InputError, match=message):
         ScoringPlan(rates, 4, "none", 2.0).scoring(sets[1].manifest)
-
-
-def test_an_unknown_learning_rate_says_what_to_pass():
-    with pytest.raises(
-        InputError,
-        match=r"no learning rate is known for epoch-3\.keras: "
-        r"give "
-        r"one "
-        r"per "
-        r"checkpoint "
-        r"with "
-        r"`learning_rates=",
-    ):
-        usable_rate(None, "epoch-3.keras")
 
 
 def test_too_little_memory_is_said_before_the_start(sets):

@@ -16,8 +16,8 @@ from transforms.influence import traces
 from transforms.influence.blocks import ScoredBlock
 from transforms.influence.rows import schema, to_table
 from transforms.storage import feature_record
+from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifests import FeatureManifest
 
 
 def block(

@@ -1,4 +1,4 @@
-"""How a directory is committed and checked, and the files it consists of."""
+"""The manifest of a directory: written, read, committed and withdrawn."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 
 from transforms.core.errors import InputError
 from transforms.storage import filesystems, manifests
+from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.filesystems import StoredFile
-from transforms.storage.manifests import FILE_NAME, FeatureManifest, Manifest
+from transforms.storage.manifests import FILE_NAME, Manifest
 
 SETTINGS: dict[str, Any] = {
     "k": 10,
@@ -49,9 +50,6 @@ def influence_manifest() -> Manifest:
     return Manifest(
         "influence", "f", {}, (StoredFile("influence-00000.jsonl", 3, 4, 5),), {"rows": 5}
     )
-
-
-# Manifests
 
 
 def test_a_manifest_survives_a_round_trip(tmp_path: pathlib.Path) -> None:
@@ -131,7 +129,7 @@ def test_a_set_of_another_kind_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(InputError, match="holds influence, expected features"):
         manifests.read(str(tmp_path), FeatureManifest, "train_features")
     manifests.write(str(tmp_path), feature_manifest())
-    with pytest.raises(InputError, match="holds features, expected influence"):
+    with pytest.raises(InputError, match="holds features, expected a result"):
         manifests.read(str(tmp_path), Manifest, "output")
 
 
@@ -152,9 +150,8 @@ def is_complete(
     kind: str = "features",
     overwrite: bool = False,
 ) -> bool:
-    return manifests.is_complete(
-        str(directory), kind, manifests.fingerprint(settings), settings, overwrite
-    )
+    draft = Manifest(kind, manifests.fingerprint(settings), settings, (), {})
+    return manifests.is_complete(str(directory), draft, overwrite)
 
 
 def committed(directory: pathlib.Path) -> FeatureManifest:
@@ -217,10 +214,10 @@ def test_a_complete_set_with_other_settings_names_what_differs(tmp_path: pathlib
 
 def test_a_difference_inside_a_list_is_told_by_its_smallest_part() -> None:
     was = {"examples": [{"name": "a", "size": 1}, {"name": "b", "size": 2}]}
-    assert manifests._differences(
+    assert manifests.differences(
         was, {"examples": [{"name": "a", "size": 1}, {"name": "b", "size": 3}]}
     ) == ["b size was 2, is 3"]
-    assert manifests._differences(was, {"examples": []}) == ["examples were 2, are 0"]
+    assert manifests.differences(was, {"examples": []}) == ["examples were 2, are 0"]
 
 
 def test_many_differences_are_counted_and_long_ones_cut(tmp_path: pathlib.Path) -> None:
@@ -232,7 +229,7 @@ def test_many_differences_are_counted_and_long_ones_cut(tmp_path: pathlib.Path) 
     assert len(str(caught.value)) < 700
 
 
-def test_a_commit_is_taken_back_manifest_first_and_nothing_else_goes(
+def test_a_manifest_is_withdrawn_before_its_files_and_other_files_stay(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = committed(tmp_path)
@@ -245,7 +242,7 @@ def test_a_commit_is_taken_back_manifest_first_and_nothing_else_goes(
         delete(paths)
 
     monkeypatch.setattr(filesystems.FileSystems, "delete", staticmethod(watched))
-    manifests.take_back(str(tmp_path))
+    manifests.withdraw(str(tmp_path))
     assert deleted == [
         FILE_NAME,
         *sorted(file.name for file in (*found.files, *found.rejected_files)),
@@ -253,8 +250,9 @@ def test_a_commit_is_taken_back_manifest_first_and_nothing_else_goes(
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_nothing_to_take_back_is_no_error(tmp_path: pathlib.Path) -> None:
-    manifests.take_back(str(tmp_path / "never written"))
+def test_withdrawing_nothing_changes_nothing(tmp_path: pathlib.Path) -> None:
+    manifests.withdraw(str(tmp_path / "never written"))
+    assert not (tmp_path / "never written").exists()
 
 
 def test_a_commit_clears_the_remains_of_attempts_and_leaves_other_files(
@@ -300,189 +298,3 @@ def test_overwriting_replaces_a_commit_in_one_step(tmp_path: pathlib.Path) -> No
     second = dataclasses.replace(first, files=(mine,), rejected_files=())
     assert manifests.commit(str(tmp_path), second, overwrite=True) == second
     assert {path.name for path in tmp_path.iterdir()} == {FILE_NAME, "features-mine.tfrecord"}
-
-
-# Files
-
-
-def test_a_written_file_is_what_the_manifest_says(tmp_path: pathlib.Path) -> None:
-    stored = filesystems.write(str(tmp_path / "deep" / "er"), "a", b"123456789", 4)
-    assert stored == StoredFile("a", 9, 0xE3069283, 4)  # the check value of CRC-32C
-    assert filesystems.read_verified(str(tmp_path / "deep" / "er"), stored) == b"123456789"
-    assert [path.name for path in (tmp_path / "deep" / "er").iterdir()] == ["a"]
-
-
-def test_a_file_in_the_making_has_its_name_only_when_it_is_whole(tmp_path: pathlib.Path) -> None:
-    new = filesystems.NewFile(str(tmp_path / "deep"), "a")
-    for part in (b"1234", b"", b"56789"):
-        new.add(part)
-        assert not (tmp_path / "deep" / "a").exists()
-    assert new.size == 9 and new.finish(4) == StoredFile("a", 9, 0xE3069283, 4)
-    new.discard()  # too late
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a"]
-    given_up = filesystems.NewFile(str(tmp_path / "deep"), "b")
-    given_up.add(b"1")
-    given_up.discard()
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a"]
-
-
-@pytest.mark.parametrize("failing", ["write", "rename"])
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, failing: str
-) -> None:
-    filesystems.write(str(tmp_path), "a", b"old", 0)
-    if failing == "rename":
-
-        def full(*_: Any) -> None:
-            raise OSError("no space left")
-
-        monkeypatch.setattr(os, "replace", full)
-        with pytest.raises(InputError, match=r"a cannot be written: no space left$"):
-            filesystems.write(str(tmp_path), "a", b"new", 0)
-    else:
-        with pytest.raises(TypeError):
-            filesystems.write(str(tmp_path), "a", "not bytes", 0)  # type: ignore[arg-type]
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert (tmp_path / "a").read_bytes() == b"old"
-
-
-@pytest.mark.parametrize("damage", ["flipped", "cut", "longer", "missing"])
-def test_a_damaged_file_is_noticed_before_it_is_used(tmp_path: pathlib.Path, damage: str) -> None:
-    data = bytes(range(256))
-    stored = filesystems.write(str(tmp_path), "a", data, 1)
-    path = tmp_path / "a"
-    if damage == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(
-            {
-                "flipped": data[:100] + b"\x65" + data[101:],
-                "cut": data[:-1],
-                "longer": data + b"\0",
-            }[damage]
-        )
-    with pytest.raises(InputError) as caught:
-        filesystems.read_verified(str(tmp_path), stored)
-    assert str(path) in str(caught.value)
-    assert ("cannot be read" if damage == "missing" else "is damaged") in str(caught.value)
-
-
-def test_a_directory_that_cannot_be_written_is_told_before_any_work(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(InputError, match=r"`output=.*` cannot be written"):
-        filesystems.check_writable(str(tmp_path / "file" / "below"))
-    filesystems.check_writable(str(tmp_path / "new"))
-    assert list((tmp_path / "new").iterdir()) == []
-
-
-# Finding
-
-
-@pytest.fixture
-def tree(tmp_path: pathlib.Path) -> pathlib.Path:
-    for name in ("a.tf", "b.tf", "x/a.tf", "x/c.tf", "y/a.tf", "other.txt"):
-        path = tmp_path / "data" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(name.encode())
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("pattern", "names"),
-    [
-        ("data/*.tf", ["a.tf", "b.tf"]),
-        ("data/a.tf", ["a.tf"]),
-        ("data/?.tf", ["a.tf", "b.tf"]),
-        ("data/[ab].tf", ["a.tf", "b.tf"]),
-        ("data/*/a.tf", ["x/a.tf", "y/a.tf"]),
-        ("data/x/*", ["a.tf", "c.tf"]),
-        ("data/a*,data/b*", ["a.tf", "b.tf"]),
-        (" data/a* , data/b* ,", ["a.tf", "b.tf"]),
-        ("data/*.tf,data/a.tf", ["a.tf", "b.tf"]),
-        ("*/x/*.tf", ["data/x/a.tf", "data/x/c.tf"]),
-        ("da*/a.tf", ["data/a.tf"]),
-        ("./data/*.tf", ["a.tf", "b.tf"]),
-        ("data/x/../*.tf", ["a.tf", "b.tf"]),
-    ],
-)
-@pytest.mark.parametrize("kind", ["absolute", "relative"])
-def test_names_are_what_follows_the_globs_literal_directory(
-    tree: pathlib.Path, monkeypatch: pytest.MonkeyPatch, pattern: str, names: list[str], kind: str
-) -> None:
-    monkeypatch.chdir(tree)
-    if kind == "absolute":
-        pattern = ",".join(f"{tree}/{part.strip()}" for part in pattern.split(",") if part.strip())
-    found = filesystems.find(pattern, "examples")
-    assert [file.name for file in found] == names
-    assert all(
-        file.size == len(pathlib.Path(file.path).read_bytes()) and file.modified > 0
-        for file in found
-    )
-
-
-@pytest.mark.parametrize(
-    ("pattern", "names"),
-    [
-        ("*.tf", ["a.tf", "b.tf"]),
-        ("a*", ["a.tf"]),
-        ("b.tf", ["b.tf"]),
-        ("*/*", ["x/a.tf", "x/c.tf", "y/a.tf"]),
-    ],
-)
-def test_a_glob_in_the_working_directory_needs_no_slash(
-    tree: pathlib.Path, monkeypatch: pytest.MonkeyPatch, pattern: str, names: list[str]
-) -> None:
-    monkeypatch.chdir(tree / "data")
-    assert [file.name for file in filesystems.find(pattern, "examples")] == names
-
-
-def test_nested_directories_are_reached_by_two_stars(tree: pathlib.Path) -> None:
-    assert [
-        file.name
-        for file in filesystems.find(f"{tree}/data/**/*.tf", "examples")
-        if "/" in file.name
-    ] == [
-        "x/a.tf",
-        "x/c.tf",
-        "y/a.tf",
-    ]
-
-
-@pytest.mark.parametrize("empty", ["", " ", ",,"])
-def test_no_glob_at_all_is_told(empty: str) -> None:
-    with pytest.raises(InputError, match="`examples` is empty"):
-        filesystems.find(empty, "examples")
-
-
-@pytest.mark.parametrize("pattern", ["data/*.nothing", "nowhere/*", "nowhere/a.tf", "data/x"])
-def test_each_glob_must_match_a_file(tree: pathlib.Path, pattern: str) -> None:
-    with pytest.raises(InputError, match=r"`train_examples=.*` matches no file"):
-        filesystems.find(f"{tree}/data/a.tf,{tree}/{pattern}", "train_examples")
-
-
-def test_files_that_would_share_ids_are_refused_by_name(tree: pathlib.Path) -> None:
-    with pytest.raises(InputError) as caught:
-        filesystems.find(f"{tree}/data/x/*,{tree}/data/y/*", "examples")
-    message = str(caught.value)
-    assert (
-        f"{tree}/data/x/a.tf" in message
-        and f"{tree}/data/y/a.tf" in message
-        and "a.tf#0" in message
-    )
-    # One glob above both tells them apart.
-    assert len(filesystems.find(f"{tree}/data/*/a.tf", "examples")) == 2
-
-
-@pytest.mark.parametrize(
-    ("pattern", "directory"),
-    [
-        ("gs://b/2024/*/train-*", "gs://b/2024/"),
-        ("gs://b/*", "gs://b/"),
-        ("data/a.tf", "data/"),
-        ("data/a[0-9].tf", "data/"),
-        ("*.tf", ""),
-        ("/*", "/"),
-    ],
-)
-def test_the_literal_directory_ends_before_the_first_wildcard(pattern: str, directory: str) -> None:
-    assert filesystems.literal_directory(pattern) == directory
