@@ -27,7 +27,7 @@ from transforms.extraction.reuse import Base
 from transforms.models import checkpoint_files, checkpoints
 from transforms.models.checkpoint_files import CheckpointInfo
 from transforms.models.checkpoints import Checkpoints, ModelSpec
-from transforms.models.losses import Loss
+from transforms.models.losses.loss import Loss
 from transforms.storage import filesystems, globs, manifests
 from transforms.storage.feature_manifest import FeatureManifest, usable_rate
 

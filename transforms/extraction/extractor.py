@@ -17,8 +17,8 @@ from transforms.core.features import Features
 from transforms.core.ids import record_id
 from transforms.examples import rejects
 from transforms.models.checkpoints import Checkpoints
-from transforms.models.losses import active
-from transforms.models.positions import position_weights
+from transforms.models.losses.labels import active
+from transforms.models.losses.positions import position_weights
 from transforms.runtime import counters
 
 # A batch of one goes through another matrix product, whose last bits differ.

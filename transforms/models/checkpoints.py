@@ -23,7 +23,8 @@ from transforms.models import last_layer_in_code, last_layer_in_graph
 from transforms.models.checkpoint_files import KINDS, files_of, read_config
 from transforms.models.inputs import InputSpec, graph_of
 from transforms.models.last_layer_in_graph import Head
-from transforms.models.losses import Loss, of_output, resolve
+from transforms.models.losses.compiled_losses import of_output, resolve
+from transforms.models.losses.loss import Loss
 from transforms.models.weights import (
     bind,
     bind_tensorflow,

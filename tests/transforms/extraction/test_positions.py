@@ -21,8 +21,8 @@ from transforms.core.errors import InputError
 from transforms.core.ids import example_of, record_id
 from transforms.extraction import feature_files
 from transforms.models.checkpoints import ModelSpec, load
-from transforms.models.losses import resolve
-from transforms.models.positions import position_weights
+from transforms.models.losses.compiled_losses import resolve
+from transforms.models.losses.positions import position_weights
 
 L = keras.layers
 N, P, WORDS, C = 8, 5, 11, 3

@@ -98,7 +98,7 @@ def test_outputs_of_one_name_cannot_be_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_list_of_losses_must_be_as_long_as_the_outputs() -> None:
-    from transforms.models.losses import of_output
+    from transforms.models.losses.compiled_losses import of_output
 
     with pytest.raises(InputError, match=r"compiled with 3 losses for 2 outputs \(a, b\)"):
         of_output(["mse"] * 3, None, ["a", "b"], 0)

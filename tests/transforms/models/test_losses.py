@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from transforms.core.errors import InputError
-from transforms.models.losses import Loss, active, resolve
+from transforms.models.losses.compiled_losses import resolve
+from transforms.models.losses.labels import active
+from transforms.models.losses.loss import Loss
 
 N, C = 7, 5
 
