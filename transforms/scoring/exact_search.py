@@ -2,9 +2,9 @@
 skipped by proven bounds.
 
 Training examples that are alike, strong in the same outputs and about as strong, lie together in
-blocks. Sieves, each over what the one before let through, then the canonical score (`scoring`):
+groups. Sieves, each over what the one before let through, then the canonical score (`scoring`):
 
-1. Whole blocks: by norms, `|score| ≤ Σ_t n_t n'_t` (Cauchy–Schwarz), and by the highest and the
+1. Whole groups: by norms, `|score| ≤ Σ_t n_t n'_t` (Cauchy–Schwarz), and by the highest and the
    lowest that each entry of the loss gradients has in a block.
 2. Loss gradients multiplied in float32. Only the large entries of the test example's are
    multiplied, the rest is bounded by its norm: with many classes a loss gradient has its mass on
@@ -37,15 +37,18 @@ from transforms.scoring.error_bounds import bound_margin, product_margin, sketch
 from transforms.scoring.influence import Scoring, self_influence
 from transforms.scoring.kernels import heaps, layout, pairs, prepare, products, sieves
 from transforms.scoring.kernels.layout import (
-    NO_PLACE,
-    PAGE,
+    NO_COLUMN,
     STRONGEST,
-    Blocks,
+    SUPERGROUP_SIZE,
+    Bounding,
+    ColumnGroups,
     Factors,
     Pool,
+    Sides,
     Terms,
 )
-from transforms.scoring.kernels.simd import BLOCK, SKETCH, SKETCH_COLUMNS
+from transforms.scoring.kernels.register_tiles import SKETCH, SKETCH_COLUMNS
+from transforms.scoring.kernels.simd import GROUP_SIZE
 from transforms.scoring.thresholds import nth
 
 # Test examples that go through the blocks together, at most and, so that threads end together, at
@@ -93,7 +96,7 @@ _HOPELESS, _WEAK = 3.0, 0.5
 # And how many times as many there have to be for that.
 _TRIED, _TRIED_OF = 64, 16
 
-# What `Search.counts` tells of pairs: those with a zero gradient, skipped in whole blocks, sieved
+# What `Search.counts` tells of pairs: those with a zero gradient, skipped in whole groups, sieved
 # by loss gradients, and multiplied whole, which are all; then how many of them were examined one by
 # one, and scored.
 COUNTS = ("zero", "blocks", "loss_gradients", "products", "examined", "scored")
@@ -141,7 +144,7 @@ def _factors(
     error = sketch_error(SKETCH, units)
     _threads().share(
         len(features),
-        lambda first, last: prepare.look_at_activations(
+        lambda first, last: prepare.sketch_activations(
             activations,
             features.activation_norms,
             directions,
@@ -235,7 +238,7 @@ class _Chunk:
                 self.factors.loss_grads, self.factors.lengths, first, last, outputs
             ),
         )
-        # Blocks of examples that are alike, the strongest first; normalised, all are equally
+        # Groups of examples that are alike, the strongest first; normalised, all are equally
         # strong.
         strength = np.zeros(len(alive)) if self._normalized else np.frexp(norm[alive])[1] // 2
         order = np.lexsort((outputs[alive, 1], outputs[alive, 0], -strength))
@@ -252,69 +255,69 @@ class _Chunk:
         return len(self.columns)
 
     @functools.cached_property
-    def blocks(self) -> Blocks:
-        """The loss gradients in blocks."""
+    def groups(self) -> ColumnGroups:
+        """The loss gradients in column groups."""
         factors = self.factors
         _, checkpoints, outputs = factors.loss_grads.shape
-        count = -(-len(self.columns) // BLOCK)
-        pages = -(-count // PAGE)
+        count = -(-len(self.columns) // GROUP_SIZE)
+        supergroups = -(-count // SUPERGROUP_SIZE)
         sketched = factors.sketches.shape[2]
-        starts = np.arange(0, len(self.columns), BLOCK)
-        blocks = Blocks(
+        starts = np.arange(0, len(self.columns), GROUP_SIZE)
+        groups = ColumnGroups(
             self.columns,
-            np.empty((count, checkpoints, outputs, BLOCK), np.float32),
-            np.empty((count, checkpoints, BLOCK), np.float32),
+            np.empty((count, checkpoints, outputs, GROUP_SIZE), np.float32),
+            np.empty((count, checkpoints, GROUP_SIZE), np.float32),
             np.ones(count)
             if self._normalized
             else np.maximum.reduceat(factors.norm[self.columns], starts),
             np.empty((count, checkpoints), np.float32),
-            np.empty((count, checkpoints, sketched, BLOCK), np.float32),
-            np.empty((count, checkpoints, BLOCK), np.float32),
-            *np.zeros((2, pages, checkpoints, outputs, PAGE), np.float32),
-            *np.zeros((2, pages, checkpoints, PAGE), np.float32),
+            np.empty((count, checkpoints, sketched, GROUP_SIZE), np.float32),
+            np.empty((count, checkpoints, GROUP_SIZE), np.float32),
+            *np.zeros((2, supergroups, checkpoints, outputs, SUPERGROUP_SIZE), np.float32),
+            *np.zeros((2, supergroups, checkpoints, SUPERGROUP_SIZE), np.float32),
         )
         self._cut(
-            blocks.loss_grads,
+            groups.loss_grads,
             factors.loss_grads,
             factors.lengths * self._scales[:, None],
-            blocks.units,
+            groups.scales,
         )
         if sketched:
             self._cut(
-                blocks.sketches, factors.sketches, np.ones_like(factors.lengths), np.ones(count)
+                groups.sketches, factors.sketches, np.ones_like(factors.lengths), np.ones(count)
             )
         _threads().share(
             count,
-            lambda first, last: prepare.outline_blocks(blocks, first, last, factors, self._scales),
+            lambda first, last: prepare.outline_groups(groups, first, last, factors, self._scales),
         )
-        return blocks
+        return groups
 
     @functools.cached_property
     def activations(self) -> np.ndarray:
-        """The activations in blocks, of length 1: [B, T, D, BLOCK] float32."""
+        """The activations in column groups, of length 1: [G, T, D, GROUP_SIZE] float32."""
         activations = self.factors.activations
         _, checkpoints, units = activations.shape
-        found = np.empty((len(self.blocks.units), checkpoints, units, BLOCK), np.float32)
+        found = np.empty((len(self.groups.scales), checkpoints, units, GROUP_SIZE), np.float32)
         self._cut(found, activations, _inverse(self.features.activation_norms), np.ones(len(found)))
         return found
 
     def _cut(
-        self, blocks: np.ndarray, vectors: np.ndarray, factors: np.ndarray, units: np.ndarray
+        self, groups: np.ndarray, vectors: np.ndarray, factors: np.ndarray, units: np.ndarray
     ) -> None:
         _threads().share(
-            len(blocks),
-            lambda first, last: prepare.cut_blocks(
-                blocks, first, last, vectors, factors, units, self.columns
+            len(groups),
+            lambda first, last: prepare.fill_groups(
+                groups, first, last, vectors, factors, units, self.columns
             ),
         )
 
     def strongest(self, most: int) -> np.ndarray:
-        """See `kernels.strongest_places`."""
-        blocks = self.blocks
-        outputs = blocks.loss_grads.shape[2]
+        """See `prepare.strongest_columns`."""
+        groups = self.groups
+        outputs = groups.loss_grads.shape[2]
         found = np.empty((2, outputs, most), np.int32)
         _threads().share(
-            outputs, lambda first, last: prepare.strongest_places(blocks, first, last, found)
+            outputs, lambda first, last: prepare.strongest_columns(groups, first, last, found)
         )
         return found
 
@@ -324,7 +327,7 @@ def _inverse(lengths: np.ndarray) -> np.ndarray:
 
 
 def scaled_rows(test: Factors, features: Features, rows: np.ndarray) -> list[np.ndarray]:
-    """Loss gradients over N and activations of length 1, as `kernels.search_products` wants them,
+    """Loss gradients over N and activations of length 1, as `products.search_products` wants them,
     of these rows.
     """
     found = []
@@ -376,7 +379,7 @@ class _Tests:
 
     @functools.cached_property
     def outputs(self) -> np.ndarray:
-        """The outputs that they are strongest in; see `kernels.strongest_outputs`."""
+        """The outputs that they are strongest in; see `prepare.strongest_outputs`."""
         found = np.empty((len(self.factors.norm), layout.STRONGEST), np.int64)
         # Looked up here: threads that made them would wait for each other.
         terms, outputs = self.terms, self.factors.loss_grads.shape[2]
@@ -398,7 +401,7 @@ class _Sieve:
     """What the second sieve and its pilots need of a chunk."""
 
     def __init__(self, chunk: _Chunk, k: int, pilots: bool) -> None:
-        self.blocks = chunk.blocks
+        self.groups = chunk.groups
         outputs = chunk.factors.loss_grads.shape[2]
         most = min(k, max(_FEWEST_STRONGEST, _STRONGEST // outputs))
         self.strongest = chunk.strongest(most) if pilots else np.empty((2, outputs, 0), np.int32)
@@ -557,7 +560,7 @@ class Search:
             np.clip(
                 _POOL_BYTES
                 // at_once
-                // (8 * (5 * self._scoring.k + 3 * (self._room(chunk) + BLOCK))),
+                // (8 * (5 * self._scoring.k + 3 * (self._room(chunk) + GROUP_SIZE))),
                 16,
                 most,
             )
@@ -581,7 +584,7 @@ class Search:
         """An empty pool for some test rows, `pilot` training rows of which may be searched before
         others.
         """
-        n, k, most = len(rows), self._scoring.k, self._room(chunk) + BLOCK
+        n, k, most = len(rows), self._scoring.k, self._room(chunk) + GROUP_SIZE
         return Pool(
             np.zeros((2, n, k)),
             np.zeros((2, n, k), np.int32),
@@ -591,7 +594,7 @@ class Search:
             np.empty((2, n, most)),
             np.empty((2, n, most), np.int32),
             np.zeros((2, n), np.int64),
-            np.full((2, n, pilot), NO_PLACE, np.int32),
+            np.full((2, n, pilot), NO_COLUMN, np.int32),
             np.zeros((n, 3), np.int64),
         )
 
@@ -611,16 +614,8 @@ class Search:
         pool = self._pool(rows, chunk, sieve.strongest.shape[2] * STRONGEST)
         unknown = np.any(self.floors[:, rows] <= 0, axis=0)
         prepare.choose_by_outputs(pool, everyone, unknown, few.outputs, sieve.strongest)
-        sieves.search_pilots(
-            pool,
-            few.factors,
-            everyone,
-            chunk.factors,
-            chunk.columns,
-            unknown,
-            self._rates,
-            chunk.ranks,
-        )
+        sides = Sides(few.factors, everyone, chunk.factors, self._rates, chunk.ranks)
+        sieves.search_pilots(pool, sides, chunk.columns, unknown)
         self._count(_tallied(pool))
         return bool(
             (
@@ -642,22 +637,12 @@ class Search:
 
         `rows` [n] are their rows of `tests`; the cost is infinite for those not `chosen` [n].
         """
-        test, last = tests.factors, len(chunk.blocks.highest)
+        test, last = tests.factors, len(chunk.groups.highest)
         bounded, passing = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
-        sieves.count_passing(
-            pool,
-            test,
-            rows,
-            tests.terms,
-            chunk.blocks,
-            chosen,
-            first,
-            last,
-            self._bound_margin,
-            bounded,
-            passing,
-        )
-        size = len(chunk) - first * PAGE * BLOCK
+        sides = Sides(test, rows, chunk.factors, self._rates, chunk.ranks)
+        bounding = Bounding(tests.terms, chunk.groups, self._bound_margin)
+        sieves.count_passing(pool, sides, bounding, chosen, first, last, bounded, passing)
+        size = len(chunk) - first * SUPERGROUP_SIZE * GROUP_SIZE
         _, checkpoints, outputs = test.loss_grads.shape
         whole = checkpoints * (outputs + test.activations.shape[2])
         terms = (
@@ -676,13 +661,14 @@ class Search:
         Where no threshold is known from before, some of them lead: what is best for them gives the
         others their thresholds.
         """
-        tests, train, blocks = self._tests, chunk.factors, sieve.blocks
+        tests, groups = self._tests, sieve.groups
         assert tests is not None
-        test, rates, ranks = tests.factors, self._rates, chunk.ranks
+        sides = Sides(tests.factors, rows, chunk.factors, self._rates, chunk.ranks)
+        bounding = Bounding(tests.terms, groups, self._bound_margin)
         pool = self._pool(
             rows, chunk, max(sieve.strongest.shape[2] * STRONGEST, 2 * self._scoring.k)
         )
-        first, last = 1, len(blocks.highest)
+        first, last = 1, len(groups.highest)
         alive = self._alive[rows]
         known = alive & (self.floors[:, rows] > 0).all(axis=0)
         leads = np.zeros(len(rows), bool)
@@ -692,23 +678,10 @@ class Search:
             return self._costs(pool, tests, rows, chunk, chosen, first)
 
         def search(chosen: np.ndarray, first: int, last: int) -> None:
-            sieves.search_blocks(
-                pool,
-                test,
-                rows,
-                tests.terms,
-                train,
-                blocks,
-                chosen,
-                rates,
-                ranks,
-                first,
-                last,
-                self._bound_margin,
-            )
+            sieves.search_groups(pool, sides, bounding, chosen, first, last)
 
         prepare.choose_by_outputs(pool, rows, leads, tests.outputs, sieve.strongest)
-        sieves.search_pilots(pool, test, rows, train, chunk.columns, leads, rates, ranks)
+        sieves.search_pilots(pool, sides, chunk.columns, leads)
         chosen = leads & (cost(leads, 0) <= most * _HOPELESS)
         search(chosen, 0, first)
         if first < last:
@@ -719,17 +692,17 @@ class Search:
             led = prepare.choose_by_leaders(
                 pool, rows, followers & ~known, np.flatnonzero(chosen), tests.outputs, chunk.places
             )
-            sieves.search_pilots(pool, test, rows, train, chunk.columns, led, rates, ranks)
+            sieves.search_pilots(pool, sides, chunk.columns, led)
             # Where leaders tell too little, outputs may tell more.
             costs = cost(followers & (known | led), 0)
             weak = followers & ~known & ~(costs <= _WEAK)
-            sieves.give_up(pool, ~weak)
+            sieves.forget_unchosen(pool, ~weak)
             prepare.choose_by_outputs(pool, rows, weak, tests.outputs, sieve.strongest)
-            sieves.search_pilots(pool, test, rows, train, chunk.columns, weak, rates, ranks)
+            sieves.search_pilots(pool, sides, chunk.columns, weak)
             followers &= np.where(weak, cost(weak, 0), costs) <= most
             search(followers, 0, last)
             chosen |= followers
-        sieves.give_up(pool, chosen)
+        sieves.forget_unchosen(pool, chosen)
         self.floors[:, rows] = pool.floors
         skipped = int(pool.tally[chosen, 0].sum())
         counts = {
@@ -737,52 +710,36 @@ class Search:
             "loss_gradients": int(chosen.sum()) * len(chunk) - skipped,
             **_tallied(pool),
         }
-        return _Part(rows, _found(pool, rows, ranks), alive & ~chosen, counts)
+        return _Part(rows, _found(pool, rows, chunk.ranks), alive & ~chosen, counts)
 
     def _search_products(
         self, rows: np.ndarray, chunk: _Chunk, found: list[list[_Found]]
     ) -> Iterator[int]:
         assert self._tests is not None
-        pool, test, blocks, train_activations = (
-            self._pool(rows, chunk),
-            self._tests.factors,
-            chunk.blocks,
-            chunk.activations,
-        )
+        pool, test, groups = self._pool(rows, chunk), self._tests.factors, chunk.groups
+        sides = Sides(test, rows, chunk.factors, self._rates, chunk.ranks)
         loss_grads, activations = scaled_rows(test, self._test, rows)
-        width = 2 * self._margin * float(blocks.units.max())
-        for start in range(0, len(blocks.units), PAGE):
-            stop = min(start + PAGE, len(blocks.units))
+        operands = products.Operands(
+            loss_grads,
+            activations,
+            groups,
+            chunk.activations,
+            self._margin,
+            2 * self._margin * float(groups.scales.max()),
+        )
+        for start in range(0, len(groups.scales), SUPERGROUP_SIZE):
+            stop = min(start + SUPERGROUP_SIZE, len(groups.scales))
 
             def multiply(first: int, last: int, start: int = start, stop: int = stop) -> None:
-                products.search_products(
-                    pool,
-                    first,
-                    last,
-                    loss_grads,
-                    activations,
-                    test,
-                    rows,
-                    chunk.factors,
-                    blocks,
-                    train_activations,
-                    start,
-                    stop,
-                    self._margin,
-                    width,
-                    self._rates,
-                    chunk.ranks,
-                )
+                products.search_products(pool, first, last, start, stop, sides, operands)
 
             _threads().share(len(rows), multiply)
-            pairs = len(rows) * (min(stop * BLOCK, len(chunk)) - start * BLOCK)
+            pairs = len(rows) * (min(stop * GROUP_SIZE, len(chunk)) - start * GROUP_SIZE)
             self.counts["products"] += pairs
             yield pairs
         _threads().share(
             len(rows),
-            lambda first, last: products.settle_rows(
-                pool, first, last, test, rows, chunk.factors, width, self._rates, chunk.ranks
-            ),
+            lambda first, last: products.settle_rows(pool, first, last, sides, operands.width),
         )
         found.append(
             self._account(

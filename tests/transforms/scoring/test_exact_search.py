@@ -16,9 +16,10 @@ from transforms.scoring import exact_search
 from transforms.scoring.error_bounds import bound_margin, product_margin
 from transforms.scoring.exact_search import COUNTS, Search
 from transforms.scoring.influence import NORMALIZATIONS, Scoring, canonical_scores
-from transforms.scoring.kernels import layout, pairs, products, sieves
-from transforms.scoring.kernels.layout import PAGE
-from transforms.scoring.kernels.simd import BLOCK, SKETCH, SKETCH_COLUMNS
+from transforms.scoring.kernels import bounds, layout, pairs, products
+from transforms.scoring.kernels.layout import SUPERGROUP_SIZE
+from transforms.scoring.kernels.register_tiles import SKETCH, SKETCH_COLUMNS
+from transforms.scoring.kernels.simd import GROUP_SIZE
 
 
 @numba.njit
@@ -28,8 +29,8 @@ def bounds_of_candidates(
     one, other = layout.addresses_of(test), layout.addresses_of(train)
     work = pairs.allocate_work(one.checkpoints)
     work.codes[: len(codes)] = codes
-    pairs._multiply_loss_grads(one, other, row, work, len(codes))
-    pairs._bound_parts(one, other, row, work, len(codes))
+    pairs.multiply_loss_grads(one, other, row, work, len(codes))
+    pairs.bound_scores(one, other, row, work, len(codes))
     return work.bounds[: len(codes)].copy()
 
 
@@ -246,7 +247,7 @@ SHAPES = {
 @settings(max_examples=40, deadline=None)
 @given(**SHAPES)
 def test_the_margin_of_products_holds(seed, checkpoints, outputs, units, scale):
-    # |float32 score − canonical score| ≤ margin, over N and the block's unit.
+    # |float32 score − canonical score| ≤ margin, over N and the group's scale.
     rng = np.random.default_rng(seed)
     test, train = (
         draw(rng, 20, checkpoints, outputs, units, spread=3),
@@ -264,14 +265,14 @@ def test_the_margin_of_products_holds(seed, checkpoints, outputs, units, scale):
     if not len(chunk) or norm.min() == 0:
         return
     loss_grads, activations = exact_search.scaled_rows(tests.factors, test, np.arange(20))
-    made = np.full((50, BLOCK), np.nan, np.float32)
+    made = np.full((50, GROUP_SIZE), np.nan, np.float32)
     products.multiply_rows(
-        loss_grads, activations, 0, 20, chunk.blocks.loss_grads, chunk.activations, 0, made
+        loss_grads, activations, 0, 20, chunk.groups.loss_grads, chunk.activations, 0, made
     )
     exact = canonical_scores(test, train, *all_pairs(test, train), scoring).reshape(20, 30)[
         :, chunk.columns
     ]
-    exact /= norm[:, None] * chunk.blocks.units[0]
+    exact /= norm[:, None] * chunk.groups.scales[0]
     assert (
         np.abs(made[:20, : len(chunk)].astype(np.float64) - exact)
         <= product_margin(checkpoints, outputs, units)
@@ -304,24 +305,27 @@ def test_no_score_is_above_its_bounds(
     if not len(chunk) or norm.min() == 0:
         return
     terms = exact_search.find_terms(tests.factors, tolerance)
-    blocks = chunk.blocks
+    groups = chunk.groups
     scores = canonical_scores(test, train, *all_pairs(test, train), scoring).reshape(8, 30)
-    # Over N of the test example and the block's unit, as bounds are; of proponents and of
+    # Over N of the test example and the group's scale, as bounds are; of proponents and of
     # opponents.
     scores = (
-        scores[:, chunk.columns] * tests.factors.divisors[:, None] / norm[:, None] / blocks.units[0]
+        scores[:, chunk.columns]
+        * tests.factors.divisors[:, None]
+        / norm[:, None]
+        / groups.scales[0]
     )
     margin = bound_margin(checkpoints, outputs)
     for i in range(8):
         for sketched in (False, True) if directions.size else (False,):
             cosines = (
-                np.einsum("tr,trj->tj", tests.factors.sketches[i], blocks.sketches[0])
+                np.einsum("tr,trj->tj", tests.factors.sketches[i], groups.sketches[0])
                 if sketched
                 else None
             )
-            found = np.empty((2, BLOCK), np.float32)
-            sieves.bound_block(
-                blocks,
+            found = np.empty((2, GROUP_SIZE), np.float32)
+            bounds.bound_group(
+                groups,
                 0,
                 terms,
                 i,
@@ -330,8 +334,8 @@ def test_no_score_is_above_its_bounds(
             )
             assert (scores[i] <= found[0, : len(chunk)].astype(np.float64) + margin).all()
             assert (-scores[i] <= found[1, : len(chunk)].astype(np.float64) + margin).all()
-        found = np.empty((2, PAGE), np.float32)
-        sieves.bound_page(blocks, 0, terms, i, *(row.ctypes.data for row in found))
+        found = np.empty((2, SUPERGROUP_SIZE), np.float32)
+        bounds.bound_supergroup(groups, 0, terms, i, *(row.ctypes.data for row in found))
         assert scores[i].max() <= float(found[0, 0]) + 8 * margin
         assert -scores[i].min() <= float(found[1, 0]) + 8 * margin
         if directions.size:
@@ -339,7 +343,7 @@ def test_no_score_is_above_its_bounds(
                 codes = 2 * chunk.columns.astype(np.int64) + sign
                 listed = bounds_of_candidates(tests.factors, chunk.factors, i, codes)
                 assert (
-                    direction * scores[i] * norm[i] * blocks.units[0] <= np.maximum(listed, 0)
+                    direction * scores[i] * norm[i] * groups.scales[0] <= np.maximum(listed, 0)
                 ).all()
 
 

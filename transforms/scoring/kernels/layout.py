@@ -1,4 +1,4 @@
-"""The arrays that compiled loops work on, and how sums are cut into parts."""
+"""Arrays that compiled loops work on, and the parts that their sums are cut into."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import numpy as np
 
 from transforms.core.summation import PART
 from transforms.scoring.kernels.compiling import compiled, inlined
-from transforms.scoring.kernels.simd import BLOCK
+from transforms.scoring.kernels.simd import GROUP_SIZE
 
-# Blocks of a page: their outlines are bounded at once, as a block's columns are.
-PAGE = BLOCK
+# Column groups of a supergroup: their outlines are bounded at once, as a group's columns are.
+SUPERGROUP_SIZE = GROUP_SIZE
 
 # Candidates that are scored together.
 CANDIDATES_AT_ONCE = 512
 
-NO_PLACE = np.iinfo(np.int32).max
+# Fills up lists of columns.
+NO_COLUMN = np.iinfo(np.int32).max
 
-# How many outputs of a test example are taken as those that it is strongest in.
+# Outputs in which a test example is strongest, as many as choose its pilots.
 STRONGEST = 4
 
 # Error of float64 arithmetic on a score of the factors, over N N': of the canonical score (n /
@@ -29,19 +30,19 @@ SLACK = 1e-11
 
 @inlined(inline="always")
 def count_parts(n: int) -> int:
-    """Into how many parts a float32 sum of n terms is cut, each of `PART` terms at most."""
+    """Returns the number of parts of a float32 sum of n terms, each of `PART` terms at most."""
     return -(-n // PART)
 
 
 @inlined(forceinline=True)
 def part_of_sum(n: int, part: int) -> tuple[int, int]:
-    """Where a part of a sum of n terms starts, and how many terms it has."""
+    """Returns the first term of a part of a sum of n terms, and the part's number of terms."""
     width = -(-n // count_parts(n))
     return part * width, max(0, min(width, n - part * width))
 
 
 class Factors(NamedTuple):
-    """What the scores of n examples are made of.
+    """Factors of the scores of n examples: test examples or training examples.
 
     Attributes:
         loss_grads, activations: [n, T, C] and [n, T, D] float32, as stored.
@@ -50,12 +51,12 @@ class Factors(NamedTuple):
             a ReLU it is 0.
         sketches: [n, T, SKETCH] float32, ĥ_t over its length in as many orthonormal directions; or
             [n, T, 0], where nothing is sketched.
-        rests: the length of what is outside of these directions, [n, T] float64, with room for all
-            errors of sketches: a product of two of these lengths is no less than what the product
-            of two vectors may be off from that of their sketches.
+        rests: the length outside of these directions, [n, T] float64, with room for all errors of
+            sketches: the product of two vectors differs from that of their sketches by at most the
+            product of these lengths.
         norms: n_t = √η_t ‖δ_t‖ ‖ĥ_t‖, [n, T] float64.
         norm: N = √self-influence, [n] float64.
-        divisors: what normalisation divides this side's scores by, [n] float64.
+        divisors: by which normalisation divides this side's scores, [n] float64.
     """
 
     loss_grads: np.ndarray
@@ -69,38 +70,40 @@ class Factors(NamedTuple):
     divisors: np.ndarray
 
 
-class Blocks(NamedTuple):
-    """Loss gradients of training examples, scaled, transposed and cut into blocks of `BLOCK`
-    columns; `PAGE` blocks have an outline.
+class ColumnGroups(NamedTuple):
+    """Loss gradients of training examples, scaled, transposed and cut into G column groups of
+    `GROUP_SIZE` columns; `SUPERGROUP_SIZE` groups are a supergroup, of which there are S.
 
     Attributes:
-        columns: [m] int32, training rows; column j of block b is `columns[b * BLOCK + j]`.
-        loss_grads: [B, T, C, BLOCK] float32, `√η_t ‖ĥ_t‖ δ_t` over the block's unit.
-        norms: [B, T, BLOCK] float32, n_t over the block's unit, rounded up.
-        units: [B] float64, what a block is scaled by: the largest N of its columns, or, where
-            normalised, each column by its own.
-        negatives: [B, T] float32, the largest of `Factors.negatives` in a block, rounded up.
-        sketches: [B, T, SKETCH, BLOCK] float32, of `Factors`; or an empty axis for `SKETCH`.
-        rests: [B, T, BLOCK] float32, of `Factors`, rounded up.
-        highest, lowest: [B / PAGE, T, C, PAGE] float32, of each entry of `loss_grads` in a block.
-        page_norms, page_negatives: [B / PAGE, T, PAGE] float32, the largest of a block.
+        columns: [m] int32, training rows; column j of group g is `columns[g * GROUP_SIZE + j]`.
+        loss_grads: [G, T, C, GROUP_SIZE] float32, `√η_t ‖ĥ_t‖ δ_t` over the group's scale.
+        norms: [G, T, GROUP_SIZE] float32, n_t over the group's scale, rounded up.
+        scales: [G] float64, by which a group is divided: the largest N of its columns; or 1 where
+            normalised, as each column is divided by its own N.
+        negatives: [G, T] float32, the largest of `Factors.negatives` in a group, rounded up.
+        sketches: [G, T, SKETCH, GROUP_SIZE] float32, of `Factors`; or an empty axis for `SKETCH`.
+        rests: [G, T, GROUP_SIZE] float32, of `Factors`, rounded up.
+        highest, lowest: [S, T, C, SUPERGROUP_SIZE] float32, of each entry of `loss_grads` in a
+            group.
+        largest_norms, largest_negatives: [S, T, SUPERGROUP_SIZE] float32, the largest of a group.
     """
 
     columns: np.ndarray
     loss_grads: np.ndarray
     norms: np.ndarray
-    units: np.ndarray
+    scales: np.ndarray
     negatives: np.ndarray
     sketches: np.ndarray
     rests: np.ndarray
     highest: np.ndarray
     lowest: np.ndarray
-    page_norms: np.ndarray
-    page_negatives: np.ndarray
+    largest_norms: np.ndarray
+    largest_negatives: np.ndarray
 
 
 class Terms(NamedTuple):
-    """The large entries of n test examples' scaled loss gradients, and the norm of the rest.
+    """Terms of n test examples: the large entries of their scaled loss gradients, and the norm of
+    the other entries.
 
     Attributes:
         starts: [n, T + 1] int64; entries of checkpoint t of row i are `starts[i, t]` to `starts[i,
@@ -122,8 +125,8 @@ class Terms(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """The best so far of n test examples, and candidates that are not scored yet; the first axis is
-    the sign: proponents, opponents.
+    """The best candidates so far of n test examples, and candidates that are not scored yet; the
+    first axis is the sign: proponents, opponents.
 
     Attributes:
         scores: [2, n, k] float64, a heap with the worst on top; of opponents negated.
@@ -134,9 +137,9 @@ class Pool(NamedTuple):
             divisor.
         listed: [2, n, L] int32, their training rows.
         counts: [2, n] int64.
-        pilots: [2, n, P] int32, places in `Blocks.columns` of training rows that are searched
-            before all others, ascending and perhaps repeated; `NO_PLACE` fills up.
-        tally: [n, 3] int64, pairs skipped in whole blocks, examined, and scored.
+        pilots: [2, n, P] int32, indices in `ColumnGroups.columns` of training rows that are
+            searched before all others, ascending and perhaps repeated; `NO_COLUMN` fills up.
+        tally: [n, 3] int64, pairs skipped in whole groups, examined, and scored.
     """
 
     scores: np.ndarray
@@ -150,10 +153,43 @@ class Pool(NamedTuple):
     tally: np.ndarray
 
 
+class Sides(NamedTuple):
+    """Both sides of a search, and how their pairs are scored and ranked.
+
+    Attributes:
+        test: of all test examples.
+        rows: [n] int64, the test row of each row of the pool.
+        train: of a chunk.
+        rates: [T] float64, η.
+        ranks: [m] int32, of the training rows by their ids.
+    """
+
+    test: Factors
+    rows: np.ndarray
+    train: Factors
+    rates: np.ndarray
+    ranks: np.ndarray
+
+
+class Bounding(NamedTuple):
+    """Arrays that bounds of scores are made from.
+
+    Attributes:
+        terms: of all test examples.
+        groups: of a chunk.
+        margin: the float32 error of a bound over N and the group's scale.
+    """
+
+    terms: Terms
+    groups: ColumnGroups
+    margin: float
+
+
 class Addresses(NamedTuple):
-    """Where the arrays of `Factors` are, and how long their last axes. Arrays themselves would be
-    counted as used in each call, which costs more than most calls do; and threads would wait for
-    each other's counting.
+    """Addresses of the arrays of `Factors`, and the lengths of their last axes.
+
+    Arrays themselves would be counted as used in each call, which costs more than most calls do;
+    and threads would wait for each other's counting.
     """
 
     loss_grads: int
@@ -191,7 +227,7 @@ def addresses_of(side: Factors) -> Addresses:
 
 
 @inlined(forceinline=True)
-def columns_of_block(blocks: Blocks, block: int) -> np.uint64:
-    """Which columns a block has: a bit mask."""
-    count = min(BLOCK, len(blocks.columns) - block * BLOCK)
-    return np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(BLOCK - count)
+def columns_of_group(groups: ColumnGroups, group: int) -> np.uint64:
+    """Returns which columns a group has: a bit mask."""
+    count = min(GROUP_SIZE, len(groups.columns) - group * GROUP_SIZE)
+    return np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(GROUP_SIZE - count)

@@ -1,4 +1,4 @@
-"""Compiled loops that prepare a search: blocks, outlines, sketches, large entries of loss
+"""Preparation of a search: column groups and their outlines, sketches, large entries of loss
 gradients, and pilots.
 """
 
@@ -10,27 +10,33 @@ import numpy as np
 
 from transforms.scoring.kernels.compiling import compiled, inlined
 from transforms.scoring.kernels.layout import (
-    NO_PLACE,
-    PAGE,
+    NO_COLUMN,
     STRONGEST,
-    Blocks,
+    SUPERGROUP_SIZE,
+    ColumnGroups,
     Factors,
     Pool,
     Terms,
     count_parts,
     part_of_sum,
 )
-from transforms.scoring.kernels.simd import BLOCK, SKETCH, SKETCH_COLUMNS, TILE, add_sketches
+from transforms.scoring.kernels.register_tiles import (
+    SKETCH,
+    SKETCH_COLUMNS,
+    TILE_ROWS,
+    add_sketches,
+)
+from transforms.scoring.kernels.simd import GROUP_SIZE
 
 
 @compiled()
 def strongest_outputs_of(
     loss_grads: np.ndarray, lengths: np.ndarray, first: int, last: int, outputs: np.ndarray
 ) -> None:
-    """Of rows `first` to `last` of loss_grads [n, T, C] with lengths [n, T], the two outputs in
-    which `Σ_t √η_t ‖ĥ_t‖ δ_t` is largest.
+    """Finds the two outputs in which `Σ_t √η_t ‖ĥ_t‖ δ_t` is largest, of rows `first` to `last` of
+    loss_grads [n, T, C] with lengths [n, T].
 
-    outputs [n, 2] int32, the largest first, each as `2 c` or, below zero, `2 c + 1`.
+    Fills outputs [n, 2] int32, the largest first, each as `2 c` or, below zero, `2 c + 1`.
     """
     _, checkpoints, width = loss_grads.shape
     sums = np.empty(width)
@@ -49,74 +55,67 @@ def strongest_outputs_of(
 
 
 @compiled()
-def cut_blocks(
-    blocks: np.ndarray,
+def fill_groups(
+    filled: np.ndarray,
     first: int,
     last: int,
     vectors: np.ndarray,
     factors: np.ndarray,
-    units: np.ndarray,
+    scales: np.ndarray,
     columns: np.ndarray,
 ) -> None:
-    """Fills blocks `first` to `last` of [B, T, R, BLOCK] with the vectors [n, T, R] of the rows
-    `columns`, scaled.
+    """Fills groups `first` to `last` of [G, T, R, GROUP_SIZE] with scaled vectors [n, T, R] of the
+    rows `columns`.
 
-    Vectors are multiplied by `factors` [n, T] and divided by the `units` [B] of their blocks; zeros
-    fill up the last block.
+    Vectors are multiplied by `factors` [n, T] and divided by the `scales` [G] of their groups;
+    zeros fill up the last group.
     """
-    _, checkpoints, width, _ = blocks.shape
-    for block in range(first, last):
-        count = max(0, min(BLOCK, len(columns) - block * BLOCK))
+    _, checkpoints, width, _ = filled.shape
+    for group in range(first, last):
+        count = max(0, min(GROUP_SIZE, len(columns) - group * GROUP_SIZE))
         for t in range(checkpoints):
-            if count < BLOCK:
-                blocks[block, t] = 0
-            for place in range(count):
-                j = columns[block * BLOCK + place]
-                factor = factors[j, t] / units[block]
+            if count < GROUP_SIZE:
+                filled[group, t] = 0
+            for column in range(count):
+                j = columns[group * GROUP_SIZE + column]
+                factor = factors[j, t] / scales[group]
                 for r in range(width):
-                    blocks[block, t, r, place] = np.float32(factor * vectors[j, t, r])
+                    filled[group, t, r, column] = np.float32(factor * vectors[j, t, r])
 
 
 @compiled()
-def outline_blocks(
-    blocks: Blocks, first: int, last: int, train: Factors, scales: np.ndarray
+def outline_groups(
+    groups: ColumnGroups, first: int, last: int, train: Factors, factors: np.ndarray
 ) -> None:
-    """Fills in what is known of whole blocks, `first` to `last`, once they are cut; `scales` [n] is
-    1, or 1 / N where normalised.
+    """Fills in the norms, negatives, rests and outlines of groups `first` to `last`, whose loss
+    gradients are filled in; `factors` [n] are 1, or 1 / N where normalised.
     """
-    _, checkpoints, outputs, _ = blocks.loss_grads.shape
-    for block in range(first, last):
-        columns = blocks.columns[block * BLOCK : (block + 1) * BLOCK]
-        page, place = block // PAGE, block % PAGE
+    _, checkpoints, outputs, _ = groups.loss_grads.shape
+    for group in range(first, last):
+        rows = groups.columns[group * GROUP_SIZE : (group + 1) * GROUP_SIZE]
+        supergroup, g = group // SUPERGROUP_SIZE, group % SUPERGROUP_SIZE
         for t in range(checkpoints):
-            blocks.norms[block, t] = 0
-            blocks.rests[block, t] = 0
+            groups.norms[group, t] = 0
+            groups.rests[group, t] = 0
             norm, negative = np.float32(0), np.float32(0)
-            for column in range(len(columns)):
-                j = columns[column]
-                blocks.norms[block, t, column] = np.float32(
-                    train.norms[j, t] * (scales[j] / blocks.units[block]) * (1 + 1e-6)
+            for column in range(len(rows)):
+                j = rows[column]
+                groups.norms[group, t, column] = np.float32(
+                    train.norms[j, t] * (factors[j] / groups.scales[group]) * (1 + 1e-6)
                 )
-                blocks.rests[block, t, column] = np.float32(train.rests[j, t] * (1 + 1e-6))
-                norm = max(norm, blocks.norms[block, t, column])
+                groups.rests[group, t, column] = np.float32(train.rests[j, t] * (1 + 1e-6))
+                norm = max(norm, groups.norms[group, t, column])
                 negative = max(negative, np.float32(train.negatives[j, t] * (1 + 1e-6)))
-            blocks.negatives[block, t] = negative
-            blocks.page_norms[page, t, place], blocks.page_negatives[page, t, place] = (
-                norm,
-                negative,
-            )
+            groups.negatives[group, t] = negative
+            groups.largest_norms[supergroup, t, g] = norm
+            groups.largest_negatives[supergroup, t, g] = negative
             for c in range(outputs):
-                highest, lowest = (
-                    blocks.loss_grads[block, t, c, 0],
-                    blocks.loss_grads[block, t, c, 0],
-                )
-                for column in range(1, len(columns)):
-                    highest = max(highest, blocks.loss_grads[block, t, c, column])
-                    lowest = min(lowest, blocks.loss_grads[block, t, c, column])
-                blocks.highest[page, t, c, place], blocks.lowest[page, t, c, place] = (
-                    highest,
-                    lowest,
-                )
+                highest = lowest = groups.loss_grads[group, t, c, 0]
+                for column in range(1, len(rows)):
+                    highest = max(highest, groups.loss_grads[group, t, c, column])
+                    lowest = min(lowest, groups.loss_grads[group, t, c, column])
+                groups.highest[supergroup, t, c, g] = highest
+                groups.lowest[supergroup, t, c, g] = lowest
 
 
 @compiled()
@@ -128,19 +127,19 @@ def scale_vectors(
     factors: np.ndarray,
     rows: np.ndarray,
 ) -> None:
-    """Fills places `first` to `last` of scaled [m, T, R] with vectors [n, T, R] of these rows [m],
+    """Fills slots `first` to `last` of scaled [m, T, R] with vectors [n, T, R] of these rows [m],
     multiplied by `factors` [n, T].
     """
     _, checkpoints, width = vectors.shape
-    for place in range(first, last):
+    for slot in range(first, last):
         for t in range(checkpoints):
-            factor = factors[rows[place], t]
+            factor = factors[rows[slot], t]
             for r in range(width):
-                scaled[place, t, r] = np.float32(factor * vectors[rows[place], t, r])
+                scaled[slot, t, r] = np.float32(factor * vectors[rows[slot], t, r])
 
 
 @compiled(fastmath={"nnan", "nsz", "contract", "reassoc"})
-def look_at_activations(
+def sketch_activations(
     activations: np.ndarray,
     lengths: np.ndarray,
     directions: np.ndarray,
@@ -151,29 +150,29 @@ def look_at_activations(
     sketches: np.ndarray,
     rests: np.ndarray,
 ) -> None:
-    """For rows `first` to `last` of activations [n, T, D] with these lengths [n, T], fills in the
-    fields of `Factors`.
+    """Fills in negatives, sketches and rests of `Factors` for rows `first` to `last` of activations
+    [n, T, D] with these lengths [n, T].
 
     `directions` [T, D, SKETCH_COLUMNS] float32 are orthonormal but for rounding, zeros behind them;
-    or there are none, [T, D, 0]. `error` is of `scoring.sketch_error`. Additions may come in any
+    or there are none, [T, D, 0]. `error` is `error_bounds.sketch_error`. Additions may come in any
     order, since all is rounded up.
     """
     _, checkpoints, units = activations.shape
-    scaled = np.zeros((TILE, units), np.float32)
-    sums = np.empty((TILE, SKETCH_COLUMNS), np.float32)
-    addresses = np.empty(TILE, np.uintp)
-    for start in range(first, last, TILE):
-        count = min(TILE, last - start)
+    scaled = np.zeros((TILE_ROWS, units), np.float32)
+    sums = np.empty((TILE_ROWS, SKETCH_COLUMNS), np.float32)
+    addresses = np.empty(TILE_ROWS, np.uintp)
+    for start in range(first, last, TILE_ROWS):
+        count = min(TILE_ROWS, last - start)
         for t in range(checkpoints):
-            for place in range(count):
-                i = start + place
+            for slot in range(count):
+                i = start + slot
                 vector = activations[i, t]
                 inverse = 1 / lengths[i, t] if lengths[i, t] > 0 else 0.0
                 total = 0.0
                 for d in range(units):
                     # To length 1, lest products underflow.
                     value = inverse * np.float64(vector[d])
-                    scaled[place, d] = np.float32(value)
+                    scaled[slot, d] = np.float32(value)
                     value = min(value, 0.0)
                     total += value * value
                 negatives[i, t] = min(1.0, np.sqrt(total) * (1 + 1e-6))
@@ -182,18 +181,18 @@ def look_at_activations(
             sums[:] = 0
             for part in range(count_parts(units)):
                 begin, width = part_of_sum(units, part)
-                for place in range(TILE):
-                    addresses[place] = scaled.ctypes.data + np.uintp(4 * (place * units + begin))
+                for slot in range(TILE_ROWS):
+                    addresses[slot] = scaled.ctypes.data + np.uintp(4 * (slot * units + begin))
                 columns = directions.ctypes.data + np.uintp(
                     4 * SKETCH_COLUMNS * (t * units + begin)
                 )
                 add_sketches(addresses.ctypes.data, width, columns, sums.ctypes.data)
-            for place in range(count):
+            for slot in range(count):
                 total = 0.0
                 for r in range(SKETCH):
-                    sketches[start + place, t, r] = sums[place, r]
-                    total += np.float64(sums[place, r]) * np.float64(sums[place, r])
-                rests[start + place, t] = np.sqrt(max(0.0, 1 - total) + error)
+                    sketches[start + slot, t, r] = sums[slot, r]
+                    total += np.float64(sums[slot, r]) * np.float64(sums[slot, r])
+                rests[start + slot, t] = np.sqrt(max(0.0, 1 - total) + error)
 
 
 @compiled()
@@ -205,8 +204,8 @@ def find_terms(
     first: int,
     last: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The fields of `Terms` of rows `first` to `last` of loss_grads [n, T, C], lengths [n, T] and
-    norm [n].
+    """Returns starts, outputs, values and rest of `Terms` for rows `first` to `last` of loss_grads
+    [n, T, C], lengths [n, T] and norm [n].
 
     The entries left out have a norm of at most `tolerance` together, or are zero.
     """
@@ -214,8 +213,8 @@ def find_terms(
     n = last - first
     starts = np.empty((n, checkpoints + 1), np.int64)
     rest = np.empty((n, checkpoints), np.float32)
-    found = np.empty(max(16, 16 * n), np.int32)
-    values = np.empty(len(found), np.float32)
+    entries = np.empty(max(16, 16 * n), np.int32)
+    values = np.empty(len(entries), np.float32)
     # Squares are counted by their power of two, which is finer than needed and takes one pass.
     sums = np.empty(256)
     size = 0
@@ -239,24 +238,28 @@ def find_terms(
                 if _magnitude(value) < least:
                     small += value * value
                 else:
-                    if size == len(found):
-                        before, values_before = found, values
-                        found, values = np.empty(2 * size, np.int32), np.empty(2 * size, np.float32)
+                    if size == len(entries):
+                        before, values_before = entries, values
+                        entries = np.empty(2 * size, np.int32)
+                        values = np.empty(2 * size, np.float32)
                         for e in range(size):
-                            found[e], values[e] = before[e], values_before[e]
-                    found[size], values[size] = c, np.float32(value)
+                            entries[e], values[e] = before[e], values_before[e]
+                    entries[size], values[size] = c, np.float32(value)
                     size += 1
             rest[i, t] = np.float32(np.sqrt(small) * (1 + 1e-6))
         starts[i, checkpoints] = size
-    return starts, found[:size].copy(), values[:size].copy(), rest
+    return starts, entries[:size].copy(), values[:size].copy(), rest
 
 
 @compiled()
-def strongest_outputs(terms: Terms, outputs: int, first: int, last: int, found: np.ndarray) -> None:
-    """Of test rows `first` to `last`, the outputs in which the sum of its terms is largest, the
-    largest last.
+def strongest_outputs(
+    terms: Terms, outputs: int, first: int, last: int, strongest: np.ndarray
+) -> None:
+    """Finds the outputs in which the sum of a row's terms is largest, of test rows `first` to
+    `last`, the largest last.
 
-    found [n, STRONGEST] int64, each as `2 c` or, below zero, `2 c + 1`; −1 where there are fewer.
+    Fills strongest [n, STRONGEST] int64, each as `2 c` or, below zero, `2 c + 1`; −1 where there
+    are fewer.
     """
     sums = np.empty(outputs, np.float64)
     sums[:] = 0
@@ -264,15 +267,15 @@ def strongest_outputs(terms: Terms, outputs: int, first: int, last: int, found: 
         start, stop = terms.starts[i, 0], terms.starts[i, -1]
         for e in range(start, stop):
             sums[terms.outputs[e]] += terms.values[e]
-        for place in range(STRONGEST - 1, -1, -1):
+        for slot in range(STRONGEST - 1, -1, -1):
             best = -1
             for e in range(start, stop):
                 c = terms.outputs[e]
                 if sums[c] != 0 and (best < 0 or abs(sums[c]) > abs(sums[best])):
                     best = c
-            found[i, place] = -1
+            strongest[i, slot] = -1
             if best >= 0:
-                found[i, place] = 2 * best + (sums[best] < 0)
+                strongest[i, slot] = 2 * best + (sums[best] < 0)
                 sums[best] = 0
         for e in range(start, stop):
             sums[terms.outputs[e]] = 0
@@ -280,7 +283,7 @@ def strongest_outputs(terms: Terms, outputs: int, first: int, last: int, found: 
 
 @inlined(forceinline=True)
 def _magnitude(value: float) -> int:
-    """The power of two of a number of at most 1, as 0 (smallest, and zero) to 255."""
+    """Returns the power of two of a number of at most 1, as 0 (smallest, and zero) to 255."""
     if value == 0:
         return 0
     _, exponent = math.frexp(value)
@@ -288,53 +291,53 @@ def _magnitude(value: float) -> int:
 
 
 @compiled(fastmath={"nnan", "nsz", "contract", "reassoc"})
-def strongest_places(blocks: Blocks, first: int, last: int, places: np.ndarray) -> None:
-    """For outputs `first` to `last`, where the largest `Σ_t √η_t ‖ĥ_t‖ δ_tc` are, above and below
-    zero: places in `columns` [2, C, P].
+def strongest_columns(groups: ColumnGroups, first: int, last: int, strongest: np.ndarray) -> None:
+    """Finds the columns with the largest `Σ_t √η_t ‖ĥ_t‖ δ_tc`, above and below zero, for outputs
+    `first` to `last`: fills strongest [2, C, P] int32 with indices in `columns`.
 
-    Where there are fewer, the rest is −1. Sums are in float32; what is a little weaker serves as
-    well.
+    Where there are fewer, the rest is −1. Sums are in float32; columns that are a little weaker
+    serve as well.
     """
-    checkpoints, most = blocks.loss_grads.shape[1], places.shape[2]
+    checkpoints, most = groups.loss_grads.shape[1], strongest.shape[2]
     held = np.zeros((2, last - first, most), np.float64)
     least = np.zeros((2, last - first), np.int64)
-    places[:, first:last] = -1
-    sums = np.empty(BLOCK, np.float32)
-    for block in range(len(blocks.units)):
+    strongest[:, first:last] = -1
+    sums = np.empty(GROUP_SIZE, np.float32)
+    for group in range(len(groups.scales)):
         for c in range(first, last):
             sums[:] = 0
             for t in range(checkpoints):
-                for column in range(BLOCK):
-                    sums[column] += blocks.loss_grads[block, t, c, column]
-            for column in range(min(BLOCK, len(blocks.columns) - block * BLOCK)):
-                value = np.float64(sums[column]) * blocks.units[block]
+                for column in range(GROUP_SIZE):
+                    sums[column] += groups.loss_grads[group, t, c, column]
+            for column in range(min(GROUP_SIZE, len(groups.columns) - group * GROUP_SIZE)):
+                value = np.float64(sums[column]) * groups.scales[group]
                 sign = 0 if value > 0 else 1
-                place = least[sign, c - first]
-                if abs(value) > held[sign, c - first, place]:
-                    held[sign, c - first, place] = abs(value)
-                    places[sign, c, place] = block * BLOCK + column
-                    place = 0
+                slot = least[sign, c - first]
+                if abs(value) > held[sign, c - first, slot]:
+                    held[sign, c - first, slot] = abs(value)
+                    strongest[sign, c, slot] = group * GROUP_SIZE + column
+                    slot = 0
                     for other in range(1, most):
-                        if held[sign, c - first, other] < held[sign, c - first, place]:
-                            place = other
-                    least[sign, c - first] = place
+                        if held[sign, c - first, other] < held[sign, c - first, slot]:
+                            slot = other
+                    least[sign, c - first] = slot
 
 
 def choose_by_outputs(
     pool: Pool, rows: np.ndarray, chosen: np.ndarray, outputs: np.ndarray, strongest: np.ndarray
 ) -> None:
-    """Makes the pilots of the rows `chosen`: what is strongest in the outputs that a test row is
-    strongest in.
+    """Chooses the pilots of the pool's rows that are `chosen`: the strongest columns of the outputs
+    in which the test row is strongest.
 
-    `outputs` is of `strongest_outputs`, `strongest` of `strongest_places`.
+    `outputs` is of `strongest_outputs`, `strongest` of `strongest_columns`.
     """
-    places = np.flatnonzero(chosen)
-    codes = outputs[rows[places]]
+    pool_rows = np.flatnonzero(chosen)
+    codes = outputs[rows[pool_rows]]
     for sign in range(2):
         pilots = strongest[sign ^ (codes & 1), codes >> 1]
-        pilots[(pilots < 0) | (codes < 0)[:, :, None]] = NO_PLACE
+        pilots[(pilots < 0) | (codes < 0)[:, :, None]] = NO_COLUMN
         width = pilots.shape[1] * pilots.shape[2]
-        pool.pilots[sign, places, :width] = np.sort(pilots.reshape(len(places), width))
+        pool.pilots[sign, pool_rows, :width] = np.sort(pilots.reshape(len(pool_rows), width))
 
 
 def choose_by_leaders(
@@ -343,14 +346,14 @@ def choose_by_leaders(
     chosen: np.ndarray,
     leaders: np.ndarray,
     outputs: np.ndarray,
-    places: np.ndarray,
+    column_of: np.ndarray,
 ) -> np.ndarray:
-    """Makes the pilots of the rows `chosen`: the best of the pool's rows `leaders`, ascending,
-    before and after each.
+    """Chooses the pilots of the pool's rows that are `chosen`: the best of the nearest rows before
+    and after each that are `leaders`, ascending.
 
-    Of those alone that are strongest in the same output; returns which of the rows have such a
-    leader, [n] bool. `outputs` is of `strongest_outputs`; `places` are of training rows, in
-    `Blocks.columns`.
+    Only a leader that is strongest in the same output counts; returns which of the rows have one,
+    [n] bool. `outputs` is of `strongest_outputs`; `column_of` [m] has the index of each training
+    row in `ColumnGroups.columns`.
     """
     led = np.zeros(len(chosen), bool)
     k = pool.scores.shape[2]
@@ -362,7 +365,9 @@ def choose_by_leaders(
         same = outputs[rows[leading], STRONGEST - 1] == outputs[rows[following], STRONGEST - 1]
         following, leading = following[same], leading[same]
         best = np.where(
-            np.arange(k) < pool.filled[:, leading, None], places[pool.rows[:, leading]], NO_PLACE
+            np.arange(k) < pool.filled[:, leading, None],
+            column_of[pool.rows[:, leading]],
+            NO_COLUMN,
         )
         pool.pilots[:, following, side * k : (side + 1) * k] = best
         led[following] = True

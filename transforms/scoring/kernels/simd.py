@@ -1,20 +1,16 @@
-"""Vector instructions for compiled loops, written by hand in LLVM's language where no compiler
-would find them.
+"""Vector instructions for compiled loops, written by hand in LLVM's language.
 
 Exact sums forbid a compiler to reorder additions, which it would have to in order to use vector
-units; and sums stay in registers only if they have no address. All take addresses of arrays and not
-arrays, which would be counted as used in each call: that costs more than most calls do, and threads
-would wait for each other's counting.
+units; and sums stay in registers only if they have no address. All instructions take addresses of
+arrays. An array itself would be counted as used in each call: that costs more than most calls do,
+and threads would wait for each other's counting.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -22,153 +18,149 @@ from numba.extending import intrinsic
 
 from transforms.core.summation import LANES
 
-# Columns of a block: those of one multiplication lie together in memory, and a bit mask of 64 bits
-# tells which of them pass.
-BLOCK = 64
+# Columns of a column group. One multiplication reads them from neighbouring memory, and 64 bits
+# hold a mask of those that pass.
+GROUP_SIZE = 64
 
-# Vectors that are multiplied with a block, or with each other, at once: so many sums of vectors fit
-# into registers.
-TILE, QUAD = 6, 4
+# Candidates that are multiplied with a test example at once: their sums fit into registers.
+QUAD = 4
 
-# Bytes of what will be multiplied next that are brought into the cache with each row of a block [n,
-# BLOCK]: an eighth of it, so that eight multiplications of a block bring the next one.
-AHEAD = 4 * BLOCK // 8
-
-# Of a block's columns, those whose sums are in registers at once, beside TILE rows: by the 32 long
-# or the 16 short registers there are.
-_AT_ONCE = BLOCK if llvm.get_host_cpu_features().get("avx512f") else LANES
-
-# Directions of a sketch: more leave less outside, and take longer. In memory, zeros fill them up to
-# whole vectors.
-SKETCH, SKETCH_COLUMNS = 24, 32
-
-_f32, _f64, _i32, _i64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
-_floats, _doubles = ir.VectorType(_f32, LANES), ir.VectorType(_f64, LANES)
+FLOAT32, FLOAT64, INT32, INT64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
+FLOATS, DOUBLES = ir.VectorType(FLOAT32, LANES), ir.VectorType(FLOAT64, LANES)
 
 
-def _number(value: int) -> Any:
-    return ir.Constant(_i64, value)
+def int64(value: int) -> Any:
+    """Returns a constant integer of 64 bits."""
+    return ir.Constant(INT64, value)
 
 
-def _all(value: float) -> Any:
-    return ir.Constant(_floats, [value] * LANES)
+def constant_floats(value: float) -> Any:
+    """Returns a vector of `LANES` equal constants."""
+    return ir.Constant(FLOATS, [value] * LANES)
 
 
-class _Code:
-    """An LLVM builder with the words that are needed here."""
+class VectorBuilder:
+    """An LLVM builder with loads, stores and arithmetic of vectors.
+
+    An array is given by its address; `size` is the number of bytes of its entries.
+    """
 
     def __init__(self, builder: Any) -> None:
         self.builder = builder
 
-    def place(self, address: Any, index: Any, kind: Any, size: int = 4) -> Any:
-        """A pointer to number `index` of an array whose entries take `size` bytes."""
+    def pointer(self, address: Any, index: Any, kind: Any, size: int = 4) -> Any:
+        """Returns a pointer to entry `index` of an array."""
         return self.builder.inttoptr(
-            self.builder.add(address, self.builder.mul(index, _number(size))), kind.as_pointer()
+            self.builder.add(address, self.builder.mul(index, int64(size))), kind.as_pointer()
         )
 
-    def at(self, address: Any, index: Any, kind: Any, size: int = 4) -> Any:
-        """Number `index` of an array; of a vector, from there on."""
-        return self.builder.load(self.place(address, index, kind, size), align=min(size, 8))
+    def load(self, address: Any, index: Any, kind: Any, size: int = 4) -> Any:
+        """Loads entry `index` of an array; a vector, from there on."""
+        return self.builder.load(self.pointer(address, index, kind, size), align=min(size, 8))
 
-    def put(self, value: Any, address: Any, index: Any, size: int = 4) -> None:
-        """Stores number `index` of an array; of a vector, from there on."""
-        self.builder.store(value, self.place(address, index, value.type, size), align=min(size, 8))
+    def store(self, value: Any, address: Any, index: Any, size: int = 4) -> None:
+        """Stores entry `index` of an array; a vector, from there on."""
+        pointer = self.pointer(address, index, value.type, size)
+        self.builder.store(value, pointer, align=min(size, 8))
 
-    def put_all(self, variables: list[Any], address: Any) -> None:
+    def store_all(self, variables: list[Any], address: Any) -> None:
         """Stores vectors one after the other."""
-        for place, variable in enumerate(variables):
-            self.put(self.builder.load(variable), address, _number(place * LANES))
+        for i, variable in enumerate(variables):
+            self.store(self.builder.load(variable), address, int64(i * LANES))
 
-    def spread(self, value: Any, count: int = LANES) -> Any:
-        """A vector of one number."""
-        nothing = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
-        first = self.builder.insert_element(nothing, value, ir.Constant(_i32, 0))
+    def broadcast(self, value: Any, count: int = LANES) -> Any:
+        """Returns a vector of one number."""
+        undefined = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
+        single = self.builder.insert_element(undefined, value, ir.Constant(INT32, 0))
         return self.builder.shuffle_vector(
-            first, nothing, ir.Constant(ir.VectorType(_i32, count), [0] * count)
+            single, undefined, ir.Constant(ir.VectorType(INT32, count), [0] * count)
         )
 
-    def first(self, count: Any) -> Any:
-        """A mask of the first `count` of `LANES`."""
+    def first_lanes(self, count: Any) -> Any:
+        """Returns a mask of the first `count` of `LANES`."""
         return self.builder.icmp_signed(
-            "<", ir.Constant(ir.VectorType(_i32, LANES), list(range(LANES))), self.spread(count)
+            "<", ir.Constant(ir.VectorType(INT32, LANES), list(range(LANES))), self.broadcast(count)
         )
 
-    def some(self, address: Any, index: Any, mask: Any) -> Any:
-        """Where the mask says so, what is in a float32 array from number `index` on; else 0."""
-        kind = ir.FunctionType(_floats, [_floats.as_pointer(), _i32, mask.type, _floats])
+    def masked_load(self, address: Any, index: Any, mask: Any) -> Any:
+        """Loads a float32 array from entry `index` on where the mask is set; 0 elsewhere."""
+        kind = ir.FunctionType(FLOATS, [FLOATS.as_pointer(), INT32, mask.type, FLOATS])
         load = cgutils.get_or_insert_function(
             self.builder.module, kind, f"llvm.masked.load.v{LANES}f32.p0"
         )
-        return self.builder.call(
-            load, [self.place(address, index, _floats), ir.Constant(_i32, 4), mask, _all(0.0)]
-        )
+        pointer, alignment = self.pointer(address, index, FLOATS), ir.Constant(INT32, 4)
+        return self.builder.call(load, [pointer, alignment, mask, constant_floats(0.0)])
 
-    def fused(self, one: Any, other: Any, added: Any) -> Any:
-        """`one * other + added`, rounded once or twice as the processor likes."""
-        kind = one.type
-        suffix = f"v{kind.count}f{64 if kind.element == _f64 else 32}"
+    def prefetch(self, address: Any, index: Any, size: int) -> None:
+        """Brings entry `index` of an array into the second cache, if the address is valid."""
+        pointer = self.pointer(address, index, ir.IntType(8), size)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, INT32, INT32, INT32])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        read, near, data = (ir.Constant(INT32, value) for value in (0, 2, 1))
+        self.builder.call(function, [pointer, read, near, data])
+
+    def fused(self, x: Any, y: Any, added: Any) -> Any:
+        """Returns `x * y + added`, rounded once or twice as the processor likes."""
+        kind = x.type
+        suffix = f"v{kind.count}f{64 if kind.element == FLOAT64 else 32}"
         function = cgutils.get_or_insert_function(
             self.builder.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fmuladd.{suffix}"
         )
-        return self.builder.call(function, [one, other, added])
+        return self.builder.call(function, [x, y, added])
 
-    def fetch(self, address: Any, index: Any, size: int) -> None:
-        """Brings what is at number `index` of an array into the second cache, if there is
-        anything.
-        """
-        pointer = self.place(address, index, ir.IntType(8), size)
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _i32, _i32, _i32])
-        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
-        read, near, data = (ir.Constant(_i32, value) for value in (0, 2, 1))
-        self.builder.call(function, [pointer, read, near, data])
+    def larger(self, x: Any, y: Any) -> Any:
+        """Returns the larger of two, lane by lane."""
+        return self.builder.select(self.builder.fcmp_ordered(">", x, y), x, y)
 
-    def larger(self, one: Any, other: Any) -> Any:
-        return self.builder.select(self.builder.fcmp_ordered(">", one, other), one, other)
-
-    def smaller(self, one: Any, other: Any) -> Any:
-        return self.builder.select(self.builder.fcmp_ordered("<", one, other), one, other)
+    def smaller(self, x: Any, y: Any) -> Any:
+        """Returns the smaller of two, lane by lane."""
+        return self.builder.select(self.builder.fcmp_ordered("<", x, y), x, y)
 
     def minus(self, value: Any) -> Any:
-        return self.builder.fsub(_all(0.0), value)
+        """Returns a vector negated."""
+        return self.builder.fsub(constant_floats(0.0), value)
 
-    def shuffled(self, one: Any, other: Any, places: Sequence[int]) -> Any:
+    def shuffled(self, x: Any, y: Any, lanes: Sequence[int]) -> Any:
+        """Returns some lanes of two vectors; those of `y` are counted on from those of `x`."""
         return self.builder.shuffle_vector(
-            one, other, ir.Constant(ir.VectorType(_i32, len(places)), list(places))
+            x, y, ir.Constant(ir.VectorType(INT32, len(lanes)), list(lanes))
         )
 
     def variables(self, n: int, kind: Any) -> list[Any]:
-        """Zero vectors to be added to."""
-        found = [cgutils.alloca_once(self.builder, kind) for _ in range(n)]
-        self.clear(found)
-        return found
+        """Allocates n zero vectors to be added to."""
+        allocated = [cgutils.alloca_once(self.builder, kind) for _ in range(n)]
+        self.clear(allocated)
+        return allocated
 
     def clear(self, variables: list[Any]) -> None:
+        """Sets vectors to zero."""
         for variable in variables:
-            self.builder.store(
-                ir.Constant(variable.type.pointee, [0.0] * variable.type.pointee.count), variable
-            )
+            kind = variable.type.pointee
+            self.builder.store(ir.Constant(kind, [0.0] * kind.count), variable)
 
     def add(self, variable: Any, value: Any) -> None:
+        """Adds to a variable."""
         self.builder.store(self.builder.fadd(self.builder.load(variable), value), variable)
 
-    def add_product(self, variable: Any, one: Any, other: Any) -> None:
-        self.builder.store(self.fused(one, other, self.builder.load(variable)), variable)
+    def add_product(self, variable: Any, x: Any, y: Any) -> None:
+        """Adds a product to a variable, rounded once or twice."""
+        self.builder.store(self.fused(x, y, self.builder.load(variable)), variable)
 
 
 @intrinsic
 def load_float64(_context: Any, address: Any, index: Any) -> Any:
-    """Number `index` of a float64 array."""
+    """Loads entry `index` of a float64 array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         address, index = arguments
-        return _Code(builder).at(address, index, _f64, 8)
+        return VectorBuilder(builder).load(address, index, FLOAT64, 8)
 
     return types.float64(types.uintp, types.intp), generate
 
 
 @intrinsic
 def lowest_bit(_context: Any, mask: Any) -> Any:
-    """The number of zeros below the lowest one of 64 bits."""
+    """Returns the index of the lowest bit that is set of 64."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
@@ -178,7 +170,7 @@ def lowest_bit(_context: Any, mask: Any) -> Any:
 
 @intrinsic
 def count_bits(_context: Any, mask: Any) -> Any:
-    """The number of ones of 64 bits."""
+    """Counts the bits that are set of 64."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.ctpop(arguments[0])
@@ -188,15 +180,15 @@ def count_bits(_context: Any, mask: Any) -> Any:
 
 def _mask(comparison: str) -> Callable:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        code = _Code(builder)
+        code = VectorBuilder(builder)
         address, level = arguments
-        mask = _number(0)
-        for first in range(0, BLOCK, LANES):
+        mask = int64(0)
+        for first in range(0, GROUP_SIZE, LANES):
             passing = builder.fcmp_ordered(
-                comparison, code.at(address, _number(first), _floats), code.spread(level)
+                comparison, code.load(address, int64(first), FLOATS), code.broadcast(level)
             )
-            bits = builder.zext(builder.bitcast(passing, ir.IntType(LANES)), _i64)
-            mask = builder.or_(mask, builder.shl(bits, _number(first)))
+            bits = builder.zext(builder.bitcast(passing, ir.IntType(LANES)), INT64)
+            mask = builder.or_(mask, builder.shl(bits, int64(first)))
         return mask
 
     return generate
@@ -204,36 +196,36 @@ def _mask(comparison: str) -> Callable:
 
 @intrinsic
 def at_least(_context: Any, values: Any, level: Any) -> Any:
-    """Which of a block's float32 values are no less than a level: one of 64 bits each."""
+    """Returns which of a column group's float32 values are no less than a level: a bit mask."""
     return types.uint64(types.uintp, types.float32), _mask(">=")
 
 
 @intrinsic
 def at_most(_context: Any, values: Any, level: Any) -> Any:
-    """Which of a block's float32 values are no more than a level: one of 64 bits each."""
+    """Returns which of a column group's float32 values are no more than a level: a bit mask."""
     return types.uint64(types.uintp, types.float32), _mask("<=")
 
 
-def _dots(code: _Code, x: Any, others: Sequence[Any], n: Any) -> Any:
-    """Code of `dots`: a vector of its `QUAD` products."""
+def _dots(code: VectorBuilder, x: Any, others: Sequence[Any], n: Any) -> Any:
+    """Emits the code of `dots`; returns a vector of its `QUAD` products."""
     builder = code.builder
-    lanes = code.variables(QUAD, _doubles)
+    lanes = code.variables(QUAD, DOUBLES)
     code.clear(lanes)
 
     def add(own: Any, rest: Sequence[Any]) -> None:
-        own = builder.fpext(own, _doubles)
+        own = builder.fpext(own, DOUBLES)
         for variable, vector in zip(lanes, rest, strict=True):
-            code.add_product(variable, own, builder.fpext(vector, _doubles))
+            code.add_product(variable, own, builder.fpext(vector, DOUBLES))
 
-    whole = builder.sdiv(n, _number(LANES))
+    whole = builder.sdiv(n, int64(LANES))
     with cgutils.for_range(builder, whole) as loop:
-        offset = builder.mul(loop.index, _number(LANES))
-        add(code.at(x, offset, _floats), [code.at(y, offset, _floats) for y in others])
-    done = builder.mul(whole, _number(LANES))
-    rest = builder.trunc(builder.sub(n, done), _i32)
-    with builder.if_then(builder.icmp_signed(">", rest, ir.Constant(_i32, 0))):
-        mask = code.first(rest)
-        add(code.some(x, done, mask), [code.some(y, done, mask) for y in others])
+        offset = builder.mul(loop.index, int64(LANES))
+        add(code.load(x, offset, FLOATS), [code.load(y, offset, FLOATS) for y in others])
+    done = builder.mul(whole, int64(LANES))
+    rest = builder.trunc(builder.sub(n, done), INT32)
+    with builder.if_then(builder.icmp_signed(">", rest, ir.Constant(INT32, 0))):
+        mask = code.first_lanes(rest)
+        add(code.masked_load(x, done, mask), [code.masked_load(y, done, mask) for y in others])
     # Folded all at once: in each step two vectors of sums become one, that has the sums of their
     # halves side by side.
     totals = [builder.load(variable) for variable in lanes]
@@ -245,13 +237,12 @@ def _dots(code: _Code, x: Any, others: Sequence[Any], n: Any) -> Any:
     ]
     for width in (8, 4):
         half = width // 2
-        lower = [first + place for first in range(0, 16, width) for place in range(half)]
+        lower = [first + lane for first in range(0, 16, width) for lane in range(half)]
         totals = [
             builder.fadd(
-                code.shuffled(one, other, lower),
-                code.shuffled(one, other, [place + half for place in lower]),
+                code.shuffled(x, y, lower), code.shuffled(x, y, [lane + half for lane in lower])
             )
-            for one, other in zip(totals[::2], totals[1::2], strict=True)
+            for x, y in zip(totals[::2], totals[1::2], strict=True)
         ]
     (total,) = totals
     return builder.fadd(
@@ -261,17 +252,17 @@ def _dots(code: _Code, x: Any, others: Sequence[Any], n: Any) -> Any:
 
 @intrinsic
 def dots(_context: Any, x: Any, y0: Any, y1: Any, y2: Any, y3: Any, n: Any, products: Any) -> Any:
-    """The dot products of a float32 vector of length n with `QUAD` others, into float64 `products`:
-    the bits of `sums.lane_sum`.
+    """Writes the dot products of a float32 vector of length n with `QUAD` others to float64
+    `products`.
 
-    A product of two float32 is exact in float64, so that it does not matter whether it is rounded
-    before it is added.
+    They have the bits of `summation.lane_sum`: a product of two float32 is exact in float64, so
+    that it does not matter whether it is rounded before it is added.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         x, *others, n, products = arguments
-        code = _Code(builder)
-        code.put(_dots(code, x, others, n), products, _number(0), 8)
+        code = VectorBuilder(builder)
+        code.store(_dots(code, x, others, n), products, int64(0), 8)
         return context.get_dummy_value()
 
     return types.void(
@@ -294,8 +285,8 @@ def score_quad(
     rates: Any,
     totals: Any,
 ) -> Any:
-    """`Σ_t η_t (δ_t · δ'_t) (ĥ_t · ĥ'_t)` of a test row with `QUAD` training rows, into float64
-    `totals`: the bits of the canonical score.
+    """Writes `Σ_t η_t (δ_t · δ'_t) (ĥ_t · ĥ'_t)` of a test row with `QUAD` training rows to float64
+    `totals`, in the bits of the canonical score.
 
     `loss_grads` and `activations` are addresses of rows [T, outputs] and [T, units], those of the
     test row first; `rates` that of η [T].
@@ -303,20 +294,20 @@ def score_quad(
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         checkpoints, loss_grads, outputs, activations, units, rates, totals = arguments
-        code = _Code(builder)
-        (total,) = code.variables(1, ir.VectorType(_f64, QUAD))
+        code = VectorBuilder(builder)
+        (total,) = code.variables(1, ir.VectorType(FLOAT64, QUAD))
         with cgutils.for_range(builder, checkpoints) as checkpoint:
             products = []
             for vectors, width in ((loss_grads, outputs), (activations, units)):
-                step = builder.mul(builder.mul(checkpoint.index, width), _number(4))
+                step = builder.mul(builder.mul(checkpoint.index, width), int64(4))
                 x, *others = (
                     builder.add(address, step) for address in cgutils.unpack_tuple(builder, vectors)
                 )
                 products.append(_dots(code, x, others, width))
-            rate = code.spread(code.at(rates, checkpoint.index, _f64, 8), QUAD)
+            rate = code.broadcast(code.load(rates, checkpoint.index, FLOAT64, 8), QUAD)
             # Multiplied and added one by one, each rounded.
             code.add(total, builder.fmul(rate, builder.fmul(*products)))
-        code.put(builder.load(total), totals, _number(0), 8)
+        code.store(builder.load(total), totals, int64(0), 8)
         return context.get_dummy_value()
 
     return types.void(
@@ -324,371 +315,28 @@ def score_quad(
     ), generate
 
 
-def _multiply(
-    code: _Code,
-    vectors: Sequence[Any],
-    n: Any,
-    block: Any,
-    finish: Callable,
-    width: int = BLOCK,
-    ahead: Any = None,
-) -> None:
-    """Code that multiplies `TILE` vectors of length n, given by their addresses, with a block [n,
-    width].
-
-    `finish(sum, row, column)` makes code that takes the sums of `LANES` columns. `ahead`, if given,
-    is an address from which on `n * AHEAD` bytes are brought into the cache meanwhile.
-    """
-    builder = code.builder
-    at_once = min(width, _AT_ONCE)
-    sums = [code.variables(at_once // LANES, _floats) for _ in range(TILE)]
-    for first in range(0, width, at_once):
-        for row in sums:
-            code.clear(row)
-        with cgutils.for_range(builder, n) as loop:
-            start = builder.add(builder.mul(loop.index, _number(width)), _number(first))
-            columns = [
-                code.at(block, builder.add(start, _number(place)), _floats)
-                for place in range(0, at_once, LANES)
-            ]
-            if ahead is not None:
-                code.fetch(ahead, loop.index, AHEAD)
-            for vector, row in zip(vectors, sums, strict=True):
-                factor = code.spread(code.at(vector, loop.index, _f32))
-                for variable, column in zip(row, columns, strict=True):
-                    code.add_product(variable, factor, column)
-        for place, row in enumerate(sums):
-            for column, variable in enumerate(row):
-                finish(builder.load(variable), place, _number(first + column * LANES))
-
-
-def _tile(code: _Code, addresses: Any) -> list[Any]:
-    """The `TILE` addresses in an array."""
-    return [code.at(addresses, _number(place), _i64, 8) for place in range(TILE)]
-
-
-def _adding(code: _Code, sums: Any, width: int) -> Callable:
-    """What adds the sums of `_multiply` to `sums` [TILE, width] float32."""
-
-    def finish(total: Any, row: int, column: Any) -> None:
-        place = code.builder.add(column, _number(row * width))
-        code.put(code.builder.fadd(total, code.at(sums, place, _floats)), sums, place)
-
-    return finish
-
-
-@intrinsic
-def multiply_sketches(
-    _context: Any, checkpoints: Any, sketches: Any, block: Any, products: Any
-) -> Any:
-    """The float32 products of sketches with those of a block [T, SKETCH, BLOCK], into `products`
-    [TILE, T, BLOCK].
-
-    `sketches` are the addresses of `TILE` sketches [T, SKETCH].
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        checkpoints, addresses, block, products = arguments
-        code = _Code(builder)
-        vectors = _tile(code, addresses)
-        with cgutils.for_range(builder, checkpoints) as checkpoint:
-            t = checkpoint.index
-            own = [builder.add(vector, builder.mul(t, _number(4 * SKETCH))) for vector in vectors]
-
-            def finish(total: Any, row: int, column: Any) -> None:
-                start = builder.add(builder.mul(checkpoints, _number(row)), t)
-                code.put(total, products, builder.add(builder.mul(start, _number(BLOCK)), column))
-
-            _multiply(
-                code,
-                own,
-                _number(SKETCH),
-                builder.add(block, builder.mul(t, _number(4 * SKETCH * BLOCK))),
-                finish,
-            )
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.uintp, types.uintp, types.uintp), generate
-
-
-@intrinsic
-def add_sketches(_context: Any, vectors: Any, n: Any, directions: Any, sketches: Any) -> Any:
-    """Adds float32 products of `TILE` vectors of length n with directions [n, SKETCH_COLUMNS] to
-    `sketches` [TILE, SKETCH_COLUMNS].
-
-    `vectors` are their addresses.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        addresses, n, directions, sketches = arguments
-        code = _Code(builder)
-        _multiply(
-            code,
-            _tile(code, addresses),
-            n,
-            directions,
-            _adding(code, sketches, SKETCH_COLUMNS),
-            SKETCH_COLUMNS,
-        )
-        return context.get_dummy_value()
-
-    return types.void(types.uintp, types.intp, types.uintp, types.uintp), generate
-
-
-@intrinsic
-def add_block(_context: Any, vectors: Any, n: Any, block: Any, ahead: Any, sums: Any) -> Any:
-    """Adds the float32 products of `TILE` vectors of length n, given by their addresses, with a
-    block [n, BLOCK] to `sums` [TILE, BLOCK].
-
-    From `ahead` on, `n * AHEAD` bytes are brought into the cache meanwhile.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        addresses, n, block, ahead, sums = arguments
-        code = _Code(builder)
-        _multiply(code, _tile(code, addresses), n, block, _adding(code, sums, BLOCK), ahead=ahead)
-        return context.get_dummy_value()
-
-    return types.void(types.uintp, types.intp, types.uintp, types.uintp, types.uintp), generate
-
-
-@intrinsic
-def add_scaled_block(
-    _context: Any, vectors: Any, n: Any, block: Any, ahead: Any, factors: Any, sums: Any
-) -> Any:
-    """Adds the products of `add_block`, each multiplied by its own of `factors`, to `sums`; both
-    [TILE, BLOCK] float32.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        addresses, n, block, ahead, factors, sums = arguments
-        code = _Code(builder)
-
-        def finish(total: Any, row: int, column: Any) -> None:
-            place = builder.add(column, _number(row * BLOCK))
-            code.put(
-                code.fused(total, code.at(factors, place, _floats), code.at(sums, place, _floats)),
-                sums,
-                place,
-            )
-
-        _multiply(code, _tile(code, addresses), n, block, finish, ahead=ahead)
-        return context.get_dummy_value()
-
-    return types.void(
-        types.uintp, types.intp, types.uintp, types.uintp, types.uintp, types.uintp
-    ), generate
-
-
-# Addresses of a test row's share of `kernels.Terms`, field by field; and of what is compared with
-# it: loss gradients or their outlines.
-_ROW_TERMS = types.UniTuple(types.uintp, 7)
-_COMPARED = types.UniTuple(types.uintp, 4)
-
-
-@intrinsic
-def bound_columns(
-    _context: Any,
-    checkpoints: Any,
-    outputs: Any,
-    terms: Any,
-    block: Any,
-    cosines: Any,
-    above: Any,
-    below: Any,
-) -> Any:
-    """The loop of `kernels.bound_block`: bounds of a block's columns; `cosines` is 0 where nothing
-    is known of them.
-
-    `block` has the addresses of a block's loss gradients, norms, negatives and rests.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        checkpoints, outputs, terms, block, cosines, above, below = arguments
-        starts, term_outputs, term_values, term_rests, _, test_negatives, test_rests = (
-            cgutils.unpack_tuple(builder, terms)
-        )
-        loss_grads, norms, train_negatives, train_rests = cgutils.unpack_tuple(builder, block)
-        code = _Code(builder)
-        count = BLOCK // LANES
-        aboves, belows, products = (code.variables(count, _floats) for _ in range(3))
-        sketched = builder.icmp_unsigned("!=", cosines, _number(0))
-        with cgutils.for_range(builder, checkpoints) as checkpoint:
-            t = checkpoint.index
-            code.clear(products)
-            with _terms(code, starts, t) as e:
-                index = _entry(code, t, outputs, code.at(term_outputs, e, _i32))
-                factor = code.spread(code.at(term_values, e, _f32))
-                for place, product in enumerate(products):
-                    code.add_product(
-                        product,
-                        factor,
-                        code.at(loss_grads, builder.add(index, _number(place * LANES)), _floats),
-                    )
-            own, others = code.at(test_negatives, t, _f32), code.at(train_negatives, t, _f32)
-            against = _against(code, own, code.spread(others))
-            rest, outside = (
-                code.spread(code.at(term_rests, t, _f32)),
-                code.spread(code.at(test_rests, t, _f32)),
-            )
-
-            def places() -> Iterator[tuple[int, Any, Any, Any]]:
-                for place in range(count):
-                    there = builder.add(builder.mul(t, _number(BLOCK)), _number(place * LANES))
-                    slack, product = (
-                        builder.fmul(rest, code.at(norms, there, _floats)),
-                        builder.load(products[place]),
-                    )
-                    yield place, there, builder.fadd(product, slack), builder.fsub(product, slack)
-
-            def corners(signed: bool) -> None:
-                for place, there, high, low in places():
-                    room, cosine = (
-                        builder.fmul(outside, code.at(train_rests, there, _floats)),
-                        code.at(cosines, there, _floats),
-                    )
-                    top = code.smaller(builder.fadd(cosine, room), _all(1.0))
-                    bottom = code.larger(
-                        builder.fsub(cosine, room), code.minus(against) if signed else _all(0.0)
-                    )
-                    highs, lows = ([builder.fmul(p, q) for q in (top, bottom)] for p in (high, low))
-                    # Where no cosine is below 0, products with the higher p are the higher ones.
-                    most, least = (highs + lows, highs + lows) if signed else (highs, lows)
-                    code.add(aboves[place], functools.reduce(code.larger, most))
-                    code.add(belows[place], code.minus(functools.reduce(code.smaller, least)))
-
-            with builder.if_else(sketched) as (yes, no):
-                with yes:
-                    either = builder.fcmp_ordered(
-                        ">", builder.fadd(own, others), ir.Constant(_f32, 0.0)
-                    )
-                    with builder.if_else(either) as (signed, positive):
-                        with signed:
-                            corners(True)
-                        with positive:
-                            corners(False)
-                with no:
-                    for place, _, high, low in places():
-                        code.add(
-                            aboves[place], code.larger(high, builder.fmul(against, code.minus(low)))
-                        )
-                        code.add(
-                            belows[place], code.larger(code.minus(low), builder.fmul(against, high))
-                        )
-        code.put_all(aboves, above)
-        code.put_all(belows, below)
-        return context.get_dummy_value()
-
-    return types.void(
-        types.intp, types.intp, _ROW_TERMS, _COMPARED, types.uintp, types.uintp, types.uintp
-    ), generate
-
-
-@intrinsic
-def bound_outlines(
-    _context: Any, checkpoints: Any, outputs: Any, terms: Any, page: Any, above: Any, below: Any
-) -> Any:
-    """The loop of `kernels.bound_page`: bounds of whole blocks, from the highest and the lowest
-    that each entry has in them.
-
-    `page` has the addresses of a page's highest, lowest, norms and negatives.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        checkpoints, outputs, terms, page, above, below = arguments
-        starts, term_outputs, term_values, term_rests, test_norms, test_negatives, _ = (
-            cgutils.unpack_tuple(builder, terms)
-        )
-        highest, lowest, norms, train_negatives = cgutils.unpack_tuple(builder, page)
-        code = _Code(builder)
-        count = BLOCK // LANES
-        aboves, belows, highs, lows = (code.variables(count, _floats) for _ in range(4))
-        with cgutils.for_range(builder, checkpoints) as checkpoint:
-            t = checkpoint.index
-            code.clear(highs + lows)
-            with _terms(code, starts, t) as e:
-                index = _entry(code, t, outputs, code.at(term_outputs, e, _i32))
-                value = code.at(term_values, e, _f32)
-                positive = builder.fcmp_ordered(">", value, ir.Constant(_f32, 0.0))
-                factor = code.spread(value)
-                for place in range(count):
-                    there = builder.add(index, _number(place * LANES))
-                    for variables, one, other in (
-                        (highs, highest, lowest),
-                        (lows, lowest, highest),
-                    ):
-                        code.add_product(
-                            variables[place],
-                            factor,
-                            code.at(builder.select(positive, one, other), there, _floats),
-                        )
-            rest, norm = (
-                code.spread(code.at(term_rests, t, _f32)),
-                code.spread(code.at(test_norms, t, _f32)),
-            )
-            for place in range(count):
-                there = builder.add(builder.mul(t, _number(BLOCK)), _number(place * LANES))
-                against = _against(
-                    code, code.at(test_negatives, t, _f32), code.at(train_negatives, there, _floats)
-                )
-                length = code.at(norms, there, _floats)
-                slack, most = builder.fmul(rest, length), builder.fmul(norm, length)
-                high = code.smaller(builder.fadd(builder.load(highs[place]), slack), most)
-                minus_low = code.smaller(builder.fsub(slack, builder.load(lows[place])), most)
-                code.add(aboves[place], code.larger(high, builder.fmul(against, minus_low)))
-                code.add(belows[place], code.larger(minus_low, builder.fmul(against, high)))
-        code.put_all(aboves, above)
-        code.put_all(belows, below)
-        return context.get_dummy_value()
-
-    return types.void(
-        types.intp, types.intp, _ROW_TERMS, _COMPARED, types.uintp, types.uintp
-    ), generate
-
-
-@contextlib.contextmanager
-def _terms(code: _Code, starts: Any, t: Any) -> Iterator[Any]:
-    """A loop over the places of the terms of checkpoint t."""
-    start, stop = (
-        code.at(starts, t, _i64, 8),
-        code.at(starts, code.builder.add(t, _number(1)), _i64, 8),
-    )
-    with cgutils.for_range_slice(code.builder, start, stop, _number(1)) as (place, _):
-        yield place
-
-
-def _entry(code: _Code, t: Any, outputs: Any, output: Any) -> Any:
-    """Where the columns of an output begin in a block of loss gradients [T, C, BLOCK]."""
-    row = code.builder.add(code.builder.mul(t, outputs), code.builder.sext(output, _i64))
-    return code.builder.mul(row, _number(BLOCK))
-
-
-def _against(code: _Code, own: Any, others: Any) -> Any:
-    """κ, by which a cosine may be below 0, of the shares of negative entries on both sides."""
-    share = code.builder.fmul(code.builder.fadd(code.spread(own), others), _all(1 + 1e-6))
-    return code.smaller(share, _all(1.0))
-
-
 @intrinsic
 def borrowed(_context: Any, arrays: Any) -> Any:
-    """The same array or named tuple of arrays, but not counted as used; something else must hold
-    them.
+    """Returns the same array, or named tuple, whose arrays are not counted as used; something else
+    must hold them.
 
-    To count takes longer than many a loop, and threads that count the same arrays wait for each
+    Counting takes longer than many a loop, and threads that count the same arrays wait for each
     other.
     """
 
     def borrow(context: Any, builder: Any, kind: Any, value: Any) -> Any:
         if isinstance(kind, types.BaseTuple):
             parts = [
-                borrow(context, builder, one, builder.extract_value(value, place))
-                for place, one in enumerate(kind)
+                borrow(context, builder, part, builder.extract_value(value, i))
+                for i, part in enumerate(kind)
             ]
             return context.make_tuple(builder, kind, parts)
-        found = context.make_array(kind)(context, builder, value)
-        nothing = ir.Constant(ir.IntType(8).as_pointer(), None)
-        found.meminfo, found.parent = nothing, nothing
-        return found._getvalue()
+        if not isinstance(kind, types.Array):
+            return value
+        array = context.make_array(kind)(context, builder, value)
+        no_owner = ir.Constant(ir.IntType(8).as_pointer(), None)
+        array.meminfo, array.parent = no_owner, no_owner
+        return array._getvalue()
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return borrow(context, builder, signature.args[0], arguments[0])
