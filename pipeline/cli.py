@@ -10,7 +10,8 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from pipeline.flags import options
+from pipeline.flags import parser
+from pipeline.flags.declarations.commands import COMMANDS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,16 +40,15 @@ def _main(argv: Sequence[str] | None) -> int:
         print(f"tracin-beam {version('tracin-beam')}")
         return 0
     command = words[0]
-    if command not in options.COMMANDS:
+    if command not in COMMANDS:
         print(
-            f"tracin: there is no command {command!r}; the commands are "
-            f"{', '.join(options.COMMANDS)}",
+            f"tracin: there is no command {command!r}; the commands are {', '.join(COMMANDS)}",
             file=sys.stderr,
         )
         return 2
     # Flags are looked at before anything heavy is imported.
-    options.parse(command, words[1:])
-    computes = command not in options.WITHOUT_TENSORFLOW
+    parser.parse(command, words[1:])
+    computes = COMMANDS[command].computes
     with (
         _uncollected(),
         _told(f"loading {'TensorFlow and ' if computes else ''}Apache Beam …"),
@@ -66,11 +66,12 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _usage() -> str:
-    commands = "\n".join(f"  {name:<10} {text}" for name, text in options.COMMANDS.items())
+    commands = "\n".join(f"  {name:<10} {declared.summary}" for name, declared in COMMANDS.items())
     return (
         "usage: tracin COMMAND --flag=value …\n\n"
         "Which training examples made the model say this, and which of them are wrong?\n\n"
-        f"commands:\n{commands}\n\ntracin COMMAND --help lists a command's flags."
+        f"commands:\n{commands}\n\n"
+        "tracin COMMAND --help lists a command's flags."
     )
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.running.dataflow import mistake
+from pipeline.flags.dataflow import mistake
 from templates import metadata
 
 

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from pipeline import cli
-from pipeline.flags import options
+from pipeline.flags.declarations.commands import COMMANDS, flags_of
 from transforms.examples import rejects
 from transforms.influence.rows import schema
 from transforms.storage import feature_record
@@ -68,15 +68,12 @@ def test_the_flag_table_is_complete_and_names_the_right_commands():
     documented: dict[str, set[str]] = {}
     for names, commands in re.findall(r"^\| (`--.*?) \| (.*?) \|", README, flags=re.MULTILINE):
         for name in re.findall(r"`(--\w+)`", names):
-            documented[name] = (
-                set(options.COMMANDS) if commands == "all" else set(commands.split(", "))
-            )
+            documented[name] = set(COMMANDS) if commands == "all" else set(commands.split(", "))
     real: dict[str, set[str]] = {}
-    for command in options.COMMANDS:
-        for action in options.parser(command)._actions:
-            for name in action.option_strings:
-                if name not in ("-h", "--help"):
-                    real.setdefault(name, set()).add(command)
+    for command in COMMANDS:
+        for flag in flags_of(command):
+            if not flag.positional:
+                real.setdefault(flag.option, set()).add(command)
     assert documented == real
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import apache_beam as beam
 
 from pipeline.commands.features import extraction
-from pipeline.flags import options
+from pipeline.flags import parser
 from pipeline.preparation import inputs, output_table
 from pipeline.preparation.feature_sets import feature_set, name_set
 from pipeline.running import progress, runner
@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    args, flags = options.parse("audit", argv)
+    args, flags = parser.parse("audit", argv)
     started = time.monotonic()
     beam_options = runner.beam_options(flags)
     if args.output_table:

@@ -21,7 +21,7 @@ from pipeline.commands import influence
 from pipeline.demonstration import digits, gallery
 from pipeline.demonstration.digits import Digits
 from pipeline.demonstration.gallery import Candidate, Inspection, Traced
-from pipeline.flags import options
+from pipeline.flags import parser
 from pipeline.running import runner
 from transforms.core.errors import InputError
 from transforms.core.features import Features
@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     started = time.monotonic()
-    args, flags = options.parse("demo", argv)
+    args, flags = parser.parse("demo", argv)
     runner.beam_options(flags)
     _check_installed()
     directory = args.output.rstrip("/") or "/"

@@ -11,7 +11,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipeline.flags import options
+from pipeline.flags import parser
 from pipeline.preparation.feature_sets import name_set
 from pipeline.running import progress, runner
 from pipeline.terminal import report
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    args, flags = options.parse("export", argv)
+    args, flags = parser.parse("export", argv)
     started = time.monotonic()
     beam_options = runner.beam_options(flags)
     found = manifests.read(args.features, FeatureManifest, "features")

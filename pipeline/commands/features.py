@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from pipeline.flags import options
+from pipeline.flags import parser
 from pipeline.preparation import inputs
 from pipeline.running import progress, runner
 from pipeline.terminal import report
@@ -20,7 +20,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    args, flags = options.parse("features", argv)
+    args, flags = parser.parse("features", argv)
     started = time.monotonic()
     beam_options = runner.beam_options(flags)
     prepared = inputs.prepare_model(args, rates_needed=False)

@@ -16,7 +16,7 @@ from pipeline.commands.export import (
     projection_settings,
     projection_wanted,
 )
-from pipeline.flags import options
+from pipeline.flags import parser
 from pipeline.preparation.feature_sets import name_set
 from pipeline.running import runner
 from pipeline.terminal import report
@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    args, flags = options.parse("index", argv)
+    args, flags = parser.parse("index", argv)
     started = time.monotonic()
     beam_options = runner.beam_options(flags)
     faiss_index.require()

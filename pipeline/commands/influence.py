@@ -20,7 +20,7 @@ from pipeline.commands.score import (
     scoring_plan,
     write_influence,
 )
-from pipeline.flags import options
+from pipeline.flags import parser
 from pipeline.preparation import inputs, output_table
 from pipeline.preparation.feature_sets import feature_set
 from pipeline.running import progress, runner
@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    args, flags = options.parse("influence", argv)
+    args, flags = parser.parse("influence", argv)
     started = time.monotonic()
     beam_options = runner.beam_options(flags)
     if args.output_table:

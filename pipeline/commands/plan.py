@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, TestOptions
 
-from pipeline.flags import options
-from pipeline.running import dataflow, runner
+from pipeline.flags import dataflow, parser
+from pipeline.running import runner
 from pipeline.terminal import report
 from transforms.core.errors import InputError
 from transforms.core.shapes import Shape
@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    args, flags = options.parse("plan", argv)
+    args, flags = parser.parse("plan", argv)
     beam_options = runner.beam_options(flags)
     told = plan(args, runner.processes_per_machine(beam_options))
     print(json.dumps(dataclasses.asdict(told)) if args.json else report.plan(told))

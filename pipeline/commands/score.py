@@ -13,7 +13,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.flags import options
+from pipeline.flags import parser
 from pipeline.preparation import output_table
 from pipeline.preparation.feature_sets import name_set
 from pipeline.running import progress, runner
@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    args, flags = options.parse("score", argv)
+    args, flags = parser.parse("score", argv)
     started = time.monotonic()
     beam_options = runner.beam_options(flags)
     if args.output_table:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import apache_beam as beam
 
-from pipeline.flags import options
+from pipeline.flags import parser
 from pipeline.preparation.feature_sets import name_set
 from pipeline.running import progress, runner
 from pipeline.terminal import report
@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    args, flags = options.parse("search", argv)
+    args, flags = parser.parse("search", argv)
     started = time.monotonic()
     beam_options = runner.beam_options(flags)
     faiss_index.require()

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.flags import options
+from pipeline.flags import parser
 from pipeline.running import runner
 from pipeline.terminal import report
 from transforms.core.errors import InputError
@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    args, flags = options.parse("show", argv)
+    args, flags = parser.parse("show", argv)
     runner.beam_options(flags)
     found = manifests.read_if_any(args.directory, "DIR")
     if found is None:

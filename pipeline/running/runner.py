@@ -27,7 +27,7 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.runner import create_runner
 
 from pipeline.flags.messages import with_flags
-from pipeline.running import dataflow, progress
+from pipeline.running import dry_run, progress
 from transforms.core.errors import InputError
 from transforms.runtime import counters
 from transforms.storage import manifests
@@ -136,7 +136,7 @@ def run_graph(
                 return None
             if options.view_as(TestOptions).dry_run:
                 if hasattr(result, "job"):
-                    print(dataflow.describe(result.job, options.get_all_options()))
+                    print(dry_run.describe(result.job, options.get_all_options()))
                 return None
             if not local:
                 watch.follow(result)

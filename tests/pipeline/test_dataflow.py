@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.running import dataflow
+from pipeline.flags import dataflow
 from tests.conftest import Outcome, Tiny, write_records
 
 Run = Callable[..., Outcome]

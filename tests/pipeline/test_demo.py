@@ -13,7 +13,7 @@ from rich.console import Console
 
 from pipeline.commands import demo
 from pipeline.demonstration import digits, gallery
-from pipeline.flags import options
+from pipeline.flags import parser
 from transforms.influence.rows import read_rows
 from transforms.storage import filesystems, manifests
 
@@ -99,7 +99,7 @@ def test_told_command_is_one_that_the_command_line_takes(story):
     told = story.told[story.told.index("  tracin influence") :].split("\n\n")[0]
     words = shlex.split(told.replace("\\\n", " "))
     assert words[:2] == ["tracin", "influence"]
-    args, left = options.parse("influence", words[2:])
+    args, left = parser.parse("influence", words[2:])
     assert left == []
     assert not args.overwrite and args.id_key == "id" and args.k == 5
     assert args.output == f"{story.directory}/influence"

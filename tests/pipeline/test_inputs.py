@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import pytest
 
-from pipeline.flags import options
+from pipeline.flags import parser
 from pipeline.preparation import inputs
 from pipeline.running import runner
 from tests.conftest import CLASSES, RATES, SHAPE, Outcome, Tiny, build_tiny, example, write_records
@@ -437,7 +437,7 @@ def test_a_list_keeps_its_order_and_a_glob_takes_that_of_training(
     listed = ",".join(
         str(tiny.directory / f"{name}.keras") for name in ("epoch-10", "epoch-1", "epoch-2")
     )
-    args, _ = options.parse(
+    args, _ = parser.parse(
         "features", ["--examples=e", "--output=o", f"--checkpoints={listed if kept else tiny.glob}"]
     )
     prepared = inputs.prepare_model(args, rates_needed=True)
@@ -599,11 +599,11 @@ def test_keys_of_several_inputs_are_their_names_and_the_output_is_part_of_the_fi
 def test_one_output_leaves_the_fingerprint_as_it_was(tiny: Tiny) -> None:
 
     words = ["--examples=e", "--output=o", f"--checkpoints={tiny.glob}"]
-    plain = inputs.prepare_model(options.parse("features", words)[0], rates_needed=False)
+    plain = inputs.prepare_model(parser.parse("features", words)[0], rates_needed=False)
     assert set(plain.settings) == {"model", "checkpoints", "layer", "loss", "include_bias"}
     name = plain.loaded.layer
     named = inputs.prepare_model(
-        options.parse("features", [*words, f"--output_name={name}"])[0], rates_needed=False
+        parser.parse("features", [*words, f"--output_name={name}"])[0], rates_needed=False
     )
     assert named.fingerprint == plain.fingerprint and named.settings == plain.settings
 

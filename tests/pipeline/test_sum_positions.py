@@ -19,7 +19,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline.commands import plan
-from pipeline.flags import options
+from pipeline.flags import parser
 from pipeline.running import runner
 from tests.conftest import Outcome, example, write_records
 from tests.small import save
@@ -358,7 +358,7 @@ def test_what_is_planned_is_what_is_done(
 
 def test_the_graph_that_is_planned_for_dataflow_sums_positions(sets: Sets) -> None:
     words = [*sets.cut, "--sum_positions", "--output=gs://bucket/out"]
-    args, flags = options.parse("plan", words)
+    args, flags = parser.parse("plan", words)
     pipeline = beam.Pipeline()
     plan.scoring_graph(pipeline, args, runner.beam_options(flags))
     steps = {one.unique_name for one in pipeline.to_runner_api().components.transforms.values()}

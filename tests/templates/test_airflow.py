@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.running.dataflow import mistake
+from pipeline.flags.dataflow import mistake
 from tests.fakes.dockerfile import TEMPLATES
 from tests.templates.test_workflow import (
     ARGUMENT,

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from pipeline.flags import options
+from pipeline.flags import parser
 from templates import metadata, request
 from tests.fakes.dockerfile import ROOT, TEMPLATES
 
@@ -47,7 +47,7 @@ def test_commands_have_flags_that_there_are() -> None:
     ]
     assert {words[0] for words in tried} == {"features", "audit"}
     for command, *words in tried:
-        options.parse(command, words)
+        parser.parse(command, words)
 
 
 @pytest.mark.parametrize("target", ["validate", "run"])

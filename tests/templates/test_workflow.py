@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.flags import options
-from pipeline.running.dataflow import mistake
+from pipeline.flags import parser
+from pipeline.flags.dataflow import mistake
 from templates import metadata
 from tests.fakes import workflows
 from tests.fakes.dockerfile import TEMPLATES
@@ -213,7 +213,7 @@ def assert_launchable(command: str, parameters: dict[str, Any]) -> None:
     for name, value in parameters.items():
         assert isinstance(value, str), (name, value)
         assert re.fullmatch(told[name]["regexes"][0], value), (name, value)
-    options.parse(command, [f"--{name}={value}" for name, value in parameters.items()])
+    parser.parse(command, [f"--{name}={value}" for name, value in parameters.items()])
 
 
 @dataclasses.dataclass
