@@ -69,9 +69,9 @@ def sequential(*layers: Any) -> keras.Model:
     return keras.Sequential([keras.Input((D_IN,)), *layers])
 
 
-def functional(head: Callable[[Any], Any]) -> keras.Model:
+def functional(last: Callable[[Any], Any]) -> keras.Model:
     inputs = keras.Input((D_IN,))
-    return keras.Model(inputs, head(L.Dense(4, activation="relu", name="hidden")(inputs)))
+    return keras.Model(inputs, last(L.Dense(4, activation="relu", name="hidden")(inputs)))
 
 
 def assert_reference(

@@ -25,7 +25,7 @@ from tests.small import (
 )
 from transforms.models.checkpoints import ModelSpec, load
 
-HEADS: dict[str, tuple[Callable[[], keras.Model], str]] = {
+LAST_LAYERS: dict[str, tuple[Callable[[], keras.Model], str]] = {
     "linear": (lambda: sequential(L.Dense(C, name="head")), "linear"),
     "own softmax": (lambda: sequential(L.Dense(C, activation="softmax", name="head")), "softmax"),
     "own sigmoid": (lambda: sequential(L.Dense(C, activation="sigmoid", name="head")), "sigmoid"),
@@ -77,9 +77,9 @@ HEADS: dict[str, tuple[Callable[[], keras.Model], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_heads(name: str, tmp_path: Path, x: np.ndarray) -> None:
-    build, activation = HEADS[name]
+@pytest.mark.parametrize("name", LAST_LAYERS)
+def test_last_layers(name: str, tmp_path: Path, x: np.ndarray) -> None:
+    build, activation = LAST_LAYERS[name]
     model = build()
     for variable in model.weights:
         variable.assign(variable + 0.1)
@@ -186,7 +186,7 @@ REFUSED: dict[str, tuple[Callable[[], keras.Model], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_heads(name: str, tmp_path: Path) -> None:
+def test_refused_layers(name: str, tmp_path: Path) -> None:
     build, message = REFUSED[name]
     assert_refused(save(build(), tmp_path / "m.keras"), message)
 
