@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from transforms.core.errors import InputError, first_line
+from transforms.core.user_modules import OWN_PACKAGES, name_clash
 from transforms.models.checkpoint_files import files_of, read_config
 from transforms.models.inputs import graph_of
 from transforms.models.weights import (
@@ -47,13 +48,20 @@ def import_modules(modules: Sequence[str]) -> None:
         InputError: a module cannot be imported.
     """
     for module in modules:
-        try:
-            importlib.import_module(module)
-        except Exception as error:
-            raise InputError(
-                f"`imports={module}` cannot be imported: {type(error).__name__}: "
-                f"{first_line(error)}; install it where the program runs."
-            ) from error
+        if module in OWN_PACKAGES:
+            # It can be imported, and registers nothing of the user's.
+            raise InputError(f"`imports={module}` names no module of yours{name_clash(module)}.")
+        _import(module)
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        raise InputError(
+            f"`imports={module}` cannot be imported: {type(error).__name__}: "
+            f"{first_line(error)}; install it where the program runs{name_clash(module)}."
+        ) from error
 
 
 def load_model(path: str, architecture: str | None, seen: list[Any]) -> BuiltModel:
@@ -156,10 +164,12 @@ def _build_from_code(source: str) -> BuiltModel:
             f"`model={source}` is not an architecture; expected a .keras file, a .json file, or "
             "module:function."
         )
-    import_modules([module])
+    _import(module)
     build = getattr(importlib.import_module(module), function, None)
     if not callable(build):
-        raise InputError(f"`model={source}`: module {module} has no function {function}.")
+        raise InputError(
+            f"`model={source}`: module {module} has no function {function}{name_clash(module)}."
+        )
     try:
         model = build()
     except Exception as error:
