@@ -21,9 +21,10 @@ from transforms.examples.read import first_records
 from transforms.examples.rejects import Reject
 from transforms.extraction.compute import ComputeFeatureSet
 from transforms.extraction.extractor import ExtractionPlan
-from transforms.extraction.feature_files import WriteFeatures, check_rejected
+from transforms.extraction.feature_files.commit import check_rejected
+from transforms.extraction.feature_files.write import WriteFeatures
 from transforms.extraction.model import Model, choose_threads, localize
-from transforms.extraction.reuse import Base
+from transforms.extraction.reuse.base import Base
 from transforms.models import checkpoint_files, checkpoints
 from transforms.models.checkpoint_files import CheckpointInfo
 from transforms.models.checkpoints import Checkpoints, ModelSpec

@@ -1,14 +1,14 @@
-"""Stage 1, whole: from files of examples to a committed feature set.
+"""Stage 1 as one graph: files of examples in, a committed feature set out.
 
-Reading, extracting and writing are one fused chain of steps that hand on batches, so no example and
-no feature is ever shuffled. Only small things are grouped: what each written file holds, and a hash
+Reading, extracting and writing are one fused chain of steps that hand on batches, so Beam shuffles
+neither examples nor features. It groups only small things: what each written file holds, and a hash
 of each id.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -17,20 +17,22 @@ from transforms.examples.format import ExampleFormat, InputFile
 from transforms.examples.read import ReadExamples
 from transforms.extraction.extract import RunCheckpoints
 from transforms.extraction.extractor import ExtractionPlan
-from transforms.extraction.feature_batch import IDS, PARTS
-from transforms.extraction.feature_files import WriteFeatures, accelerated
+from transforms.extraction.feature_files.resume import FindFinished
+from transforms.extraction.feature_files.steps import accelerated
+from transforms.extraction.feature_files.write import WriteFeatures
+from transforms.extraction.feature_files.written_part import IDS, PARTS
 from transforms.extraction.model import Model
-from transforms.extraction.resume import FindFinished
-from transforms.extraction.reuse import Base, FindUnchanged
+from transforms.extraction.reuse.base import Base
+from transforms.extraction.reuse.unchanged import FindUnchanged
+from transforms.extraction.tuning import DEFAULT_TUNING, ExtractionTuning
 
 
 @dataclasses.dataclass
 class ComputeFeatureSet(beam.PTransform):
-    """Stage 1, whole: files of examples in, a committed feature set out; yields its
-    FeatureManifest.
+    """Computes the features of files of examples and commits them; yields one FeatureManifest.
 
-    Reading, extracting and writing carry `write.accelerator`, the resource hint, so that all of
-    them stay one stage.
+    Reading, extracting and writing all carry the resource hint `write.accelerator`, so that they
+    stay one stage.
 
     Attributes:
         input_files: the files, in the set's order.
@@ -38,8 +40,9 @@ class ComputeFeatureSet(beam.PTransform):
         model: the checkpoints.
         plan: how features are extracted.
         allow_truncated: whether a file with an unreadable tail is used as far as it goes.
-        write: where the set goes.
-        base: a set whose records are copied for examples that did not change, or None.
+        write: where the set goes; its `limits` are the tuning's.
+        base: a feature set whose records are copied for unchanged examples, or None.
+        tuning: sizes and thresholds.
     """
 
     input_files: Sequence[InputFile]
@@ -49,36 +52,43 @@ class ComputeFeatureSet(beam.PTransform):
     allow_truncated: bool
     write: WriteFeatures
     base: Base | None = None
+    tuning: ExtractionTuning = DEFAULT_TUNING
 
     def expand(self, pipeline: Any) -> beam.PCollection:
         read = ReadExamples(self.form, self.plan.batch_size, self.allow_truncated)
-        extract = RunCheckpoints(self.model, self.plan)
-        changed = (
+        extract = RunCheckpoints(self.model, self.plan, self.tuning)
+        left = (
             pipeline
             | "ListFiles" >> beam.Create(list(self.input_files), reshuffle=False)  # InputFile
             | "SpreadFiles" >> beam.Reshuffle()  # InputFile
         )
-        written = []
+        existing = []
         if self.base:
-            unchanged = changed | "FindUnchanged" >> FindUnchanged(
-                self.base, self.form, self.allow_truncated, self.write.directory
-            )
-            changed = unchanged["left"]  # InputFile
-            written.append(unchanged)
-        found = changed | "FindFinished" >> FindFinished(self.write.directory, self.write.attempt)
-        written.append(found)
+            unchanged = left | "FindUnchanged" >> self._find_unchanged(self.base)
+            left = unchanged["left"]  # InputFile
+            existing.append(unchanged)
+        finished = left | "FindFinished" >> FindFinished(self.write.directory, self.write.attempt)
+        existing.append(finished)
         batches = (
-            found["left"]
+            finished["left"]
             | "ReadExamples" >> accelerated(read, self.write.accelerator)  # ExampleBatch
             | "ExtractFeatures" >> accelerated(extract, self.write.accelerator)  # FeatureBatch
         )
-        # WrittenPart, (bucket, (file name, rows, hashes))
-        parts, ids = (
-            tuple(one[tag] for one in written) | f"Join{tag.title()}" >> beam.Flatten()
-            for tag in (PARTS, IDS)
-        )
         return {
             "batches": batches,
-            PARTS: parts,
-            IDS: ids,
+            PARTS: _join(existing, PARTS),  # WrittenPart
+            IDS: _join(existing, IDS),  # (bucket, (file name, rows, hashes))
         } | "WriteFeatures" >> self.write  # FeatureManifest
+
+    def _find_unchanged(self, base: Base) -> FindUnchanged:
+        return FindUnchanged(
+            base,
+            self.form,
+            self.allow_truncated,
+            self.write.directory,
+            self.tuning.records_per_bucket,
+        )
+
+
+def _join(existing: Sequence[Mapping[str, beam.PCollection]], tag: str) -> beam.PCollection:
+    return [outputs[tag] for outputs in existing] | f"Join{tag.title()}" >> beam.Flatten()

@@ -12,31 +12,29 @@ import apache_beam as beam
 
 from transforms.examples.batch import ExampleBatch
 from transforms.extraction.extractor import ExtractionPlan
-from transforms.extraction.feature_batch import FeatureBatch
-from transforms.extraction.feature_files import windowed
+from transforms.extraction.feature_files.feature_batch import FeatureBatch
+from transforms.extraction.feature_files.steps import windowed
 from transforms.extraction.model import Model, choose_threads
+from transforms.extraction.tuning import DEFAULT_TUNING, ExtractionTuning
 from transforms.runtime import counters
 from transforms.runtime.allocation import keep_freed_memory
 from transforms.runtime.threads import Threads
-
-# So many batches are extracted at once where one takes fewer seconds: what stands around a call of
-# the model, in Python, then takes nearly as long as the call. Of a larger model two would need
-# twice the memory and gain nothing.
-_AT_ONCE, _LONG = 2, 0.05
 
 
 class _ExtractDoFn(beam.DoFn):
     """Extracts in threads, so that the model computes while the steps before and after it work."""
 
-    def __init__(self, model: Model, plan: ExtractionPlan) -> None:
+    def __init__(self, model: Model, plan: ExtractionPlan, tuning: ExtractionTuning) -> None:
         self._model = model
         self._plan = plan
+        self._tuning = tuning
         self._extract: Callable[[ExampleBatch, ExtractionPlan], FeatureBatch] | None = None
         self._threads: Threads | None = None
+        # Seconds that the latest batch took.
         self._seconds = math.inf
 
     def setup(self) -> None:
-        # Before examples are parsed, which TensorFlow does.
+        # Before TensorFlow parses the first examples, after which its threads are fixed.
         choose_threads(len(self._model.spec.checkpoints))
         keep_freed_memory()
 
@@ -45,13 +43,12 @@ class _ExtractDoFn(beam.DoFn):
         if self._extract is None:
             self._extract = self._model.extractor()
         if self._threads is None:
-            # Another process is asked by one thread, which then finds out by itself that it is
-            # gone.
-            threads = 1 if self._model.per_machine else _AT_ONCE
-            # As many wait, so that none is idle while this one hands results on.
+            # One thread asks another process. It notices by itself when that process is gone.
+            threads = 1 if self._model.per_machine else self._tuning.batches_at_once
+            # As many batches wait, so that no thread is idle while results are handed on.
             self._threads = Threads(threads, 2 * threads, "extract")
         yield from self._threads.call(self._timed, batch)
-        if self._seconds > _LONG:
+        if self._seconds > self._tuning.long_batch_seconds:
             yield from self._threads.rest()
 
     def finish_bundle(self) -> Iterator[Any]:
@@ -67,23 +64,28 @@ class _ExtractDoFn(beam.DoFn):
     def _timed(self, batch: ExampleBatch) -> FeatureBatch:
         assert self._extract is not None
         started = time.monotonic()
-        extracted = self._extract(batch, self._plan)
+        features = self._extract(batch, self._plan)
         self._seconds = time.monotonic() - started
-        counters.add(
-            "examples-extracted", len(batch) - (len(extracted.rejects) - len(batch.rejects))
-        )
-        counters.add("examples-rejected", len(extracted.rejects))
-        return extracted
+        rejected = len(features.rejects) - len(batch.rejects)
+        counters.add("examples-extracted", len(batch) - rejected)
+        counters.add("examples-rejected", len(features.rejects))
+        return features
 
 
 @dataclasses.dataclass
 class RunCheckpoints(beam.PTransform):
-    """Runs all checkpoints over batches of examples: ExampleBatch → FeatureBatch."""
+    """Runs all checkpoints over batches of examples: ExampleBatch → FeatureBatch, in order.
+
+    Attributes:
+        model: the checkpoints.
+        plan: how features are extracted.
+        tuning: how many batches are extracted at once.
+    """
 
     model: Model
     plan: ExtractionPlan
+    tuning: ExtractionTuning = DEFAULT_TUNING
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        return batches | "RunCheckpoints" >> beam.ParDo(
-            _ExtractDoFn(self.model, self.plan)
-        )  # FeatureBatch
+        extract = _ExtractDoFn(self.model, self.plan, self.tuning)
+        return batches | "RunCheckpoints" >> beam.ParDo(extract)  # FeatureBatch

@@ -11,7 +11,7 @@ from transforms.examples import rejects
 from transforms.examples.batch import ExampleBatch, take_kept
 from transforms.examples.rejects import Reject
 from transforms.extraction.extractor import ExtractionPlan, FeatureExtractor
-from transforms.extraction.feature_batch import NO_FEATURES, FeatureBatch
+from transforms.extraction.feature_files.feature_batch import NO_FEATURES, FeatureBatch
 from transforms.models.checkpoints import Checkpoints
 
 

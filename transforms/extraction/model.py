@@ -15,7 +15,7 @@ from transforms.core.errors import InputError
 from transforms.examples.batch import ExampleBatch
 from transforms.extraction.extract_batch import Extraction
 from transforms.extraction.extractor import ExtractionPlan
-from transforms.extraction.feature_batch import FeatureBatch
+from transforms.extraction.feature_files.feature_batch import FeatureBatch
 from transforms.extraction.per_machine import OnePerMachine
 from transforms.models import checkpoint_files, checkpoints
 from transforms.models.checkpoints import Checkpoints, ModelSpec

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import Outcome, Tiny, write_records
-from tests.transforms.extraction.test_extract import assert_same_features, read_set
+from tests.stage_one import assert_same_features, read_set
 from transforms.examples.tables import read_archive, read_parquet
 from transforms.storage.tfrecords import UnreadableTail
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import pathlib
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -26,23 +25,30 @@ from tests.conftest import (
     feature,
     write_records,
 )
+from tests.fakes.models import SlowModel
+from tests.stage_one import (
+    assert_same_features,
+    extract_set,
+    model_of,
+    read_rejects,
+    read_set,
+)
 from transforms.core.errors import InputError
 from transforms.core.features import Features
 from transforms.examples import rejects
 from transforms.examples.format import InputFile
-from transforms.extraction import extract as extract_step
-from transforms.extraction import extract_batch, feature_files, model
+from transforms.extraction import extract_batch, model
 from transforms.extraction.extractor import ExtractionPlan, FeatureExtractor
-from transforms.extraction.feature_batch import NO_FEATURES, FeatureBatch
-from transforms.extraction.feature_files import Part
+from transforms.extraction.feature_files.feature_batch import NO_FEATURES, FeatureBatch
+from transforms.extraction.feature_files.part import FileLimits, Part
+from transforms.extraction.feature_files.unique_ids import repeated_hashes
+from transforms.extraction.feature_files.write import PartWriter
 from transforms.extraction.model import Model, choose_threads
-from transforms.extraction.unique_ids import repeated_hashes
+from transforms.extraction.tuning import ExtractionTuning
 from transforms.models import checkpoint_files
 from transforms.models.checkpoints import Checkpoints, ModelSpec, load
 from transforms.runtime import counters
-from transforms.storage import filesystems, manifests, tfrecords
-from transforms.storage.feature_manifest import FeatureManifest
-from transforms.storage.feature_record import decode
+from transforms.storage import filesystems, manifests
 
 Run = Callable[..., Outcome]
 T = len(RATES)
@@ -72,57 +78,6 @@ def extract(tracin: Run, tiny: Tiny, tmp_path: pathlib.Path) -> Callable[..., Ou
         )
 
     return run
-
-
-def read_set(directory: pathlib.Path) -> tuple[FeatureManifest, Features, list[Any]]:
-    """A committed set: its manifest, its features in the set's order, and its raw records."""
-    import tensorflow as tf
-
-    found = manifests.read(str(directory), FeatureManifest, "features")
-    payloads = [
-        payload
-        for file in found.files
-        for payload in tfrecords.split_frames(filesystems.read_verified(str(directory), file))
-    ]
-    raw = [tf.train.Example.FromString(payload).features.feature for payload in payloads]
-    return (
-        found,
-        decode(
-            payloads,
-            len(found.checkpoints),
-            found.outputs,
-            found.units,
-            found.integer_labels,
-            found.feature_dtype,
-        ),
-        raw,
-    )
-
-
-def read_rejects(directory: pathlib.Path) -> list[rejects.Reject]:
-    found = manifests.read(str(directory), FeatureManifest, "features")
-    return [
-        reject
-        for file in found.rejected_files
-        for reject in rejects.from_jsonl(filesystems.read_verified(str(directory), file))
-    ]
-
-
-def assert_same_features(found: Features, expected: Features) -> None:
-    """Equal bit for bit, record by record of the same id."""
-    a, b = (one.take(np.argsort(one.example_ids)) for one in (found, expected))
-    assert a.example_ids.tolist() == b.example_ids.tolist()
-    for name in (
-        "labels",
-        "predictions",
-        "probabilities",
-        "label_probabilities",
-        "loss_grads",
-        "activations",
-        "loss_grad_norms",
-        "activation_norms",
-    ):
-        assert getattr(a, name).tobytes() == getattr(b, name).tobytes(), name
 
 
 def full_gradients(
@@ -294,12 +249,12 @@ def test_sharding_and_compression_change_no_bit(
 
 
 def test_feature_files_are_cut_at_a_number_of_records(
-    extract: Run, tiny: Tiny, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
 ) -> None:
     examples = write_records(tmp_path / "examples", tiny.payloads())
     assert extract(examples, output="whole").status == 0
-    monkeypatch.setattr(feature_files, "RECORDS_PER_FILE", 9)
-    assert extract(examples, "--batch_size=16", output="cut").status == 0
+    tuning = ExtractionTuning(file_limits=FileLimits(records=9))
+    extract_set(model_of(tiny.paths), [examples], tmp_path / "cut", 16, tuning)
     found, records, _ = read_set(tmp_path / "cut")
     assert [file.count for file in found.files] == [9, 9, 9, 9, 4]
     assert_same_features(records, read_set(tmp_path / "whole")[1])
@@ -662,7 +617,7 @@ def test_a_damaged_part_of_a_dead_attempt_is_computed_again(
     (told,) = [
         record.getMessage()
         for record in caplog.records
-        if record.name == "transforms.extraction.resume"
+        if record.name == "transforms.extraction.feature_files.resume"
     ]
     assert "what an earlier attempt left of it is not used" in told and "is damaged" in told
     assert len(read_set(tmp_path / "out")[1]) == 39
@@ -698,34 +653,20 @@ def test_a_file_whose_beginning_went_elsewhere_does_not_count_as_finished(
     file = InputFile(0, "in", "in", 1)
     one = NO_FEATURES
     reject = rejects.Reject("in", 3, None, rejects.BAD_CHECKSUM, "…")
-    writer = feature_files._WriteDoFn(str(tmp_path), "0" * 32, "float32")
     for first, expected in ((False, 0), (True, 1)):
-        writer.start_bundle()
-        list(
-            writer.process(
-                FeatureBatch(
-                    file,
-                    one,
-                    np.empty(0, int),
-                    np.empty((0, 16), np.uint8),
-                    {},
-                    [reject],
-                    first,
-                    last=True,
-                )
-            )
-        )
-        list(writer.finish_bundle())
+        writer = PartWriter(str(tmp_path), "0" * 32, "float32")
+        nothing = np.empty(0, int), np.empty((0, 16), np.uint8), {}
+        writer.add(FeatureBatch(file, one, *nothing, [reject], first, last=True))
+        writer.end()
         assert len(list(tmp_path.glob("finished-*"))) == expected
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7])
 @pytest.mark.parametrize("largest", [1, 120, 10_000])
 def test_parts_are_cut_where_they_are_full_and_never_inside_an_example(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, most: int, largest: int
+    tmp_path: pathlib.Path, most: int, largest: int
 ) -> None:
-    monkeypatch.setattr(feature_files, "RECORDS_PER_FILE", most)
-    monkeypatch.setattr(feature_files, "BYTES_PER_FILE", largest)
+    limits = FileLimits(most, largest)
     file = InputFile(0, "in", "in", 1)
     sizes, offsets = [20, 5, 60, 0, 31, 31, 8, 90, 2], [0, 1, 1, 1, 4, 5, 5, 7, 9]
 
@@ -733,7 +674,7 @@ def test_parts_are_cut_where_they_are_full_and_never_inside_an_example(
         """The places and sizes of records in each part, of records that come `step` examples at a
         time.
         """
-        part, found = Part(file, str(tmp_path)), [[]]
+        part, found = Part(file, str(tmp_path), limits), [[]]
         examples = sorted(set(offsets))
         for start in range(0, len(examples), step):
             rows = [
@@ -741,7 +682,7 @@ def test_parts_are_cut_where_they_are_full_and_never_inside_an_example(
             ]
             payloads, places = [bytes(sizes[i]) for i in rows], np.array([offsets[i] for i in rows])
             while payloads:
-                fit = part.room(payloads, "in", places)
+                fit = part.count_fitting(payloads, "in", places)
                 part.add(payloads[:fit], "in", places[:fit], [b"id"] * fit)
                 found[-1] += zip(places[:fit].tolist(), map(len, payloads[:fit]), strict=True)
                 payloads, places = payloads[fit:], places[fit:]
@@ -751,7 +692,7 @@ def test_parts_are_cut_where_they_are_full_and_never_inside_an_example(
                         and part.examples == len({place for place, _ in found[-1]})
                         and part.count == len(found[-1])
                     )
-                    part = Part(file, str(tmp_path))
+                    part = Part(file, str(tmp_path), limits)
                     found.append([])
         return found
 
@@ -781,33 +722,21 @@ def test_where_there_is_a_checkpoint_for_each_processor_none_is_split(
 
 @pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["one after the other", "at once"])
 def test_batches_extracted_at_once_are_written_in_their_order(
-    extract: Run,
-    tiny: Tiny,
-    tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-    seconds: float,
+    tiny: Tiny, tmp_path: pathlib.Path, seconds: float
 ) -> None:
-    genuine, under_way, most = extract_batch.extract_features, [], []
-
-    def slow(batch: Any, *others: Any) -> Any:
-        under_way.append(batch)
-        most.append(len(under_way))
-        # Every other batch takes longer than the next.
-        time.sleep(0.02 if batch.offsets[0] % 8 == 0 else 0)
-        try:
-            return genuine(batch, *others)
-        finally:
-            under_way.remove(batch)
-
-    monkeypatch.setattr(extract_batch, "extract_features", slow)
-    monkeypatch.setattr(extract_step, "_LONG", seconds)
-    assert (
-        extract(write_records(tmp_path / "examples", tiny.payloads()), "--batch_size=4").status == 0
+    SlowModel.most = 0
+    examples = write_records(tmp_path / "examples", tiny.payloads())
+    extract_set(
+        model_of(tiny.paths, SlowModel),
+        [examples],
+        tmp_path / "out",
+        batch_size=4,
+        tuning=ExtractionTuning(long_batch_seconds=seconds),
     )
     assert read_set(tmp_path / "out")[1].example_ids.tolist() == [
         f"ex-{i:02d}".encode() for i in range(40)
     ]
-    assert max(most) == (2 if seconds else 1)
+    assert SlowModel.most == (2 if seconds else 1)
 
 
 def test_a_changed_checkpoint_is_refused_by_the_worker(tmp_path: pathlib.Path) -> None:

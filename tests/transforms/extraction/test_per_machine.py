@@ -22,7 +22,7 @@ from transforms.examples.batch import ExampleBatch
 from transforms.examples.format import InputFile
 from transforms.extraction.extract_batch import Extraction
 from transforms.extraction.extractor import ExtractionPlan
-from transforms.extraction.feature_batch import FeatureBatch
+from transforms.extraction.feature_files.feature_batch import FeatureBatch
 from transforms.extraction.model import Model
 from transforms.extraction.per_machine import OnePerMachine
 from transforms.models import checkpoint_files, checkpoints

@@ -16,10 +16,17 @@ import tensorflow as tf
 
 from tests.conftest import Outcome, example, write_records
 from tests.small import save
-from tests.transforms.extraction.test_extract import assert_same_features, read_rejects, read_set
+from tests.stage_one import (
+    assert_same_features,
+    extract_set,
+    model_of,
+    read_rejects,
+    read_set,
+)
 from transforms.core.errors import InputError
 from transforms.core.ids import example_of, record_id
-from transforms.extraction import feature_files
+from transforms.extraction.feature_files.part import FileLimits
+from transforms.extraction.tuning import ExtractionTuning
 from transforms.models.checkpoints import ModelSpec, load
 from transforms.models.losses.compiled_losses import resolve
 from transforms.models.losses.positions import position_weights
@@ -353,13 +360,16 @@ def test_batches_and_copies_change_no_bit(
 
 
 def test_a_file_of_features_ends_between_examples(
-    run: Callable[..., Outcome], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: pathlib.Path,
 ) -> None:
-    monkeypatch.setattr(feature_files, "RECORDS_PER_FILE", 4)
     model = tagger()
     x, y = data(model, SPARSE())
     model.compile("sgd", SPARSE(from_logits=True))
-    assert run(model, x, y).status == 0
+    write(tmp_path, x, y)
+    save(model, tmp_path / "m.keras")
+    carried = model_of([tmp_path / "m.keras"], per_token=True)
+    tuning = ExtractionTuning(file_limits=FileLimits(records=4))
+    extract_set(carried, [tmp_path / "examples"], tmp_path / "out", tuning=tuning, key="x")
     found, records, _ = read_set(tmp_path / "out")
     # Of 5, 4, 3, 2, 1, 5, 4 and 2 positions.
     assert [file.count for file in found.files] == [5, 4, 5, 6, 4, 2]

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tests.conftest import Outcome, Tiny, damage, example, write_records
 from tests.transforms.extraction.test_extract import die_at_file
 from transforms.examples.format import InputFile
-from transforms.extraction.resume import finished
-from transforms.extraction.reuse import _bucketed, example_key, match_examples
+from transforms.extraction.feature_files.resume import read_finished
+from transforms.extraction.reuse.matching import bucketed, example_key, match_examples
 from transforms.runtime import counters
 from transforms.storage import filesystems, manifests, tfrecords
 from transforms.storage.feature_manifest import FeatureManifest
@@ -207,7 +207,7 @@ def test_a_run_that_died_goes_on_only_with_the_same_base(
     # What was left to extract beside one base is not all that there is without it.
     found = manifests.read(str(tmp_path / "two"), FeatureManifest, "features")
     assert (
-        finished(
+        read_finished(
             str(tmp_path / "two"),
             found.fingerprint,
             InputFile(0, str(tmp_path / "a" / "s-0"), "s-0", 1),
@@ -332,7 +332,7 @@ def test_every_key_is_in_one_bucket_and_equal_keys_in_the_same(
 ) -> None:
     bucket_of: dict[bytes, int] = {}
     seen = []
-    for bucket, places, joined in _bucketed(keys, buckets):
+    for bucket, places, joined in bucketed(keys, buckets):
         assert 0 <= bucket < buckets
         assert joined == b"".join(keys[place] for place in places)
         seen += places.tolist()

@@ -1,8 +1,8 @@
-"""What an attempt that died has finished, so that the next one goes on from there.
+"""Input files that an attempt finished before it died, taken over by the next attempt.
 
-When all of a file of examples has been extracted and written, a small JSON file beside its features
-says what they are. A later attempt with the same fingerprint takes them over, if every byte is
-still what was written; the commit of a set deletes what it does not list.
+Once all examples of a file are extracted and written, a small JSON file beside the features lists
+the parts. A later attempt with the same fingerprint takes these parts over, if every byte is still
+there; the commit of a set deletes the JSON files with all else that its manifest does not list.
 """
 
 from __future__ import annotations
@@ -20,25 +20,27 @@ from transforms.core.errors import InputError
 from transforms.core.ids import id_hashes
 from transforms.examples.format import InputFile
 from transforms.examples.rejects import Reject
-from transforms.extraction.feature_batch import IDS, PARTS, WrittenPart
-from transforms.extraction.unique_ids import id_buckets
+from transforms.extraction.feature_files.unique_ids import id_buckets
+from transforms.extraction.feature_files.written_part import IDS, PARTS, WrittenPart
 from transforms.runtime import counters
 from transforms.storage import filesystems, tfrecords
 from transforms.storage.filesystems import StoredFile
 
 
 class _FindFinishedDoFn(beam.DoFn):
+    """Yields an InputFile that is not finished, else its parts, tagged."""
+
     def __init__(self, directory: str, attempt: str) -> None:
         self._directory = directory
         self._attempt = attempt
 
     def process(self, file: InputFile) -> Iterator[Any]:
-        found = finished(self._directory, self._attempt, file)
-        if found is None:
+        parts = read_finished(self._directory, self._attempt, file)
+        if parts is None:
             yield file
             return
         counters.add("example-bytes-read", file.size)
-        for part, ids in found:
+        for part, ids in parts:
             counters.add("examples-reused", part.examples + sum(part.reasons.values()))
             yield beam.pvalue.TaggedOutput(PARTS, part)
             if part.features:
@@ -47,8 +49,13 @@ class _FindFinishedDoFn(beam.DoFn):
 
 @dataclasses.dataclass
 class FindFinished(beam.PTransform):
-    """Takes over what an earlier attempt has finished: InputFile → left: InputFile, parts:
-    WrittenPart, ids: what `id_buckets` tells.
+    """Takes over the files that an earlier attempt finished.
+
+    Takes InputFile; gives `left`: InputFile, `parts`: WrittenPart, `ids`: their `id_buckets`.
+
+    Attributes:
+        directory: the feature set's directory.
+        attempt: fingerprint of the attempt, as in `WriteFeatures`.
     """
 
     directory: str
@@ -56,33 +63,34 @@ class FindFinished(beam.PTransform):
 
     def expand(self, input_files: beam.PCollection) -> Mapping[str, beam.PCollection]:
         find = beam.ParDo(_FindFinishedDoFn(self.directory, self.attempt))
-        found = input_files | "FindFinished" >> find.with_outputs(PARTS, IDS, main="left")
-        return {tag: found[tag] for tag in ("left", PARTS, IDS)}
+        outputs = input_files | "FindFinished" >> find.with_outputs(PARTS, IDS, main="left")
+        return {tag: outputs[tag] for tag in ("left", PARTS, IDS)}
 
 
-def record(directory: str, fingerprint: str, file: InputFile, parts: Sequence[WrittenPart]) -> None:
-    """Says that these parts are all there is of a file of examples."""
+def record_finished(
+    directory: str, attempt: str, file: InputFile, parts: Sequence[WrittenPart]
+) -> None:
+    """Records that these parts hold all examples of a file."""
     content = {
-        "fingerprint": fingerprint,
+        "fingerprint": attempt,
         "source": file.path,
         "parts": [dataclasses.asdict(part) for part in parts],
     }
-    filesystems.write(directory, _name(fingerprint, file), orjson.dumps(content), 0)
+    filesystems.write(directory, _name(attempt, file), orjson.dumps(content), 0)
 
 
-def finished(
-    directory: str, fingerprint: str, file: InputFile
+def read_finished(
+    directory: str, attempt: str, file: InputFile
 ) -> list[tuple[WrittenPart, list[bytes]]] | None:
-    """The parts that an earlier attempt wrote of a file of examples, each with its records' ids;
-    None where it has to be read again.
+    """Returns the parts that an earlier attempt wrote of a file of examples, with their records'
+    ids; None if the file has to be read again.
     """
-    name = _name(fingerprint, file)
-    path = filesystems.join(directory, name)
+    path = filesystems.join(directory, _name(attempt, file))
     if not filesystems.exists(path):
         return None
     try:
         content = orjson.loads(filesystems.read(path))
-        if (content["fingerprint"], content["source"]) != (fingerprint, file.path):
+        if (content["fingerprint"], content["source"]) != (attempt, file.path):
             raise ValueError("it is of another run")
         parts = [_part(part) for part in content["parts"]]
         for part in parts:
@@ -96,15 +104,15 @@ def finished(
         return None
 
 
-def _name(fingerprint: str, file: InputFile) -> str:
-    return f"finished-{fingerprint[:16]}-{file.index:05d}.json"
+def _name(attempt: str, file: InputFile) -> str:
+    return f"finished-{attempt[:16]}-{file.index:05d}.json"
 
 
 def _part(content: Mapping) -> WrittenPart:
-    written, rejected, first = (content[key] for key in ("features", "rejected", "first_reject"))
+    features, rejected, first = (content[key] for key in ("features", "rejected", "first_reject"))
     return WrittenPart(
         (content["order"][0], content["order"][1]),
-        written and StoredFile(**written),
+        features and StoredFile(**features),
         rejected and StoredFile(**rejected),
         content["examples"],
         content["reasons"],
@@ -113,10 +121,10 @@ def _part(content: Mapping) -> WrittenPart:
 
 
 def _ids(directory: str, file: StoredFile | None) -> list[bytes]:
-    """The ids of a file's records.
+    """Returns the ids of a file's records.
 
     Raises:
-        InputError: the file is not what was written.
+        InputError: the file is damaged.
     """
     if file is None:
         return []

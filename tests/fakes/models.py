@@ -1,0 +1,44 @@
+"""Checkpoints that behave as no real ones do: slow, and watched."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from typing import ClassVar
+
+from transforms.examples.batch import ExampleBatch
+from transforms.extraction.extractor import ExtractionPlan
+from transforms.extraction.feature_files.feature_batch import FeatureBatch
+from transforms.extraction.model import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class SlowModel(Model):
+    """Checkpoints that take longer for every other batch of four, and count calls under way.
+
+    Attributes:
+        most: how many calls were under way at once, at most, in this process.
+    """
+
+    most: ClassVar[int] = 0
+    _under_way: ClassVar[int] = 0
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def extractor(self) -> Callable[[ExampleBatch, ExtractionPlan], FeatureBatch]:
+        genuine = super().extractor()
+
+        def slow(batch: ExampleBatch, plan: ExtractionPlan) -> FeatureBatch:
+            kind = SlowModel
+            with kind._lock:
+                kind._under_way += 1
+                kind.most = max(kind.most, kind._under_way)
+            time.sleep(0.02 if batch.offsets[0] % 8 == 0 else 0)
+            try:
+                return genuine(batch, plan)
+            finally:
+                with kind._lock:
+                    kind._under_way -= 1
+
+        return slow

@@ -1,0 +1,1 @@
+"""Feature records of unchanged examples, copied from another feature set."""
