@@ -102,7 +102,7 @@ def main() -> None:
 
 def report(data: pathlib.Path, scratch: pathlib.Path, k: int, runs: int) -> None:
     """Measures and prints."""
-    from pipeline.preparation.feature_sets import read_set
+    from transforms.storage.read_feature_set import read_feature_set
 
     output = scratch / "out"
     whole, halves = [], {"features": [], "score": []}
@@ -129,7 +129,7 @@ def report(data: pathlib.Path, scratch: pathlib.Path, k: int, runs: int) -> None
             run(command("score", *sets, f"--output={scratch}/score-{i}", f"--k={k}"))
         )
     tests, trains = (
-        read_set(str(output / f"{name}_features"), "features").manifest.examples
+        read_feature_set(str(output / f"{name}_features"), "features").manifest.examples
         for name in ("test", "train")
     )
     pairs = tests * trains

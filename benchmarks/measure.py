@@ -143,12 +143,13 @@ def read_features(output: pathlib.Path) -> tuple[Features, Features, tuple[float
     """The test and training features that `tracin influence` left in its output, and the learning
     rates.
     """
-    from pipeline.preparation.feature_sets import read_set
     from transforms.scoring.tiles import spans
     from transforms.storage.feature_manifest import usable_rates
+    from transforms.storage.read_feature_set import read_feature_set
 
     test, train = (
-        read_set(str(output / f"{name}_features"), f"{name}_features") for name in ("test", "train")
+        read_feature_set(str(output / f"{name}_features"), f"{name}_features")
+        for name in ("test", "train")
     )
     arrays = [one.read(spans(one.counts, 0, sum(one.counts))) for one in (test, train)]
     return arrays[0], arrays[1], usable_rates(train.manifest, None)

@@ -402,10 +402,10 @@ class Parts:
 
 def measure_parts(output: pathlib.Path, scratch: pathlib.Path, k: int, runs: int) -> Parts:
     """Measures reading all features, scoring them and writing the rows, each alone."""
-    from pipeline.preparation.feature_sets import read_set
     from transforms.influence.blocks import ScoredBlock
     from transforms.influence.rows import schema, write_rows
     from transforms.scoring.influence import Scoring, self_influence
+    from transforms.storage.read_feature_set import read_feature_set
 
     test, train, rates = read_features(output)
     reading = median_seconds(lambda: read_features(output), runs)
@@ -420,7 +420,7 @@ def measure_parts(output: pathlib.Path, scratch: pathlib.Path, k: int, runs: int
         test.label_probabilities[:, -1],
     )
     block = ScoredBlock(*own, self_influence(test, rates), best)
-    manifest = read_set(str(output / "train_features"), "train_features").manifest
+    manifest = read_feature_set(str(output / "train_features"), "train_features").manifest
     rows = schema(manifest.task, manifest.outputs)
     writing = median_seconds(lambda: write_rows(str(scratch), 0, [(0, block)], rows), runs)
     size = len(pickle.dumps(block, pickle.HIGHEST_PROTOCOL))

@@ -16,8 +16,7 @@ import apache_beam as beam
 
 from pipeline.commands.features import extraction
 from pipeline.flags import parser
-from pipeline.preparation import inputs, output_table
-from pipeline.preparation.feature_sets import feature_set, name_set
+from pipeline.preparation import configs, output_table
 from pipeline.running import progress, runner
 from pipeline.terminal import report
 from transforms.audit import judge
@@ -31,12 +30,15 @@ from transforms.audit.write import (
     told_crossed,
 )
 from transforms.core.errors import InputError
+from transforms.extraction.load_model import LoadedModel, load_model
+from transforms.extraction.prepare import ExtractFeatures
 from transforms.reports.class_names import read_class_names
 from transforms.reports.previews import preview_format, why_no_pictures
 from transforms.storage import feature_manifest, filesystems, manifests
 from transforms.storage.bigquery import check_credentials
 from transforms.storage.feature_manifest import FeatureManifest, usable_rates
 from transforms.storage.manifests import Manifest
+from transforms.storage.read_feature_set import ReadFeatureSet
 
 
 def run(argv: Sequence[str]) -> int:
@@ -50,23 +52,21 @@ def _run(argv: Sequence[str]) -> None:
     beam_options = runner.beam_options(flags)
     if args.output_table:
         check_credentials()
-    wanted: dict[str, inputs.PreparedFeatures] = {}
+    wanted: dict[str, ExtractFeatures] = {}
     if args.features:
         found = manifests.read(args.features, FeatureManifest, "features")
         judge.check_not_empty(found, args.features)
         rates = usable_rates(found, args.learning_rates)
     else:
-        prepared = inputs.prepare_model(args, rates_needed=True)
-        wanted["features"] = _prepare(args, args.examples, "examples", "features", prepared)
-        found = wanted["features"].stage.write.draft
+        model = load_model(configs.model_config(args), rates_needed=True)
+        wanted["features"] = _prepare(args, model, "examples", "features")
+        found = wanted["features"].draft
         rates = usable_rates(found, None)
         if args.test_examples:
             # What slices are made by is kept of the test examples, whether or not training examples
             # have it.
-            kept = tuple(dict.fromkeys((*args.keep_keys, *args.slice_keys)))
-            own = argparse.Namespace(**{**vars(args), "keep_keys": kept})
             wanted["test_features"] = _prepare(
-                own, args.test_examples, "test_examples", "test_features", prepared
+                args, model, "test_examples", "test_features", args.slice_keys
             )
     judge.check_labels(found, args.features or args.examples)
     previous = manifests.read_kind(args.previous, "previous", "audit") if args.previous else None
@@ -80,7 +80,7 @@ def _run(argv: Sequence[str]) -> None:
     if args.test_features:
         test = manifests.read(args.test_features, FeatureManifest, "test_features")
     elif args.test_examples:
-        test = wanted["test_features"].stage.write.draft
+        test = wanted["test_features"].draft
     if test:
         name = args.test_features or args.test_examples
         judge.check_labels(test, name)
@@ -114,7 +114,7 @@ def _run(argv: Sequence[str]) -> None:
     output_table.check(table, beam_options)
     filesystems.check_writable(args.output)
     if wanted:
-        print(report.checkpoints(prepared))
+        print(report.checkpoints(model))
         for name, one in wanted.items():
             if one.complete:
                 print(f"{name}: already complete, used as they are")
@@ -184,8 +184,8 @@ def _run(argv: Sequence[str]) -> None:
         return
     read = 0
     for name, one in wanted.items():
-        written = runner.read_back(one.directory, FeatureManifest)
-        print(report.features(one.directory, written, name))
+        written = runner.read_back(one.output, FeatureManifest)
+        print(report.features(one.output, written, name))
         read += 0 if one.complete else written.counts["examples"] + written.counts["rejected"]
     print(
         report.audit(
@@ -197,34 +197,35 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def _prepare(
-    args: argparse.Namespace, examples: str, flag: str, name: str, prepared: inputs.PreparedModel
-) -> inputs.PreparedFeatures:
+    args: argparse.Namespace,
+    model: LoadedModel,
+    field: str,
+    name: str,
+    slice_keys: tuple[str, ...] = (),
+) -> ExtractFeatures:
     """The feature set that goes to `name` below the output."""
-    base = args.base and filesystems.join(args.base, name)
-    return inputs.prepare_features(
+    return configs.extraction(
         args,
-        examples,
-        flag,
-        "given",
+        model,
         filesystems.join(args.output, name),
-        base,
-        prepared,
-        args.overwrite,
+        field,
+        base=args.base and filesystems.join(args.base, name),
+        slice_keys=slice_keys,
     )
 
 
 def _set(
     pipeline: beam.Pipeline,
     name: str,
-    wanted: inputs.PreparedFeatures | None,
+    wanted: ExtractFeatures | None,
     flag: str,
     directory: str,
     found: FeatureManifest,
 ) -> beam.PCollection:
     """A feature set that is extracted, or was named: FeatureSet (one)."""
     if wanted:
-        return feature_set(pipeline, name, wanted)
-    return name_set(pipeline, name, directory, flag, found.fingerprint)
+        return pipeline | f"Extract{name}Features" >> wanted
+    return pipeline | f"Read{name}Features" >> ReadFeatureSet(directory, flag, found.fingerprint)
 
 
 def _check_kept(keys: Sequence[str], test: FeatureManifest, name: str) -> None:

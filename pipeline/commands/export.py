@@ -12,7 +12,6 @@ from typing import Any
 import apache_beam as beam
 
 from pipeline.flags import parser
-from pipeline.preparation.feature_sets import name_set
 from pipeline.running import progress, runner
 from pipeline.terminal import report
 from transforms.core.errors import InputError
@@ -20,6 +19,7 @@ from transforms.storage import filesystems, manifests
 from transforms.storage.feature_manifest import FeatureManifest, usable_rates
 from transforms.storage.feature_set import FeatureSet
 from transforms.storage.manifests import Manifest
+from transforms.storage.read_feature_set import ReadFeatureSet
 from transforms.vectors import faiss_index, projections
 from transforms.vectors.files import WriteVectors, read_projection, rows_per_file, write_vectors
 from transforms.vectors.fit import FitProjection, ProjectionWanted
@@ -83,8 +83,8 @@ def _run(argv: Sequence[str]) -> None:
     write = functools.partial(write_vectors, directory=args.output, formats=args.formats)
 
     def build(pipeline: beam.Pipeline) -> None:
-        sets = name_set(
-            pipeline, "Feature", args.features, "features", found.fingerprint
+        sets = pipeline | "ReadFeatures" >> ReadFeatureSet(
+            args.features, "features", found.fingerprint
         )  # FeatureSet
         if args.projection_of:
             projection = (

@@ -7,9 +7,11 @@ import time
 from collections.abc import Sequence
 
 from pipeline.flags import parser
-from pipeline.preparation import inputs
+from pipeline.preparation import configs
 from pipeline.running import progress, runner
 from pipeline.terminal import report
+from transforms.extraction.load_model import load_model
+from transforms.extraction.prepare import ExtractFeatures
 from transforms.storage import filesystems, manifests
 from transforms.storage.feature_manifest import FeatureManifest
 
@@ -23,18 +25,9 @@ def _run(argv: Sequence[str]) -> None:
     args, flags = parser.parse("features", argv)
     started = time.monotonic()
     beam_options = runner.beam_options(flags)
-    prepared = inputs.prepare_model(args, rates_needed=False)
-    wanted = inputs.prepare_features(
-        args,
-        args.examples,
-        "examples",
-        args.labels,
-        args.output,
-        args.base,
-        prepared,
-        args.overwrite,
-    )
-    if wanted.complete:
+    model = load_model(configs.model_config(args))
+    extract = configs.extraction(args, model, args.output, labels=args.labels, base=args.base)
+    if extract.complete:
         print(f"{args.output} is complete with the same settings: nothing to do")
         if (
             args.learning_rates
@@ -46,11 +39,11 @@ def _run(argv: Sequence[str]) -> None:
             )
         return
     filesystems.check_writable(args.output)
-    print(report.checkpoints(prepared))
+    print(report.checkpoints(model))
     counts = runner.run_graph(
-        lambda pipeline: pipeline | "ComputeFeatureSet" >> wanted.stage,
+        lambda pipeline: pipeline | "ExtractFeatures" >> extract,
         beam_options,
-        extraction([wanted]),
+        extraction([extract]),
     )
     if counts is None:
         print("the graph is built; nothing has run")
@@ -60,7 +53,7 @@ def _run(argv: Sequence[str]) -> None:
     print(report.done(started, written.counts["examples"] + written.counts["rejected"], counts))
 
 
-def extraction(wanted: Sequence[inputs.PreparedFeatures]) -> list[progress.Stage]:
+def extraction(wanted: Sequence[ExtractFeatures]) -> list[progress.Stage]:
     """How the extraction of some sets is shown."""
     total = sum(one.bytes_to_read for one in wanted)
     compared = sum(one.bytes_to_read for one in wanted if one.stage.base)

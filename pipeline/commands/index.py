@@ -17,12 +17,12 @@ from pipeline.commands.export import (
     projection_wanted,
 )
 from pipeline.flags import parser
-from pipeline.preparation.feature_sets import name_set
 from pipeline.running import runner
 from pipeline.terminal import report
 from transforms.storage import filesystems, manifests
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.manifests import Manifest
+from transforms.storage.read_feature_set import ReadFeatureSet
 from transforms.vectors import faiss_index, projections
 from transforms.vectors.files import WriteVectors, read_projection
 from transforms.vectors.fit import FitProjection
@@ -64,8 +64,8 @@ def _run(argv: Sequence[str]) -> None:
     )
 
     def build(pipeline: beam.Pipeline) -> None:
-        sets = name_set(
-            pipeline, "Train", args.train_features, "train_features", train.fingerprint
+        sets = pipeline | "ReadFeatures" >> ReadFeatureSet(
+            args.train_features, "train_features", train.fingerprint
         )  # FeatureSet
         projection = sets | "FitProjection" >> FitProjection(wanted)  # Projection
         (sets, projection) | "BuildIndex" >> WriteVectors(

@@ -5,7 +5,6 @@ example's proponents and opponents.
 from __future__ import annotations
 
 import dataclasses
-import posixpath
 import sys
 import time
 from collections.abc import Sequence
@@ -21,16 +20,16 @@ from pipeline.commands.score import (
     write_influence,
 )
 from pipeline.flags import parser
-from pipeline.preparation import inputs, output_table
-from pipeline.preparation.feature_sets import feature_set
+from pipeline.preparation import configs, output_table
 from pipeline.running import progress, runner
 from pipeline.terminal import report
 from transforms.core.shapes import Shape
+from transforms.extraction.load_model import load_model
 from transforms.influence.write import ReportWanted
 from transforms.reports.class_names import read_class_names
 from transforms.storage import filesystems, manifests
 from transforms.storage.bigquery import check_credentials
-from transforms.storage.feature_manifest import FeatureManifest, usable_rate
+from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.manifests import Manifest
 
 
@@ -45,31 +44,23 @@ def _run(argv: Sequence[str]) -> None:
     beam_options = runner.beam_options(flags)
     if args.output_table:
         check_credentials()
-    prepared = inputs.prepare_model(args, rates_needed=True)
+    model = load_model(configs.model_config(args), rates_needed=True)
     wanted = {
-        name: inputs.prepare_features(
+        name: configs.extraction(
             args,
-            examples,
+            model,
+            filesystems.join(args.output, f"{name}_features"),
             f"{name}_examples",
             labels,
-            filesystems.join(args.output, f"{name}_features"),
             args.base and filesystems.join(args.base, f"{name}_features"),
-            prepared,
-            args.overwrite,
         )
-        for name, examples, labels in (
-            ("test", args.test_examples, args.test_labels),
-            ("train", args.train_examples, args.train_labels),
-        )
+        for name, labels in (("test", args.test_labels), ("train", args.train_labels))
     }
-    rates = tuple(
-        usable_rate(rate, posixpath.basename(info.path))
-        for rate, info in zip(prepared.learning_rates, prepared.infos, strict=True)
-    )
+    rates = model.usable_rates()
     # Named, because a feature set that is already there may have been written with other rates in
     # its manifest.
     plan = dataclasses.replace(scoring_plan(args, beam_options), learning_rates=rates)
-    test, train = (wanted[name].stage.write.draft for name in ("test", "train"))
+    test, train = (wanted[name].draft for name in ("test", "train"))
     class_names = read_class_names(args.class_names, train)
     draft = influence_draft(args, rates, test.fingerprint, train.fingerprint, class_names)
     plan.check_memory(Shape(len(train.checkpoints), train.outputs, train.units))
@@ -79,15 +70,15 @@ def _run(argv: Sequence[str]) -> None:
         return
     output_table.check(table, beam_options)
     filesystems.check_writable(args.output)
-    print(report.checkpoints(prepared))
+    print(report.checkpoints(model))
     for name, one in wanted.items():
         if one.complete:
             print(f"{name}_features: already complete, used as they are")
 
     def build(pipeline: beam.Pipeline) -> None:
         sets = (
-            feature_set(pipeline, "Test", wanted["test"]),
-            feature_set(pipeline, "Train", wanted["train"]),
+            pipeline | "ExtractTestFeatures" >> wanted["test"],
+            pipeline | "ExtractTrainFeatures" >> wanted["train"],
         )
         report_wanted = ReportWanted.of(test, train, class_names, plan.sum_positions)
         write_influence(sets, args.output, plan, draft, train, args.overwrite, report_wanted, table)
@@ -98,11 +89,9 @@ def _run(argv: Sequence[str]) -> None:
     if counts is None:
         print("the graph is built; nothing has run")
         return
-    written = {
-        name: runner.read_back(one.directory, FeatureManifest) for name, one in wanted.items()
-    }
+    written = {name: runner.read_back(one.output, FeatureManifest) for name, one in wanted.items()}
     for name, one in wanted.items():
-        print(report.features(one.directory, written[name], f"{name}_features"))
+        print(report.features(one.output, written[name], f"{name}_features"))
     print(report.influence(args.output, runner.read_back(args.output, Manifest)))
     output_table.tell(table)
     pairs = pairs_of(written["test"], written["train"], plan)

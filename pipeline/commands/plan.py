@@ -57,13 +57,13 @@ def scoring_graph(
         write_influence,
     )
     from pipeline.preparation import output_table
-    from pipeline.preparation.feature_sets import read_set
     from transforms.influence.write import ReportWanted
+    from transforms.storage.read_feature_set import ReadFeatureSet
 
     sets = [
         pipeline
-        | f"Name{name}Set" >> beam.Create([directory or ""])  # directory
-        | f"Read{name}Manifest" >> beam.Map(read_set, f"{name.lower()}_features")  # FeatureSet
+        | f"Read{name}Features"
+        >> ReadFeatureSet(directory or "", f"{name.lower()}_features")  # FeatureSet
         for name, directory in (("Test", args.test_features), ("Train", args.train_features))
     ]
     train = FeatureManifest(

@@ -15,7 +15,6 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.flags import parser
 from pipeline.preparation import output_table
-from pipeline.preparation.feature_sets import name_set
 from pipeline.running import progress, runner
 from pipeline.terminal import report
 from transforms.core.errors import InputError
@@ -31,6 +30,7 @@ from transforms.storage.bigquery import TableRows, WriteTable, check_credentials
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
 from transforms.storage.manifests import Manifest
+from transforms.storage.read_feature_set import ReadFeatureSet
 
 
 def run(argv: Sequence[str]) -> int:
@@ -70,8 +70,12 @@ def _run(argv: Sequence[str]) -> None:
 
     def build(pipeline: beam.Pipeline) -> None:
         sets = (
-            name_set(pipeline, "Test", args.test_features, "test_features", test.fingerprint),
-            name_set(pipeline, "Train", args.train_features, "train_features", train.fingerprint),
+            pipeline
+            | "ReadTestFeatures"
+            >> ReadFeatureSet(args.test_features, "test_features", test.fingerprint),
+            pipeline
+            | "ReadTrainFeatures"
+            >> ReadFeatureSet(args.train_features, "train_features", train.fingerprint),
         )  # FeatureSet, FeatureSet
         wanted = ReportWanted.of(test, train, class_names, plan.sum_positions)
         write_influence(sets, args.output, plan, draft, train, args.overwrite, wanted, table)

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import apache_beam as beam
 
 from pipeline.flags import parser
-from pipeline.preparation.feature_sets import name_set
 from pipeline.running import progress, runner
 from pipeline.terminal import report
 from transforms.core.errors import InputError
@@ -25,6 +24,7 @@ from transforms.storage import feature_manifest, filesystems, manifests
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
 from transforms.storage.manifests import Manifest
+from transforms.storage.read_feature_set import ReadFeatureSet
 from transforms.vectors import faiss_index
 from transforms.vectors.recall import RECALL_FILE, MeasureRecall
 from transforms.vectors.search import SearchIndex, SearchPlan, find_rows
@@ -92,8 +92,12 @@ def _run(argv: Sequence[str]) -> None:
 
     def build(pipeline: beam.Pipeline) -> None:
         sets = (
-            name_set(pipeline, "Test", args.test_features, "test_features", test.fingerprint),
-            name_set(pipeline, "Train", args.train_features, "train_features", train.fingerprint),
+            pipeline
+            | "ReadTestFeatures"
+            >> ReadFeatureSet(args.test_features, "test_features", test.fingerprint),
+            pipeline
+            | "ReadTrainFeatures"
+            >> ReadFeatureSet(args.train_features, "train_features", train.fingerprint),
         )  # FeatureSet, FeatureSet
         rows = sets | "SearchIndex" >> SearchIndex(plan)  # (row, ScoredBlock)
         beside = (

@@ -16,21 +16,21 @@ from transforms.storage.manifests import Manifest
 # They bring TensorFlow, which `tracin plan` does not wait for.
 if TYPE_CHECKING:
     from pipeline.commands.plan import Plan
-    from pipeline.preparation.inputs import PreparedModel
+    from transforms.extraction.load_model import LoadedModel
     from transforms.vectors.projections import Projection
 
 _TOLD_CONFUSIONS = 5
 
 
-def checkpoints(prepared: PreparedModel) -> str:
+def checkpoints(model: LoadedModel) -> str:
     """The checkpoints in their order, with steps and learning rates."""
-    loaded = prepared.loaded
+    loaded = model.loaded
     output = "" if loaded.output is None else f"output {loaded.output!r}, "
     lines = [
-        f"{_count(len(prepared.infos), 'checkpoint')}, {output}last dense layer {loaded.layer!r}, "
+        f"{_count(len(model.infos), 'checkpoint')}, {output}last dense layer {loaded.layer!r}, "
         f"loss {loaded.loss.description}:"
     ]
-    for info, rate in zip(prepared.infos, prepared.learning_rates, strict=True):
+    for info, rate in zip(model.infos, model.learning_rates, strict=True):
         step = "" if info.step is None else f"  step {info.step:,}"
         told = (
             f"  learning rate {rate:g}"

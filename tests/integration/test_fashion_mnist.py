@@ -44,11 +44,11 @@ def arrays(data, measured) -> tuple[Features, Features, Scoring]:
 
 
 def read_sets(output: pathlib.Path) -> tuple[Features, Features, Scoring]:
-    from pipeline.preparation.feature_sets import read_set
     from transforms.scoring.tiles import spans
+    from transforms.storage.read_feature_set import read_feature_set
 
     test, train = (
-        read_set(str(output / f"{name}_features"), "output") for name in ("test", "train")
+        read_feature_set(str(output / f"{name}_features"), "output") for name in ("test", "train")
     )
     return (
         test.read(spans(test.counts, 0, sum(test.counts))),
@@ -138,8 +138,8 @@ def test_planted_wrong_labels_are_found_by_the_model_and_not_by_a_randomised_one
     # like knowledge.
     import keras
 
-    from pipeline.preparation.feature_sets import read_set
     from transforms.scoring.tiles import spans
+    from transforms.storage.read_feature_set import read_feature_set
 
     rng = np.random.default_rng(1)
     images, labels = fashion_mnist.load("t10k")
@@ -163,7 +163,7 @@ def test_planted_wrong_labels_are_found_by_the_model_and_not_by_a_randomised_one
                 f"--output={output}",
             )
         )
-        features = read_set(str(output), "output")
+        features = read_feature_set(str(output), "output")
         own = self_influence(features.read(spans(features.counts, 0, 2000)), (1.0,))
         rank = own.argsort().argsort()
         return float(

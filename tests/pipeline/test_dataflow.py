@@ -135,7 +135,7 @@ def test_a_plan_tells_the_job_and_what_it_needs(tracin: Run) -> None:
     assert rows["worker processes"] == "one on a machine"
     assert rows["temporary files"].startswith("gs://some-bucket/tmp")
     assert rows["labels"] == "team=vision"
-    assert {"ScoreInfluence", "WriteInfluence", "NameTestSet"} <= set(rows)
+    assert {"ScoreInfluence", "WriteInfluence", "ReadTestFeatures"} <= set(rows)
     assert "roles/dataflow.worker" in rows["needs"]
     assert not any(name.startswith("hint") for name in rows)
 
@@ -298,9 +298,9 @@ def test_a_whole_job_is_submitted(
         == HINT.encode()
     }
     for name in ("Train", "Test"):
-        assert f"Compute{name}Features/ExtractFeatures/RunCheckpoints" in hinted
+        assert f"Extract{name}Features/ComputeFeatureSet/ExtractFeatures/RunCheckpoints" in hinted
     assert all(
-        name.startswith(("ComputeTrainFeatures/", "ComputeTestFeatures/")) for name in hinted
+        name.startswith(("ExtractTrainFeatures/", "ExtractTestFeatures/")) for name in hinted
     )
 
     assert_installs(staged["workflow.tar.gz"], tmp_path)
@@ -363,7 +363,10 @@ def test_a_dry_run_tells_which_steps_get_an_accelerator_and_submits_nothing(
     assert outcome.status == 0, outcome.err
     assert posted == [] and staged == {}
     (line,) = (line for line in outcome.out.splitlines() if line.startswith(f"hint {HINT}"))
-    assert "ComputeTrainFeatures/ExtractFeatures/RunCheckpoints" in line and "Score" not in line
+    assert (
+        "ExtractTrainFeatures/ComputeFeatureSet/ExtractFeatures/RunCheckpoints" in line
+        and "Score" not in line
+    )
     assert "beam_python3." in outcome.out
     assert outcome.out.splitlines()[-1] == "the graph is built; nothing has run"
     assert [path.name for path in tmp_path.rglob("out/**/*") if path.is_file()] == []

@@ -72,14 +72,14 @@ def test_reading_extracting_and_writing_are_one_stage(request, kind, name):
     (stage,) = (
         names
         for names in fused
-        if any(f"Compute{name}Features/ReadExamples" in one for one in names)
+        if any(f"Extract{name}Features/ComputeFeatureSet/ReadExamples" in one for one in names)
     )
     for part in (
         "ReadExamples/ReadFiles",
         "ExtractFeatures/RunCheckpoints",
         "WriteFeatures/WriteFiles",
     ):
-        assert any(f"Compute{name}Features/{part}" in one for one in stage), part
+        assert any(f"Extract{name}Features/ComputeFeatureSet/{part}" in one for one in stage), part
 
 
 def hinted(graph: Any) -> set[str]:
@@ -106,7 +106,7 @@ def named(graph: Any) -> dict[str, Any]:
 def test_accelerators_are_bought_for_the_model_alone(graph, accelerated):
     assert hinted(graph) == set()
     assert hinted(accelerated) == {
-        f"Compute{name}Features/{step}"
+        f"Extract{name}Features/ComputeFeatureSet/{step}"
         for name in ("Train", "Test")
         for step in (
             "ReadExamples/ReadFiles",
@@ -125,13 +125,13 @@ def test_only_small_things_are_grouped(graph):
     }
     assert grouped == {
         # Names of files, and hashes of ids.
-        "ComputeTrainFeatures/SpreadFiles",
-        "ComputeTestFeatures/SpreadFiles",
-        "ComputeTrainFeatures/WriteFeatures/GroupIdHashes",
-        "ComputeTestFeatures/WriteFeatures/GroupIdHashes",
+        "ExtractTrainFeatures/ComputeFeatureSet/SpreadFiles",
+        "ExtractTestFeatures/ComputeFeatureSet/SpreadFiles",
+        "ExtractTrainFeatures/ComputeFeatureSet/WriteFeatures/GroupIdHashes",
+        "ExtractTestFeatures/ComputeFeatureSet/WriteFeatures/GroupIdHashes",
         # Manifests.
-        "PublishTrainSet",
-        "PublishTestSet",
+        "ExtractTrainFeatures/PublishFeatureSet",
+        "ExtractTestFeatures/PublishFeatureSet",
         # Tiles, their candidates, and the candidates of one output file.
         *(
             f"ScoreInfluence/{step}"
@@ -162,12 +162,19 @@ def test_planning_waits_for_both_manifests(graph):
         for output in t.outputs.values()
     }
     (plan,) = (t for t in transforms if t.unique_name == "ScoreInfluence/PlanTiles")
-    waited = sorted(producers[collection].split("/")[0] for collection in plan.inputs.values())
-    assert waited == ["PublishTestSet", "PublishTrainSet"]
+    waited = sorted(
+        "/".join(producers[collection].split("/")[:2]) for collection in plan.inputs.values()
+    )
+    assert waited == [
+        "ExtractTestFeatures/PublishFeatureSet",
+        "ExtractTrainFeatures/PublishFeatureSet",
+    ]
     for name in ("Test", "Train"):
-        (named,) = (t for t in transforms if t.unique_name == f"Name{name}Set")
+        (named,) = (
+            t for t in transforms if t.unique_name == f"Extract{name}Features/NameFeatureSet"
+        )
         assert [producers[collection] for collection in named.inputs.values()] == [
-            f"Compute{name}Features/WriteFeatures/CommitFeatures"
+            f"Extract{name}Features/ComputeFeatureSet/WriteFeatures/CommitFeatures"
         ]
 
 
@@ -178,8 +185,7 @@ def test_every_step_of_ours_has_a_name(graph):
         "ListFiles/",
         "SpreadFiles/",
         "FindFinished/",
-        "PublishTrainSet/",
-        "PublishTestSet/",
+        "PublishFeatureSet/",
         "StartWriting/",
         "WriteFiles/",
         "StartCommit/",

@@ -12,10 +12,12 @@ import keras
 import pytest
 
 from pipeline.flags import parser
-from pipeline.preparation import inputs
+from pipeline.preparation import configs
 from pipeline.running import runner
 from tests.conftest import CLASSES, RATES, SHAPE, Outcome, Tiny, build_tiny, example, write_records
 from transforms.core.errors import InputError
+from transforms.extraction.example_format import choose_batch_size
+from transforms.extraction.load_model import find_checkpoints, load_model
 from transforms.storage import feature_manifest, manifests
 
 Run = Callable[..., Outcome]
@@ -440,7 +442,7 @@ def test_a_list_keeps_its_order_and_a_glob_takes_that_of_training(
     args, _ = parser.parse(
         "features", ["--examples=e", "--output=o", f"--checkpoints={listed if kept else tiny.glob}"]
     )
-    prepared = inputs.prepare_model(args, rates_needed=True)
+    prepared = load_model(configs.model_config(args), rates_needed=True)
     assert [pathlib.Path(info.path).stem for info in prepared.infos] == order
     by_name = dict(zip(("epoch-1", "epoch-2", "epoch-10"), RATES, strict=True))
     assert list(prepared.learning_rates) == [by_name[name] for name in order]
@@ -450,12 +452,12 @@ def test_checkpoints_are_found_by_glob_without_a_directory(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tiny.directory)
-    paths, listed = inputs.find_checkpoints("epoch-1*.keras")
+    paths, listed = find_checkpoints("epoch-1*.keras")
     assert (
         sorted(pathlib.Path(path).name for path in paths) == ["epoch-1.keras", "epoch-10.keras"]
         and not listed
     )
-    assert inputs.find_checkpoints("epoch-2.keras") == (["epoch-2.keras"], True)
+    assert find_checkpoints("epoch-2.keras") == (["epoch-2.keras"], True)
 
 
 def test_the_checkpoints_and_what_was_written_are_told(features: Run) -> None:
@@ -471,13 +473,13 @@ def test_the_checkpoints_and_what_was_written_are_told(features: Run) -> None:
 def test_a_batch_fits_into_its_share_of_memory() -> None:
     from transforms.examples.format import InputSpec
 
-    assert inputs._batch_size([InputSpec("a", SHAPE, "float32")]) == 256
-    assert inputs._batch_size([InputSpec("a", (224, 224, 3), "float32")]) == 27
-    assert inputs._batch_size([InputSpec("a", (10**5, 10**4), "float32")]) == 1
+    assert choose_batch_size([InputSpec("a", SHAPE, "float32")]) == 256
+    assert choose_batch_size([InputSpec("a", (224, 224, 3), "float32")]) == 27
+    assert choose_batch_size([InputSpec("a", (10**5, 10**4), "float32")]) == 1
     # Of strings nobody knows how long they are.
-    assert inputs._batch_size([InputSpec("a", (), "string")]) == 256
+    assert choose_batch_size([InputSpec("a", (), "string")]) == 256
     # 512 positions of 6 checkpoints, 10 outputs and 768 units.
-    assert inputs._batch_size([InputSpec("a", (512,), "int32")], 4 * 512 * 6 * 778) == 7
+    assert choose_batch_size([InputSpec("a", (512,), "int32")], 4 * 512 * 6 * 778) == 7
 
 
 # How a run's end is told
@@ -599,12 +601,10 @@ def test_keys_of_several_inputs_are_their_names_and_the_output_is_part_of_the_fi
 def test_one_output_leaves_the_fingerprint_as_it_was(tiny: Tiny) -> None:
 
     words = ["--examples=e", "--output=o", f"--checkpoints={tiny.glob}"]
-    plain = inputs.prepare_model(parser.parse("features", words)[0], rates_needed=False)
+    plain = load_model(configs.model_config(parser.parse("features", words)[0]))
     assert set(plain.settings) == {"model", "checkpoints", "layer", "loss", "include_bias"}
-    name = plain.loaded.layer
-    named = inputs.prepare_model(
-        parser.parse("features", [*words, f"--output_name={name}"])[0], rates_needed=False
-    )
+    words.append(f"--output_name={plain.loaded.layer}")
+    named = load_model(configs.model_config(parser.parse("features", words)[0]))
     assert named.fingerprint == plain.fingerprint and named.settings == plain.settings
 
 

@@ -115,11 +115,11 @@ def test_what_is_predicted_is_what_score_then_does(
 
 
 def test_the_grid_is_that_of_the_run(sets: list[str], tracin: Run) -> None:
-    from pipeline.preparation.feature_sets import read_set
     from transforms.influence.plan import ScoringPlan
     from transforms.influence.score import plan_tiles
+    from transforms.storage.read_feature_set import read_feature_set
 
-    train, test = (read_set(word.split("=")[1], "features") for word in sets)
+    train, test = (read_feature_set(word.split("=")[1], "features") for word in sets)
     for memory, test_rows, train_rows in (
         (0.36, None, None),
         (0.345, None, 90),

@@ -309,12 +309,12 @@ def test_reading_extracting_and_writing_stay_one_stage_and_no_feature_is_grouped
     (stage,) = (
         fused
         for fused in ({transform.unique_name for transform in stage.transforms} for stage in stages)
-        if any("ComputeTrainFeatures/ReadExamples" in name for name in fused)
+        if any("ExtractTrainFeatures/ComputeFeatureSet/ReadExamples" in name for name in fused)
     )
     for part in ("ExtractFeatures/RunCheckpoints", "WriteFeatures/WriteFiles"):
-        assert any(f"ComputeTrainFeatures/{part}" in name for name in stage), part
+        assert any(f"ExtractTrainFeatures/ComputeFeatureSet/{part}" in name for name in stage), part
     grouped = {
-        transform.unique_name.split("/", 2)[2].split("/")[0]
+        transform.unique_name.split("/", 3)[3].split("/")[0]
         for transform in graph.components.transforms.values()
         if transform.spec.urn == common_urns.primitives.GROUP_BY_KEY.urn
         and "FindUnchanged/" in transform.unique_name
