@@ -33,7 +33,7 @@ ATTEMPT = "0" * 64
 def model_of(paths: Sequence[pathlib.Path], kind: type[Model] = Model, **fields: Any) -> Model:
     """The checkpoints as a pipeline carries them, or a stand-in of the `kind`."""
     names = tuple(map(str, paths))
-    digests = tuple(checkpoint_files.inspect(name).digest for name in names)
+    digests = tuple(checkpoint_files.digest(name) for name in names)
     per_token = fields.pop("per_token", False)
     return kind(ModelSpec(names, per_token=per_token), digests, **fields)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from transforms.core.errors import InputError
 from transforms.extraction.model import Model, choose_threads, localize
-from transforms.models import checkpoint_files, checkpoints
-from transforms.models.checkpoint_files import CheckpointInfo
+from transforms.models import architectures, checkpoint_files, checkpoint_info, checkpoints
+from transforms.models.checkpoint_info import CheckpointInfo
 from transforms.models.checkpoints import Checkpoints, ModelSpec
 from transforms.models.config import ModelConfig
 from transforms.storage import filesystems, globs, manifests
@@ -125,11 +125,11 @@ def load_model(config: ModelConfig, rates_needed: bool = False) -> LoadedModel:
         config.per_token,
     )
     choose_threads(len(paths))
-    checkpoints.import_modules(config.imports)
+    architectures.import_modules(config.imports)
     local = localize(spec)
     stored = dict(zip(local.checkpoints, paths, strict=True))
-    infos = checkpoint_files.order(
-        [checkpoint_files.inspect(path) for path in local.checkpoints], keep_order
+    infos = checkpoint_info.order(
+        [checkpoint_info.inspect(path) for path in local.checkpoints], keep_order
     )
     spec = dataclasses.replace(spec, checkpoints=tuple(stored[info.path] for info in infos))
     rates = _learning_rates(config, infos, rates_needed)

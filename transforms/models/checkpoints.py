@@ -18,7 +18,7 @@ from transforms.core.errors import InputError
 from transforms.models import last_layer_in_code, last_layer_in_graph
 from transforms.models.architectures import BuiltModel, import_modules, load_model
 from transforms.models.checkpoint_files import KINDS
-from transforms.models.inputs import InputSpec
+from transforms.models.inputs import ModelInput
 from transforms.models.last_layer import LastDenseLayer, LayerChoice
 from transforms.models.losses.compiled_losses import of_output, resolve
 from transforms.models.losses.loss import Loss
@@ -213,7 +213,7 @@ def base_name(name: str) -> str:
     return re.sub(r"_\d+$", "", name)
 
 
-def _comparable(inputs: Sequence[InputSpec]) -> list[Any]:
+def _comparable(inputs: Sequence[ModelInput]) -> list[Any]:
     """Returns the properties of inputs that must agree between checkpoints.
 
     Keras numbers the names of unnamed inputs anew in every process.

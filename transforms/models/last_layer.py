@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from transforms.core.errors import InputError
-from transforms.models.inputs import InputSpec
+from transforms.models.inputs import ModelInput
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LastDenseLayer:
     trunk: Callable[..., Any]
     """Takes a list of the inputs, and `training`; gives the layer's input `[n, D]`, or `[n, …, D]`
     where the layer works on positions."""
-    inputs: tuple[InputSpec, ...]
+    inputs: tuple[ModelInput, ...]
     """The model's inputs, in its order."""
     output_names: tuple[str, ...]
     """All outputs of the model."""

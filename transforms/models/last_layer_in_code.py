@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from transforms.core.errors import InputError, first_line
-from transforms.models.inputs import Inputs, choose_output, inputs_of, output_names
+from transforms.models.inputs import ModelInputs, choose_output, inputs_of, output_names
 from transforms.models.last_layer import (
     LastDenseLayer,
     LayerChoice,
@@ -89,7 +89,7 @@ def _graph() -> Any:
 class _Trunk:
     """Runs the model for the input of its last dense layer."""
 
-    def __init__(self, model: Any, inputs: Inputs, tap: _Tap) -> None:
+    def __init__(self, model: Any, inputs: ModelInputs, tap: _Tap) -> None:
         self._model = model
         self._inputs = inputs
         self._tap = tap

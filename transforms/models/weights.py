@@ -1,4 +1,4 @@
-"""Weights files read into a model, with proof that every variable got its value from the file."""
+"""Weights files read into a model, with proof that each variable gets its value from the file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transforms.models.checkpoint_files import unreadable
 
 
 def load_error(path: str, error: Exception) -> InputError:
-    """Says why Keras could not build or load a model."""
+    """Makes the error for a model that Keras could not build or load."""
     text = str(error)
     missing = re.search(r"Could not locate (?:class|function) '([^']+)'", text)
     if missing:
@@ -36,16 +36,29 @@ def load_error(path: str, error: Exception) -> InputError:
 
 
 def load_weights(model: Any, path: str) -> None:
-    """Reads a .weights.h5 file into a model."""
+    """Reads a .weights.h5 file into a model.
+
+    Raises:
+        InputError: the file does not fit the model.
+    """
     try:
-        # The optimizer's state is not wanted, and may be of another size.
+        # The optimizer's state is not needed, and may be of another size.
         model.load_weights(path, objects_to_skip=[model.optimizer] if model.compiled else None)
     except Exception as error:
         raise load_error(path, error) from error
 
 
 def bind(model: Any, path: str, read: Callable[[], None]) -> None:
-    """Loads weights and raises InputError unless every variable got its value from the file."""
+    """Loads weights, and checks that every variable got its value from the file.
+
+    Args:
+        model: the model.
+        path: the checkpoint, for messages.
+        read: reads the file into the model.
+
+    Raises:
+        InputError: some variable did not.
+    """
     left = _unbound(model, read)
     if left:
         raise InputError(
@@ -55,7 +68,7 @@ def bind(model: Any, path: str, read: Callable[[], None]) -> None:
 
 
 def check_vocabularies(model: Any, path: str) -> None:
-    """Makes sure that lookup layers know their words, which are not among the variables.
+    """Checks that lookup layers have a vocabulary, which is not among the variables.
 
     Raises:
         InputError: one has an empty vocabulary.
@@ -70,11 +83,11 @@ def check_vocabularies(model: Any, path: str) -> None:
 
 
 def _unbound(model: Any, read: Callable[[], None]) -> list[str]:
-    """Gives the paths of the variables that `read` leaves alone.
+    """Returns the paths of the variables that `read` leaves alone.
 
-    Variables are filled with a mark first. A file may hold that very value (a flag, the NaN of a
-    diverged run), so those that still show it are marked otherwise and read once more. Metrics and
-    the state of random generators are not among `model.weights`.
+    Variables are filled with a mark first. A file may hold that very value (a truth value, the NaN
+    of a diverged run), so variables that still show it get another mark and are read once more.
+    Metrics and the state of random generators are not among `model.weights`.
     """
     for variable in model.weights:
         _fill(variable, first=True)
@@ -89,7 +102,7 @@ def _unbound(model: Any, read: Callable[[], None]) -> list[str]:
 
 
 def _mark(variable: Any, first: bool) -> Any:
-    """Gives the first or second mark of a variable's dtype."""
+    """Returns the first or second mark of a variable's dtype."""
     if keras.backend.is_float_dtype(variable.dtype):
         return np.nan if first else 0.0
     return 1 if first else 0
@@ -104,26 +117,24 @@ def _shows_mark(variable: Any, first: bool) -> bool:
     if not value.size:
         return False
     mark = _mark(variable, first)
-    # Equality of NaN is only defined for real floats; bfloat16 counts as none of NumPy's.
+    # NumPy defines equality of NaN for its own floats only, and bfloat16 is none of them.
     value = value.astype(np.float64)
     return bool(np.array_equal(value, np.full_like(value, mark), equal_nan=True))
 
 
 def bind_tensorflow(model: Any, prefix: str) -> None:
-    """Restores a TensorFlow checkpoint, whatever name the model has in it."""
+    """Restores a TensorFlow checkpoint, whatever name the model has in it.
+
+    Raises:
+        InputError: the file cannot be read, or some variable gets no value from it.
+    """
     try:
         names = _root_names(prefix)
     except Exception as error:
         raise unreadable(prefix, error) from error
     fewest: list[str] | None = None
     failure: Exception | None = None
-    preferred = [name for name in ("model", "net") if name in names]
-    others = [
-        name
-        for name in names
-        if name not in (*preferred, "optimizer", "save_counter", "step", "epoch")
-    ]
-    for name in (*preferred, None, *others):
+    for name in _candidate_names(names):
         checkpoint = (
             tf.train.Checkpoint(model) if name is None else tf.train.Checkpoint(**{name: model})
         )
@@ -133,10 +144,7 @@ def bind_tensorflow(model: Any, prefix: str) -> None:
             failure = failure or error
             continue
         if not left:
-            for layer in model._flatten_layers():
-                # A Normalization layer computes with constants made from its variables.
-                if layer.built and hasattr(layer, "finalize_state"):
-                    layer.finalize_state()
+            _finalize(model)
             return
         if fewest is None or len(left) < len(fewest):
             fewest = left
@@ -156,9 +164,31 @@ def bind_tensorflow(model: Any, prefix: str) -> None:
     )
 
 
+def _candidate_names(names: Sequence[str]) -> list[str | None]:
+    """Returns the names that the model may have in a checkpoint, likely ones first.
+
+    Args:
+        names: the names at the checkpoint's root. The model may also be the root itself (None).
+    """
+    preferred = [name for name in ("model", "net") if name in names]
+    others = [
+        name
+        for name in names
+        if name not in (*preferred, "optimizer", "save_counter", "step", "epoch")
+    ]
+    return [*preferred, None, *others]
+
+
+def _finalize(model: Any) -> None:
+    """Makes layers such as Normalization compute their constants from their new variables."""
+    for layer in model._flatten_layers():
+        if layer.built and hasattr(layer, "finalize_state"):
+            layer.finalize_state()
+
+
 def _restore(checkpoint: Any, prefix: str) -> None:
-    """Reads the variables that a TensorFlow checkpoint holds of an object."""
-    # Not all of the file has to be wanted: it usually holds the optimizer too.
+    """Reads the variables of an object from a TensorFlow checkpoint."""
+    # The file usually holds more, such as the optimizer.
     checkpoint.read(prefix).expect_partial()
 
 
@@ -180,14 +210,14 @@ def _object_graph(prefix: str) -> Any:
 
 
 def _root_names(prefix: str) -> list[str]:
-    """Gives the names under which a TensorFlow checkpoint's root holds objects.
+    """Returns the names under which a TensorFlow checkpoint's root holds objects.
 
-    The keys of the variables do not tell: a variable that the optimizer knows too may be stored
+    The keys of the variables are not enough: a variable that the optimizer knows too may be stored
     under the optimizer's name alone.
     """
     return [child.local_name for child in _object_graph(prefix).nodes[0].children]
 
 
 def _deep_names(prefix: str) -> set[str]:
-    """Gives every name in a TensorFlow checkpoint's object graph."""
+    """Returns every name in a TensorFlow checkpoint's object graph."""
     return {child.local_name for node in _object_graph(prefix).nodes for child in node.children}

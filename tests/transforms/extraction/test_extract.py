@@ -744,7 +744,7 @@ def test_a_changed_checkpoint_is_refused_by_the_worker(tmp_path: pathlib.Path) -
     model.compile("sgd", "sparse_categorical_crossentropy")
     path = tmp_path / "a.keras"
     model.save(path)
-    carried = Model(ModelSpec((str(path),)), (checkpoint_files.inspect(str(path)).digest,))
+    carried = Model(ModelSpec((str(path),)), (checkpoint_files.digest(str(path)),))
     model.layers[-1].bias.assign([1.0, 2.0, 3.0])
     model.save(path)
     with pytest.raises(InputError, match="has changed since the run was started"):
@@ -767,7 +767,7 @@ def test_a_gpus_memory_is_taken_as_it_is_needed(
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", grow)
     paths = tuple(map(str, tiny.paths))
     loaded = Model(
-        ModelSpec(paths), tuple(checkpoint_files.inspect(path).digest for path in paths)
+        ModelSpec(paths), tuple(checkpoint_files.digest(path) for path in paths)
     ).acquire()
     assert grown == [("GPU:0", True), ("GPU:1", True)] and loaded.size == T
 

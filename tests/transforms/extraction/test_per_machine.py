@@ -35,7 +35,7 @@ def model_of(tiny: Tiny, digests: tuple[str, ...] | None = None) -> Model:
     paths = tuple(map(str, tiny.paths))
     return Model(
         ModelSpec(paths),
-        digests or tuple(checkpoint_files.inspect(path).digest for path in paths),
+        digests or tuple(checkpoint_files.digest(path) for path in paths),
         per_machine=True,
     )
 

@@ -19,7 +19,7 @@ from tests import small
 from tests.small import D_IN, C, L, N, logits_of, make_model, save
 from transforms.core.errors import InputError
 from transforms.models.checkpoints import ModelSpec, load
-from transforms.models.inputs import InputSpec
+from transforms.models.inputs import ModelInput
 
 
 def test_load_gives_logits_and_activations_of_every_checkpoint(
@@ -39,7 +39,7 @@ def test_load_gives_logits_and_activations_of_every_checkpoint(
         C,
         8,
     )
-    assert checkpoints.inputs == (InputSpec("pixels", (D_IN,), "float32"),)
+    assert checkpoints.inputs == (ModelInput("pixels", (D_IN,), "float32"),)
     assert checkpoints.loss.description == "SparseCategoricalCrossentropy()"
     assert np.abs(expected[0] - expected[1]).max() > 1e-2
     hidden = keras.Model(trained.inputs, trained.get_layer("drop").output)

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tests.small import D_IN, C, L, assert_reference, logits_of, save
 from transforms.core.errors import InputError
 from transforms.models.checkpoints import ModelSpec, load
-from transforms.models.inputs import InputSpec
+from transforms.models.inputs import ModelInput
 
 SPARSE = "SparseCategoricalCrossentropy(from_logits=True)"
 
@@ -189,7 +189,10 @@ def test_several_inputs_as_a_list(tmp_path: Path) -> None:
     h = L.Concatenate()([L.GlobalAveragePooling1D()(L.Embedding(10, 3)(tokens)), extra])
     model = keras.Model([tokens, extra], L.Dense(C)(h))
     found = load(ModelSpec((save(model, tmp_path / "m.keras"),), loss="mse"))
-    assert found.inputs == (InputSpec("tokens", (4,), "int32"), InputSpec("extra", (2,), "float32"))
+    assert found.inputs == (
+        ModelInput("tokens", (4,), "int32"),
+        ModelInput("extra", (2,), "float32"),
+    )
     a, b = np.array([[1, 2, 3, 9]], np.int32), np.array([[0.5, -1.0]], np.float32)
     expected = model.predict([a, b], verbose=0)
     for inputs in ([a, b], {"extra": b, "tokens": a}):

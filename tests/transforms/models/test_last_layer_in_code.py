@@ -17,7 +17,7 @@ import tensorflow as tf
 from tests.small import D_IN, C, L, N, assert_reference, assert_refused, logits_of, save
 from transforms.core.errors import InputError
 from transforms.models.checkpoints import ModelSpec, load
-from transforms.models.inputs import InputSpec
+from transforms.models.inputs import ModelInput
 
 register = keras.saving.register_keras_serializable("test_tracing")
 
@@ -144,7 +144,7 @@ def test_gradients_are_the_tapes(
     first = save(model, tmp_path / "1.keras")
     model.fit(x, keras.utils.to_categorical(y, C) if kind is Sigmoids else y, verbose=0)
     found = load(ModelSpec((save(model, tmp_path / "2.keras"), first)))
-    assert found.layer == "head" and found.inputs == (InputSpec("input_1", (D_IN,), "float32"),)
+    assert found.layer == "head" and found.inputs == (ModelInput("input_1", (D_IN,), "float32"),)
     assert found.loss.description == load(ModelSpec((first,), loss=loss)).loss.description
     labels = np.eye(C, dtype=np.float32)[y] if kind is Sigmoids else y[:, None]
     assert_reference(
@@ -235,7 +235,10 @@ def test_names_of_inputs_and_outputs(tmp_path: Path, y: np.ndarray) -> None:
     ):
         load(ModelSpec((path,)))
     found = load(ModelSpec((path,), output_name="kind"))
-    assert found.inputs == (InputSpec("extra", (2,), "float32"), InputSpec("words", (4,), "int32"))
+    assert found.inputs == (
+        ModelInput("extra", (2,), "float32"),
+        ModelInput("words", (4,), "int32"),
+    )
     assert_reference(
         found,
         model,
@@ -295,7 +298,7 @@ def test_a_functional_model_that_ends_in_a_layer_of_ones_own(
             loss="SparseCategoricalCrossentropy(from_logits=True)",
         )
     )
-    assert (found.layer, found.inputs) == ("inner", (InputSpec("pixels", (D_IN,), "float32"),))
+    assert (found.layer, found.inputs) == ("inner", (ModelInput("pixels", (D_IN,), "float32"),))
     dense = model.get_layer("ending").inner
     assert_reference(
         found, model, dense, x, y[:, None], lambda output, i: -tf.nn.log_softmax(output)[0, y[i]]

@@ -16,7 +16,7 @@ import tensorflow as tf
 from tests.small import D_IN, C, L, N, assert_reference, logits_of, save
 from transforms.core.errors import InputError
 from transforms.models.checkpoints import ModelSpec, load
-from transforms.models.inputs import InputSpec
+from transforms.models.inputs import ModelInput
 
 SPARSE = "SparseCategoricalCrossentropy(from_logits=True)"
 
@@ -192,7 +192,7 @@ class Coded(keras.Model):
 def test_a_declared_input_is_cast_for_it(tmp_path: Path, x: np.ndarray) -> None:
     model = keras.Sequential([keras.Input((D_IN,), dtype="float64"), L.Dense(C, dtype="float64")])
     found = load(ModelSpec((save(model, tmp_path / "m.keras"),), loss="mse"))
-    assert found.inputs[0] == InputSpec(found.inputs[0].name, (D_IN,), "float64")
+    assert found.inputs[0] == ModelInput(found.inputs[0].name, (D_IN,), "float64")
     np.testing.assert_allclose(
         logits_of(found, x.astype(np.float64)), model.predict(x, verbose=0), rtol=1e-5, atol=1e-6
     )

@@ -145,7 +145,7 @@ def test_a_run_reads_its_checkpoints_from_a_store(tiny: Tiny, remote: pathlib.Pa
     for path in tiny.paths:
         (remote / path.name).write_bytes(path.read_bytes())
     spec = ModelSpec(tuple(f"store://{path.name}" for path in tiny.paths))
-    model = Model(spec, tuple(checkpoint_files.inspect(str(path)).digest for path in tiny.paths))
+    model = Model(spec, tuple(checkpoint_files.digest(str(path)) for path in tiny.paths))
     StoreFileSystem.faults.append("changed")
     assert model.acquire().size == len(tiny.paths)
     assert len(opened()) == len(tiny.paths) + 1
