@@ -28,8 +28,6 @@ from transforms.core.ids import example_of, record_id
 from transforms.extraction.feature_files.part import FileLimits
 from transforms.extraction.tuning import ExtractionTuning
 from transforms.models.checkpoints import ModelSpec, load
-from transforms.models.losses.compiled_losses import resolve
-from transforms.models.losses.positions import position_weights
 
 L = keras.layers
 N, P, WORDS, C = 8, 5, 11, 3
@@ -402,28 +400,6 @@ def test_refused(name: str, tmp_path: pathlib.Path) -> None:
     model.compile("sgd", SPARSE(from_logits=True))
     with pytest.raises(InputError, match=message):
         load(ModelSpec((save(model, tmp_path / "m.keras"),), per_token=per_token))
-
-
-@keras.saving.register_keras_serializable("test_tokens")
-def neighbours(y: Any, z: Any) -> Any:
-    """Looks at the position before, so that a position has no loss of its own."""
-    return keras.ops.mean(
-        keras.ops.square(z - keras.ops.roll(y, 1, axis=1 if len(y.shape) == 3 else -1)), axis=-1
-    )
-
-
-def test_a_loss_that_looks_at_neighbours_is_refused() -> None:
-    with pytest.raises(
-        InputError, match="does not give each position of a sequence a value of its own"
-    ):
-        resolve(None, "test_tokens>neighbours", "linear", 2, per_token=True)
-
-
-@pytest.mark.parametrize("mean", [False, True])
-def test_weights(mean: bool) -> None:
-    counted = np.array([[[True], [False], [True]], [[False], [False], [False]]])
-    expected = np.array([[[1.0], [0.0], [1.0]], [[0.0]] * 3]) / (2 if mean else 1)
-    assert position_weights(counted, mean).tolist() == expected.tolist()
 
 
 def test_ids() -> None:

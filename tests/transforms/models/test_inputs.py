@@ -97,15 +97,6 @@ def test_outputs_of_one_name_cannot_be_told_apart(tmp_path: Path) -> None:
         load(ModelSpec((save(model, tmp_path / "m.keras"),), loss="mse", output_name="twice"))
 
 
-def test_a_list_of_losses_must_be_as_long_as_the_outputs() -> None:
-    from transforms.models.losses.compiled_losses import of_output
-
-    with pytest.raises(InputError, match=r"compiled with 3 losses for 2 outputs \(a, b\)"):
-        of_output(["mse"] * 3, None, ["a", "b"], 0)
-    with pytest.raises(InputError, match="compiled with 1 loss weights for 2 outputs"):
-        of_output("mse", [1.0], ["a", "b"], 0)
-
-
 def test_the_only_output_may_be_named(tmp_path: Path, x: np.ndarray) -> None:
     model = keras.Sequential([keras.Input((D_IN,)), L.Dense(C, name="head")])
     path = save(model, tmp_path / "m.keras")
