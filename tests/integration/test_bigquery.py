@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import main
-from pipeline.preparation import output_table
+from pipeline.running import output_table
 from tests.conftest import CLASSES, Outcome, Tiny, example, write_records
 from tests.fakes import bigquery_service, object_store
 from tests.fakes.bigquery_service import DATASET, PROJECT, Warehouse

@@ -13,9 +13,7 @@ import pytest
 
 from pipeline.flags import parser
 from pipeline.preparation import configs
-from pipeline.running import runner
 from tests.conftest import CLASSES, RATES, SHAPE, Outcome, Tiny, build_tiny, example, write_records
-from transforms.core.errors import InputError
 from transforms.extraction.example_format import choose_batch_size
 from transforms.extraction.load_model import find_checkpoints, load_model
 from transforms.storage import feature_manifest, manifests
@@ -379,36 +377,6 @@ def test_a_flag_that_neither_knows_is_told(features: Run) -> None:
     assert_told(features(number_of_wrokers=3), "unknown flag --number_of_wrokers=3", "Apache Beam")
 
 
-def test_beams_own_flags_are_taken() -> None:
-    options = runner.beam_options(
-        ["--direct_num_workers=3", "--direct_running_mode=multi_processing"]
-    )
-    assert runner.processes_per_machine(options) == 3
-    assert runner.processes_per_machine(runner.beam_options([])) == 1
-    assert (
-        runner.processes_per_machine(
-            runner.beam_options(
-                ["--direct_num_workers=0", "--direct_running_mode=multi_processing"]
-            )
-        )
-        is None
-    )
-
-
-def test_flags_of_a_runner_of_its_own_are_left_to_it() -> None:
-    assert (
-        runner.beam_options(["--runner=FlinkRunner", "--their_flag=1"]).get_all_options()["runner"]
-        == "FlinkRunner"
-    )
-
-
-def test_a_runner_that_does_not_exist_is_told() -> None:
-    with pytest.raises(
-        InputError, match="--runner=Nonsense is not a runner that Apache Beam knows here"
-    ):
-        runner.beam_options(["--runner=Nonsense"])
-
-
 def test_a_word_that_is_no_flag_hints_at_unquoted_globs(tracin: Callable[..., Outcome]) -> None:
     outcome = tracin("features", "--examples=a-0", "a-1", "--output=o", "--checkpoints=c")
     assert_told(outcome, "unexpected word 'a-1'", "globs are quoted")
@@ -480,47 +448,6 @@ def test_a_batch_fits_into_its_share_of_memory() -> None:
     assert choose_batch_size([InputSpec("a", (), "string")]) == 256
     # 512 positions of 6 checkpoints, 10 outputs and 768 units.
     assert choose_batch_size([InputSpec("a", (512,), "int32")], 4 * 512 * 6 * 778) == 7
-
-
-# How a run's end is told
-
-
-def test_an_error_deep_inside_a_run_is_told_in_one_line() -> None:
-    assert runner._told(InputError("it is cut [while running 'A/B-ptransform-7']")) == "it is cut"
-    trace = (
-        "Traceback …\n  File …\ntransforms.errors.InputError: data/a: it is cut [while running "
-        "'ReadFiles']\n\nmore"
-    )
-    assert runner._told(RuntimeError(trace)) == "data/a: it is cut"
-    assert runner._told(RuntimeError("something of our own doing")) is None
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "told"),
-    [
-        (None, 0, ""),
-        (InputError("wrong"), 2, "tracin x: wrong\n"),
-        (runner.RunFailed("cut"), 1, "tracin x: failed: cut\n"),
-        (KeyboardInterrupt(), 130, "tracin x: stopped\n"),
-    ],
-)
-def test_how_a_command_ends_is_its_exit_status(
-    capsys: pytest.CaptureFixture[str], error: BaseException | None, status: int, told: str
-) -> None:
-    def body() -> None:
-        if error:
-            raise error
-
-    assert runner.exit_with("x", body) == status
-    assert capsys.readouterr().err == told
-
-
-def test_a_bug_is_not_taken_for_a_mistake_of_the_user() -> None:
-    def body() -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        runner.exit_with("x", body)
 
 
 # Models of several inputs and outputs, and models of code

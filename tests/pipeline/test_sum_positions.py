@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from pipeline.commands import plan
 from pipeline.flags import parser
-from pipeline.running import runner
+from pipeline.running.beam_options import beam_options
 from tests.conftest import Outcome, example, write_records
 from tests.small import save
 from tests.synthetic import write_set
@@ -360,7 +360,7 @@ def test_the_graph_that_is_planned_for_dataflow_sums_positions(sets: Sets) -> No
     words = [*sets.cut, "--sum_positions", "--output=gs://bucket/out"]
     args, flags = parser.parse("plan", words)
     pipeline = beam.Pipeline()
-    plan.scoring_graph(pipeline, args, runner.beam_options(flags))
+    plan.scoring_graph(pipeline, args, beam_options(flags))
     steps = {one.unique_name for one in pipeline.to_runner_api().components.transforms.values()}
     assert {
         "ScoreInfluence/CountPositions",
