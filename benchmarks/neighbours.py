@@ -43,7 +43,8 @@ from benchmarks.scoring import load_fashion, load_imagenet
 if TYPE_CHECKING:
     from transforms.core.features import Features
     from transforms.core.topk import TopK
-    from transforms.vectors.projections import Measurements, Projection, Scaling
+    from transforms.vectors.projections.moments import Measurements
+    from transforms.vectors.projections.projection import Projection, Scaling
 
 _R = TypeVar("_R")
 
@@ -98,20 +99,21 @@ def shares(near: np.ndarray, wanted: Sequence[Sequence[np.ndarray]], places: int
 
 def make(method: str, scaling: Scaling, known: Measurements, dimensions: int) -> Projection:
     """A projection of one of `METHODS`."""
-    from transforms.vectors import projections
+    from transforms.vectors.projections import methods
 
-    if method in projections.FITTED:
-        return projections.fit(method, scaling, known, dimensions, 0)
+    if method in methods.FITTED:
+        return methods.fit(method, scaling, known, dimensions, 0)
     outputs, units = (len(basis) for basis in known.bases[0])
-    return (projections.random if method == "random" else projections.sketch)(
+    return (methods.random if method == "random" else methods.sketch)(
         scaling, outputs, units, dimensions, 0
     )
 
 
 def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
     from transforms.scoring.influence import Scoring
-    from transforms.vectors import faiss_index, projections
-    from transforms.vectors.projections import Scaling
+    from transforms.vectors import faiss_index
+    from transforms.vectors.projections.moments import Measurements
+    from transforms.vectors.projections.projection import Scaling
 
     test, train, rates = load(name, data)
     wanted = rows_of(searched(test, train, Scoring(rates, k))[0], train, len(test))
@@ -121,7 +123,7 @@ def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
         f"signs\n{'method':<11}numbers{heads}   fit s  project s  made of"
     )
     scaling = Scaling(rates, False)
-    measuring, known = once(functools.partial(projections.Measurements.of, train, scaling))
+    measuring, known = once(functools.partial(Measurements.of, train, scaling))
     print(f"measured for auto and principal in {measuring:.1f} s")
     for method in METHODS:
         for dimensions in DIMENSIONS:
@@ -145,7 +147,8 @@ def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
 def compare_indexes(name: str, data: pathlib.Path, k: int, runs: int) -> list[Point]:
     from transforms.scoring.influence import Scoring
     from transforms.vectors import faiss_index
-    from transforms.vectors.projections import Measurements, Scaling
+    from transforms.vectors.projections.moments import Measurements
+    from transforms.vectors.projections.projection import Scaling
 
     tests, everything, all_rates = load(name, data)
     points = []

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-import os
 import sys
 import time
 from collections.abc import Sequence
 
 import apache_beam as beam
 
-from pipeline.commands.export import (
-    PROJECTING,
-    check_not_empty,
-    projection_settings,
-    projection_wanted,
-)
+from pipeline.commands.export import PROJECTING, projection_config
 from pipeline.flags import parser
 from pipeline.running import runner
 from pipeline.terminal import report
 from transforms.storage import filesystems, manifests
 from transforms.storage.feature_manifest import FeatureManifest
-from transforms.storage.manifests import Manifest
+from transforms.storage.feature_set import FeatureSet
 from transforms.storage.read_feature_set import ReadFeatureSet
-from transforms.vectors import faiss_index, projections
-from transforms.vectors.files import WriteVectors, read_projection
-from transforms.vectors.fit import FitProjection
-from transforms.vectors.index import build_index, rows_per_index
+from transforms.vectors import faiss_index
+from transforms.vectors.files import read_projection
+from transforms.vectors.index import BuildIndex
+from transforms.vectors.projections import methods
 
 
 def run(argv: Sequence[str]) -> int:
@@ -40,46 +33,28 @@ def _run(argv: Sequence[str]) -> None:
     beam_options = runner.beam_options(flags)
     faiss_index.require()
     train = manifests.read(args.train_features, FeatureManifest, "train_features")
-    check_not_empty(train, "train_features", args.train_features)
-    wanted = projection_wanted(args, train, "train_features", args.normalize)
-    settings = {
-        **projection_settings(wanted, args.normalize),
-        "train_features": train.fingerprint,
-        "model": train.model_fingerprint,
-        "kind": args.kind,
-        "memory_gb": args.memory_gb,
-    }
-    draft = Manifest("index", manifests.fingerprint(settings), settings, (), {})
-    if manifests.is_complete(args.output, draft, args.overwrite):
+    index = BuildIndex(
+        FeatureSet(args.train_features, train),
+        projection_config(args),
+        args.output,
+        args.kind,
+        args.memory_gb,
+        runner.processes_per_machine(beam_options),
+        args.overwrite,
+    )
+    if manifests.is_complete(args.output, index.draft, args.overwrite):
         print(f"{args.output} is complete with the same settings: nothing to do")
         return
     filesystems.check_writable(args.output)
-    memory = (
-        args.memory_gb * 1e9 / (runner.processes_per_machine(beam_options) or os.cpu_count() or 1)
-    )
-
-    rows = functools.partial(rows_per_index, memory_bytes=memory)
-    build_one = functools.partial(
-        build_index, directory=args.output, kind=args.kind, seed=args.seed
-    )
 
     def build(pipeline: beam.Pipeline) -> None:
         sets = pipeline | "ReadFeatures" >> ReadFeatureSet(
             args.train_features, "train_features", train.fingerprint
         )  # FeatureSet
-        projection = sets | "FitProjection" >> FitProjection(wanted)  # Projection
-        (sets, projection) | "BuildIndex" >> WriteVectors(
-            args.output, draft, args.overwrite, rows, build_one
-        )  # Manifest
+        sets | "BuildIndex" >> index  # Manifest
 
-    if (
-        runner.run_graph(
-            build,
-            beam_options,
-            PROJECTING if args.projection in projections.FITTED else PROJECTING[-1:],
-        )
-        is None
-    ):
+    stages = PROJECTING if args.projection in methods.FITTED else PROJECTING[-1:]
+    if runner.run_graph(build, beam_options, stages) is None:
         print("the graph is built; nothing has run")
         return
     written = runner.read_back_kind(args.output, "index")

@@ -17,7 +17,7 @@ from transforms.storage.manifests import Manifest
 if TYPE_CHECKING:
     from pipeline.commands.plan import Plan
     from transforms.extraction.load_model import LoadedModel
-    from transforms.vectors.projections import Projection
+    from transforms.vectors.projections.projection import Projection
 
 _TOLD_CONFUSIONS = 5
 

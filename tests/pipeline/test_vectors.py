@@ -1,5 +1,5 @@
-"""`tracin export`, `tracin index` and `tracin search`: vectors in each format, indexes, and rows
-that are those of `tracin score`.
+"""`tracin export`, `tracin index` and `tracin search`: what they print, refuse and leave alone, and
+rows that are those of `tracin score`.
 """
 
 from __future__ import annotations
@@ -9,25 +9,19 @@ import json
 import pathlib
 from collections.abc import Callable
 
-import faiss
 import numpy as np
-import orjson
-import pyarrow.parquet as pq
 import pytest
 
+from pipeline.commands import export, search
 from tests.conftest import Outcome
-from tests.synthetic import draw, exact_scores, write_set
+from tests.synthetic import draw, write_set
+from tests.vector_sets import build_index, vectors_in
 from transforms.influence.rows import read_rows
 from transforms.runtime import counters
-from transforms.scoring.influence import Scoring
-from transforms.scoring.tiles import spans
-from transforms.storage import feature_manifest, manifests
-from transforms.storage.feature_set import FeatureSet
-from transforms.vectors import faiss_index, files, index
-from transforms.vectors.files import FORMATS, read_projection
+from transforms.storage import manifests
+from transforms.vectors.config import ProjectionConfig
 
 Run = Callable[..., Outcome]
-RATES = (0.1, 0.02)
 K = 5
 
 
@@ -41,166 +35,29 @@ def test_set(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return write_set(tmp_path_factory.mktemp("test"), [30, 11], 2, "test-")
 
 
-def features_of(directory: pathlib.Path):
-    found = FeatureSet(
-        str(directory), manifests.read(str(directory), feature_manifest.FeatureManifest, "features")
-    )
-    return found.read(spans(found.counts, 0, sum(found.counts)))
-
-
-def vectors_in(directory: pathlib.Path) -> np.ndarray:
-    return np.concatenate([np.load(path) for path in sorted(directory.glob("vectors-*.npy"))])
-
-
 def done(outcome: Outcome) -> Outcome:
     assert outcome.status == 0, outcome.err
     return outcome
 
 
-@pytest.fixture(autouse=True)
-def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several files of vectors, and several indexes."""
-    monkeypatch.setattr(files, "_FILE_ROWS", 100)
-    monkeypatch.setattr(index, "_MOST_BYTES", 100 * (4 * 36 + index._BESIDE_BYTES))
-
-
-@pytest.mark.parametrize("normalize", ["none", "cosine"])
-def test_exported_vectors_multiply_to_the_influence(
-    tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path, test_set: pathlib.Path, normalize: str
-):
-    done(
-        tracin(
-            "export",
-            f"--features={train}",
-            f"--output={tmp_path}/v",
-            "--projection=exact",
-            f"--normalize={normalize}",
-        )
-    )
-    done(
-        tracin(
-            "export",
-            f"--features={test_set}",
-            f"--output={tmp_path}/t",
-            f"--projection_of={tmp_path}/v",
-        )
-    )
-    expected = exact_scores(features_of(test_set), features_of(train), Scoring(RATES, 1, normalize))
-    found = vectors_in(tmp_path / "t").astype(np.float64) @ vectors_in(tmp_path / "v").T
-    own = [
-        np.diag(exact_scores(one, one, Scoring(RATES, 1, normalize)))
-        for one in map(features_of, (test_set, train))
-    ]
-    assert (np.abs(found - expected) <= 1e-6 * np.sqrt(np.outer(*own))).all()
-    ids = np.concatenate([np.load(path) for path in sorted((tmp_path / "v").glob("ids-*.npy"))])
-    assert ids.tolist() == [f"train-{i:05d}" for i in range(280)]
-
-
-def test_every_format_holds_the_same_vectors(
-    tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path
-):
-    import tensorflow as tf
-
-    formats = ",".join(FORMATS)
-    outcome = done(
-        tracin(
-            "export",
-            f"--features={train}",
-            f"--output={tmp_path}/v",
-            "--dimensions=12",
-            f"--formats={formats}",
-        )
-    )
+def test_an_export_is_summarised(tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path):
+    words = ("export", f"--features={train}", f"--output={tmp_path}/v", "--dimensions=12")
+    outcome = done(tracin(*words, "--formats=npy,parquet"))
     assert "280 vectors of 12 numbers (auto:" in outcome.out
-    directory = tmp_path / "v"
-    vectors, expected = vectors_in(directory), features_of(train)
-    assert vectors.shape == (280, 12) and vectors.dtype == np.float32
-    for suffix in ("npy", "parquet", "tfrecord", "faiss", "json"):
-        assert len(list(directory.glob(f"vectors-*.{suffix}"))) == 3
-    table = pq.read_table(sorted(directory.glob("vectors-*.parquet")))
-    assert table["example_id"].to_pylist() == [
-        one.decode() for one in expected.example_ids.tolist()
-    ]
-    assert table["label"].to_pylist() == expected.labels[:, 0].tolist()
-    assert np.array_equal(np.array(table["vector"].to_pylist(), np.float32), vectors)
-    shape = {
-        "example_id": tf.io.FixedLenFeature([], tf.string),
-        "label": tf.io.FixedLenFeature([], tf.int64),
-        "vector": tf.io.FixedLenFeature([12], tf.float32),
-    }
-    read = [
-        tf.io.parse_single_example(record, shape)
-        for record in tf.data.TFRecordDataset(
-            [str(path) for path in sorted(directory.glob("vectors-*.tfrecord"))]
-        )
-    ]
-    assert np.array_equal([one["vector"].numpy() for one in read], vectors)
-    assert [one["example_id"].numpy() for one in read] == expected.example_ids.tolist()
-    assert [int(one["label"]) for one in read] == expected.labels[:, 0].tolist()
-    lines = [
-        orjson.loads(line)
-        for path in sorted(directory.glob("vectors-*.json"))
-        for line in path.read_bytes().splitlines()
-    ]
-    assert np.array_equal(np.array([line["embedding"] for line in lines], np.float32), vectors)
-    assert lines[3]["id"] == "train-00003"
-    assert lines[3]["restricts"] == [{"namespace": "label", "allow": [str(expected.labels[3, 0])]}]
-    start = 0
-    for path in sorted(directory.glob("vectors-*.faiss")):
-        index = faiss.read_index(str(path))
-        assert np.array_equal(index.search(vectors[start : start + 5], 1)[1].shape, (5, 1))
-        ids = faiss.vector_to_array(index.id_map)
-        assert ids.tolist() == list(range(start, start + index.ntotal))
-        assert np.array_equal(index.reconstruct(start + 7), vectors[start + 7])
-        start += index.ntotal
-    assert start == 280
+    assert "(npy, parquet)" in outcome.out and vectors_in(tmp_path / "v").shape == (280, 12)
 
 
-@pytest.mark.parametrize(("task", "outputs"), [("multilabel", 3), ("regression", 3)])
-def test_labels_of_other_tasks(tracin: Run, tmp_path: pathlib.Path, task: str, outputs: int):
-    labels = (
-        np.array([[0, 2], [1, -1], [2, -1]])
-        if task == "multilabel"
-        else np.array([[0.5, 1, 2], [1, 1, 1], [0, 0, -1]])
-    )
-    directory = write_set(tmp_path / "set", [3], 3, "x-", labels=labels, task=task)
-    done(
-        tracin(
-            "export",
-            f"--features={directory}",
-            f"--output={tmp_path}/v",
-            "--projection=exact",
-            "--formats=parquet,vertex,tfrecord",
-        )
-    )
-    expected = [[0, 2], [1], [2]] if task == "multilabel" else labels.tolist()
-    assert pq.read_table(tmp_path / "v" / "vectors-00000.parquet")["label"].to_pylist() == expected
-    line = orjson.loads((tmp_path / "v" / "vectors-00000.json").read_bytes().splitlines()[0])
-    if task == "multilabel":
-        assert line["restricts"] == [{"namespace": "label", "allow": ["0", "2"]}]
-    else:
-        assert line["numeric_restricts"] == [
-            {"namespace": "label", "value_double": value} for value in (0.5, 1, 2)
-        ]
-
-
-def test_equal_seeds_give_equal_files(tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path):
-    for method in ("auto", "principal", "sketch", "random"):
-        sums = []
-        for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-            output = tmp_path / method / name
-            done(
-                tracin(
-                    "export",
-                    f"--features={train}",
-                    f"--output={output}",
-                    f"--projection={method}",
-                    "--dimensions=10",
-                    f"--seed={seed}",
-                )
-            )
-            sums.append(b"".join(path.read_bytes() for path in sorted(output.glob("*.np[yz]"))))
-        assert sums[0] == sums[1] != sums[2], method
+def test_absurd_sizes_are_refused_unless_asked_for(tracin: Run, tmp_path: pathlib.Path):
+    features = draw(np.random.default_rng(6), 3, 2, 256, 257)
+    large = write_set(tmp_path / "set", [3], 3, "x-", features=features, outputs=256, units=257)
+    words = ("export", f"--features={large}", f"--output={tmp_path}/v", "--projection=exact")
+    outcome = tracin(*words)
+    assert outcome.status == 2
+    assert "vectors of 131,584 numbers take 0.5 MB an example, 0.0 GB in all" in outcome.err
+    assert "choose fewer by --projection=auto and --dimensions" in outcome.err
+    assert "--allow_large_vectors" in outcome.err and not (tmp_path / "v").exists()
+    assert done(tracin(*words, "--allow_large_vectors")).out
+    assert vectors_in(tmp_path / "v").shape == (3, 131_584)
 
 
 def test_worker_processes_make_the_same_projection(
@@ -221,9 +78,8 @@ def test_worker_processes_make_the_same_projection(
         {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.np[yz]")}
         for name in ("one", "two")
     )
-    # This process was told to cut files small, workers were not.
-    assert one["projection.npz"] == two["projection.npz"]
-    assert np.array_equal(vectors_in(tmp_path / "one"), vectors_in(tmp_path / "two"))
+    assert one == two
+    assert vectors_in(tmp_path / "one").shape == (280, 10)
 
 
 @pytest.mark.parametrize("normalize", ["none", "cosine", "relatif"])
@@ -237,16 +93,8 @@ def test_a_search_that_looks_everywhere_gives_the_rows_of_score(
     kind: str,
 ):
     sets = (f"--train_features={train}", f"--test_features={test_set}")
-    done(
-        tracin(
-            "index",
-            sets[0],
-            f"--output={tmp_path}/ix",
-            "--projection=exact",
-            f"--kind={kind}",
-            f"--normalize={normalize}",
-        )
-    )
+    config = ProjectionConfig("exact", normalize=normalize)
+    build_index(train, tmp_path / "ix", config, kind)
     assert len(list((tmp_path / "ix").glob("index-*.faiss"))) == 3
     effort = {"flat": [], "ivf": ["--nprobe=1000"], "hnsw": ["--ef_search=1000"]}
     everywhere = ("--oversampling=60", *effort[kind], "--recall_sample=7")
@@ -286,9 +134,7 @@ def test_scores_are_exact_and_recall_is_true_where_the_index_misses(
     tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path, test_set: pathlib.Path
 ):
     sets = (f"--train_features={train}", f"--test_features={test_set}")
-    done(
-        tracin("index", sets[0], f"--output={tmp_path}/ix", "--projection=sketch", "--dimensions=3")
-    )
+    build_index(train, tmp_path / "ix", ProjectionConfig("sketch", 3))
     done(
         tracin(
             "search",
@@ -443,21 +289,6 @@ def test_bad_flags_are_told_at_once(
     assert not (tmp_path / "v").exists()
 
 
-def test_absurd_sizes_are_refused_unless_asked_for(
-    tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-):
-    from pipeline.commands import export
-
-    monkeypatch.setattr(export, "_LARGE", 30)
-    words = ("export", f"--features={train}", f"--output={tmp_path}/v", "--projection=exact")
-    outcome = tracin(*words)
-    assert (
-        outcome.status == 2
-        and "vectors of 36 numbers take 144 B an example, 40.3 KB in all" in outcome.err
-    )
-    assert done(tracin(*words, "--allow_large_vectors")).out
-
-
 def test_features_of_another_model_are_refused(
     tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path, test_set: pathlib.Path
 ):
@@ -523,8 +354,6 @@ def test_what_is_missing_is_told_wherever_the_result_is_shown(
 def test_progress_ends_where_it_was_to_end(
     tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path, test_set: pathlib.Path
 ):
-    from pipeline.commands import export, search
-
     def assert_complete(stages) -> None:
         counts = counters.snapshot()
         for stage in stages:
@@ -542,7 +371,7 @@ def test_progress_ends_where_it_was_to_end(
             f"--output={tmp_path}/found",
         )
     )
-    assert_complete([search._SEARCHING])
+    assert_complete([search.SEARCHING])
 
 
 def test_an_empty_test_set_has_no_rows(tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path):
@@ -579,7 +408,7 @@ def test_a_damaged_index_is_told(
     tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path, test_set: pathlib.Path
 ):
     done(tracin("index", f"--train_features={train}", f"--output={tmp_path}/ix", "--dimensions=8"))
-    path = tmp_path / "ix" / "index-00001.faiss"
+    path = tmp_path / "ix" / "index-00000.faiss"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     outcome = tracin(
         "search",
@@ -588,52 +417,4 @@ def test_a_damaged_index_is_told(
         f"--test_features={test_set}",
         f"--output={tmp_path}/f",
     )
-    assert outcome.status == 1 and "index-00001.faiss is damaged" in outcome.err
-
-
-def test_kinds_by_size():
-    assert [faiss_index.kind_for("auto", n) for n in (1, 200_000, 200_001)] == [
-        "flat",
-        "flat",
-        "ivf",
-    ]
-    assert faiss_index.kind_for("hnsw", 5) == "hnsw"
-
-
-@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
-def test_neighbours_of_both_signs(kind: str):
-    rng = np.random.default_rng(0)
-    vectors, queries = (
-        rng.normal(size=(300, 8)).astype(np.float32),
-        rng.normal(size=(20, 8)).astype(np.float32),
-    )
-    built = faiss_index.of_bytes(faiss_index.to_bytes(faiss_index.build(vectors, kind, 0)))
-    found = faiss_index.nearest(built, queries, 10, nprobe=100, ef_search=300)
-    products = queries @ vectors.T
-    for sign in (0, 1):
-        expected = np.argsort(-products if sign == 0 else products, axis=1)[:, :10]
-        assert (
-            np.mean(
-                [
-                    len(np.intersect1d(*pair)) / 10
-                    for pair in zip(found[sign], expected, strict=True)
-                ]
-            )
-            > 0.99
-        )
-    assert faiss_index.nearest(built, queries, 1000).shape == (2, 20, 300)
-
-
-def test_a_projection_is_stored_with_its_vectors(
-    tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path
-):
-    done(tracin("export", f"--features={train}", f"--output={tmp_path}/v", "--dimensions=10"))
-    found = manifests.read_kind(f"{tmp_path}/v", "output", "vectors")
-    made = read_projection(f"{tmp_path}/v", found).project(features_of(train))
-    np.testing.assert_allclose(made, vectors_in(tmp_path / "v"), rtol=1e-5, atol=1e-6)
-    assert found.counts == {
-        "vectors": 280,
-        "zero": 0,
-        "dimensions": 10,
-        "coordinates": read_projection(f"{tmp_path}/v", found).kept,
-    }
+    assert outcome.status == 1 and "index-00000.faiss is damaged" in outcome.err

@@ -16,8 +16,7 @@ from transforms.storage.manifests import Manifest, differences, stored_files
 _ABOUT_FILES = ("examples", "allow_truncated_files")
 
 # A feature file is read whole and verified before use, so its size bounds the memory of whoever
-# reads it: 32 MiB is little beside a worker's 4 GB, and long enough for a store to deliver it at
-# full speed.
+# reads it: 32 MiB are little beside a worker's gigabytes.
 RECORDS_PER_FILE = 8192
 BYTES_PER_FILE = 32 << 20
 

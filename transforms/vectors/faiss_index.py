@@ -1,8 +1,8 @@
-"""FAISS indexes of vectors, by inner product: built, stored, and asked for candidates of both
+"""FAISS indexes of vectors, by inner product: built, stored, and searched for candidates of both
 signs.
 
-A proponent of a test example is a neighbour of its vector, an opponent one of the vector's
-negative. What an index answers are candidates; their exact scores decide. FAISS is an extra
+A proponent of a test example is a neighbour of its vector, an opponent a neighbour of the vector's
+negative. An index gives candidates; their exact scores decide. FAISS is an extra
 (`tracin-beam[neighbours]`), so that nobody else has to install it.
 """
 
@@ -18,16 +18,22 @@ from transforms.core.errors import InputError
 KINDS = ("auto", "flat", "ivf", "hnsw")
 
 # Up to so many vectors an index that compares all of them is no slower than one of lists whose
-# answers are as good.
+# answers are as good (`benchmarks.neighbours`).
 _FLAT_MOST = 200_000
-# Vectors that the lists' centres are found by, for each list.
+# Training vectors for each list's centre: FAISS warns of fewer than 39.
 _TRAINED_BY = 40
-# Neighbours of each vector in a graph, and how many are looked at while it is built.
+# Lists of n vectors are 4 √n: FAISS's guidelines recommend 4 to 16 √n up to a million.
+_LISTS = 4
+# Links of each vector in a graph, FAISS's own default, and candidates while it is built, twice its
+# default of 40.
 _LINKS, _BUILD_EFFORT = 32, 80
+# Lists that are searched, at least, and the part of all of them; vectors that a walk through a
+# graph holds, at least.
+_LEAST_LISTS, _LISTS_PART, _LEAST_EF_SEARCH = 32, 8, 400
 
 
 def require() -> Any:
-    """The FAISS library.
+    """Returns the FAISS library.
 
     Raises:
         InputError: it is not installed.
@@ -42,14 +48,14 @@ def require() -> Any:
 
 
 def kind_for(kind: str, count: int) -> str:
-    """What `auto` is for `count` vectors: `flat`, which is exact, or for many `ivf`. A graph,
-    `hnsw`, has to be asked for.
+    """Returns a kind of index for `count` vectors: `auto` is `flat`, which is exact, or for many
+    vectors `ivf`. A graph, `hnsw`, has to be asked for.
     """
     return kind if kind != "auto" else "flat" if count <= _FLAT_MOST else "ivf"
 
 
 def build(vectors: np.ndarray, kind: str, seed: int) -> Any:
-    """An index of vectors [n, d] float32, n at least 1; numbers of vectors are their rows.
+    """Builds an index of vectors [n, d] float32, n at least 1; it numbers them by their rows.
 
     `ivf` gives an equal index for equal vectors and seed on one machine; `hnsw` does not, since its
     threads add vectors as they come.
@@ -59,7 +65,7 @@ def build(vectors: np.ndarray, kind: str, seed: int) -> Any:
     if kind == "flat":
         index = faiss.IndexFlatIP(dimensions)
     elif kind == "ivf":
-        lists = max(1, min(int(4 * math.sqrt(count)), count // _TRAINED_BY))
+        lists = max(1, min(int(_LISTS * math.sqrt(count)), count // _TRAINED_BY))
         index = faiss.IndexIVFFlat(
             faiss.IndexFlatIP(dimensions), dimensions, lists, faiss.METRIC_INNER_PRODUCT
         )
@@ -81,18 +87,18 @@ def nearest(
     nprobe: int | None = None,
     ef_search: int | None = None,
 ) -> np.ndarray:
-    """The rows of the `count` vectors that have the highest products with queries [n, d], and those
-    that have the lowest: [2, n, count].
+    """Searches for the rows of the `count` vectors with the highest products with queries [n, d],
+    and of those with the lowest: [2, n, count] int64, −1 where there are fewer.
 
-    int64; −1 where there are fewer. `nprobe` lists of an `ivf` index are looked into, an eighth if
-    None; `ef_search` vectors of an `hnsw` one are held while it is walked through, twice `count` if
-    None, at least 400.
+    `nprobe` lists of an `ivf` index are looked into, an eighth if None, at least 32. `ef_search`
+    vectors of an `hnsw` index are held while it is walked through, twice `count` if None, at least
+    400.
     """
     faiss = require()
     if isinstance(index, faiss.IndexIVF):
-        index.nprobe = min(index.nlist, nprobe or max(32, index.nlist // 8))
+        index.nprobe = min(index.nlist, nprobe or max(_LEAST_LISTS, index.nlist // _LISTS_PART))
     if isinstance(index, faiss.IndexHNSW):
-        index.hnsw.efSearch = ef_search or max(2 * count, 400)
+        index.hnsw.efSearch = ef_search or max(2 * count, _LEAST_EF_SEARCH)
     count = min(count, index.ntotal)
     return np.stack(
         [
@@ -103,12 +109,12 @@ def nearest(
 
 
 def to_bytes(index: Any) -> bytes:
-    """An index as FAISS stores it."""
+    """Returns an index as FAISS stores it."""
     return bytes(require().serialize_index(index))
 
 
 def of_bytes(data: bytes) -> Any:
-    """The index that FAISS has stored.
+    """Returns the index that FAISS has stored.
 
     Raises:
         InputError: FAISS cannot read it.

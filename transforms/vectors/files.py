@@ -1,51 +1,39 @@
-"""Vectors as files that nearest-neighbour libraries read, in the order of the feature set, beside
-the projection that made them.
-
-| format | files | content |
-|---|---|---|
-| `npy` | `vectors-SSSSS.npy`, `ids-SSSSS.npy` | float32 [n, d], and the ids as strings [n] |
-| `parquet` | `vectors-SSSSS.parquet` | `example_id`, `label`, `vector`, a list of fixed size |
-| `tfrecord` | `vectors-SSSSS.tfrecord` | `tf.train.Example` of `example_id`, `label` and `vector`, a float list |
-| `faiss` | `vectors-SSSSS.faiss` | a flat inner-product index, whose numbers are rows of the set |
-| `vertex` | `vectors-SSSSS.json` | lines for Vertex AI Vector Search: `id`, `embedding`, and the label as a restriction |
+"""Vectors as files, range by range of a feature set, committed beside the projection that made
+them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import apache_beam as beam
 import numpy as np
-import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from transforms.core.errors import InputError
-from transforms.core.features import NO_LABEL, Features
+from transforms.core.features import Features
 from transforms.core.shapes import Span
 from transforms.runtime import counters
 from transforms.scoring import tiles
-from transforms.storage import example_wire, filesystems, manifests, tfrecords
+from transforms.storage import filesystems, manifests
 from transforms.storage.feature_set import FeatureSet
 from transforms.storage.filesystems import StoredFile
 from transforms.storage.manifests import Manifest
-from transforms.storage.tabular import label_array, label_type, string_array
-from transforms.vectors import faiss_index
-from transforms.vectors.projections import Projection
+from transforms.storage.tabular import label_type
+from transforms.vectors import faiss_index, formats
+from transforms.vectors.config import DEFAULT_TUNING, ProjectionConfig, VectorTuning
+from transforms.vectors.fit import FitProjection, ProjectionPlan, check_not_empty
+from transforms.vectors.projections.projection import Projection
 
-FORMATS = ("npy", "parquet", "tfrecord", "faiss", "vertex")
 PROJECTION_FILE = "projection.npz"
-
-# A file of vectors has as many as take so much, and no more than so many.
-_FILE_BYTES, _FILE_ROWS = 64 << 20, 50_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Rows of a feature set that follow each other: `number` among such ranges, the first row's
-    number, and where they are.
+    """A range of a feature set's rows: its number among the ranges, its first row, and its records'
+    spans.
     """
 
     number: int
@@ -54,109 +42,42 @@ class Shard:
 
     @property
     def rows(self) -> int:
-        """How many there are."""
+        """Number of rows."""
         return sum(map(len, self.spans))
 
 
-def plan_shards(found: FeatureSet, rows: int) -> Iterator[Shard]:
+def plan_shards(feature_set: FeatureSet, rows: int) -> Iterator[Shard]:
     """Cuts a feature set into ranges of at most `rows` rows.
 
     Raises:
         InputError: it is empty.
     """
-    total = found.manifest.examples
+    total = feature_set.manifest.examples
     if not total:
-        raise InputError(f"{found.directory} holds no example: there is nothing to make vectors of")
+        raise InputError(
+            f"{feature_set.directory} holds no example: there is nothing to make vectors of"
+        )
     counters.add("examples-planned", total)
     for number, start in enumerate(range(0, total, rows)):
-        yield Shard(number, start, tiles.spans(found.counts, start, min(start + rows, total)))
-
-
-def rows_per_file(dimensions: int) -> int:
-    """Vectors of a file, a function of their length alone."""
-    return max(1, min(_FILE_ROWS, _FILE_BYTES // (4 * dimensions)))
+        spans = tiles.spans(feature_set.counts, start, min(start + rows, total))
+        yield Shard(number, start, spans)
 
 
 def vectors_of(
-    shard: Shard, found: FeatureSet, projection: Projection
+    shard: Shard, feature_set: FeatureSet, projection: Projection
 ) -> Iterator[tuple[Features, np.ndarray]]:
-    """The features of a range's spans, one after the other, and their vectors [n, d] float32."""
+    """Yields the features of each span of a range, and their vectors [n, d] float32."""
     for span in shard.spans:
-        features = found.read([span])
+        features = feature_set.read([span])
         yield features, projection.project(features)
         counters.add("examples-projected", len(features))
 
 
-def render(
-    kind: str, number: int, start: int, features: Features, vectors: np.ndarray, label: pa.DataType
-) -> Iterator[tuple[str, bytes]]:
-    """The files of one format, (name, content), of vectors [n, d] whose first is row `start`;
-    `label` is the type of labels.
-    """
-    stem = f"vectors-{number:05d}"
-    if kind == "npy":
-        yield f"{stem}.npy", _npy(vectors)
-        yield (
-            f"ids-{number:05d}.npy",
-            _npy(np.array([one.decode() for one in features.example_ids.tolist()])),
-        )
-    elif kind == "parquet":
-        fixed = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-        columns = [string_array(features.example_ids), label_array(features.labels, label), fixed]
-        buffer = io.BytesIO()
-        # Floats of gradients do not compress, and dictionaries of them only take time.
-        pq.write_table(
-            pa.table(columns, ["example_id", "label", "vector"]),
-            buffer,
-            use_dictionary=False,
-            compression="none",
-        )
-        yield f"{stem}.parquet", buffer.getvalue()
-    elif kind == "tfrecord":
-        yield (
-            f"{stem}.tfrecord",
-            tfrecords.join_frames(
-                example_wire.encode_vectors(features.example_ids, features.labels, vectors)
-            ),
-        )
-    elif kind == "faiss":
-        faiss = faiss_index.require()
-        index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
-        index.add_with_ids(vectors, np.arange(start, start + len(vectors)))
-        yield f"{stem}.faiss", faiss_index.to_bytes(index)
-    else:
-        yield f"{stem}.json", b"".join(_vertex_lines(features, vectors))
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _vertex_lines(features: Features, vectors: np.ndarray) -> Iterator[bytes]:
-    whole = np.issubdtype(features.labels.dtype, np.integer)
-    for example_id, labels, vector in zip(
-        features.example_ids.tolist(), features.labels.tolist(), vectors, strict=True
-    ):
-        line = {"id": example_id.decode(), "embedding": vector}
-        if whole:
-            line["restricts"] = [
-                {
-                    "namespace": "label",
-                    "allow": [str(label) for label in labels if label != NO_LABEL],
-                }
-            ]
-        else:
-            line["numeric_restricts"] = [
-                {"namespace": "label", "value_double": label} for label in labels
-            ]
-        yield orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
-
-
 @dataclasses.dataclass(frozen=True)
 class WrittenVectors:
-    """The files of a range of rows, how many vectors they hold, and how many of them are zero."""
+    """The files of a range of rows: the range's number, the files, numbers of vectors and of those
+    that are zero.
+    """
 
     number: int
     files: tuple[StoredFile, ...]
@@ -164,37 +85,68 @@ class WrittenVectors:
     zero: int
 
 
-def write_vectors(
-    shard: Shard, found: FeatureSet, projection: Projection, directory: str, formats: Sequence[str]
-) -> WrittenVectors:
-    """Writes the vectors of a range of rows in each format."""
-    parts = list(vectors_of(shard, found, projection))
-    features, vectors = (
-        Features.concatenate([one for one, _ in parts]),
-        np.concatenate([one for _, one in parts]),
-    )
-    label = label_type(found.manifest.task, found.manifest.outputs)
-    written = [
-        filesystems.write(directory, name, content, len(vectors))
-        for kind in formats
-        for name, content in render(kind, shard.number, shard.start, features, vectors, label)
-    ]
-    return WrittenVectors(shard.number, tuple(written), len(vectors), count_zero(vectors))
-
-
 def count_zero(vectors: np.ndarray) -> int:
-    """How many vectors [n, d] are zero: those of examples whose gradient is."""
+    """Returns how many vectors [n, d] are zero, because their example's gradient is."""
     return len(vectors) - int(np.count_nonzero(vectors.any(axis=1)))
+
+
+class ShardWriter(Protocol):
+    """A writer of the vectors of one range of rows at a time."""
+
+    def rows(self, dimensions: int) -> int:
+        """Returns the number of rows of a range of vectors of so many numbers."""
+
+    def write(
+        self, shard: Shard, feature_set: FeatureSet, projection: Projection
+    ) -> WrittenVectors:
+        """Writes the vectors of a range."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FormatWriter:
+    """A writer of vectors in some formats.
+
+    Attributes:
+        directory: the directory of the files.
+        formats: some of `formats.FORMATS`.
+        tuning: the size of a file.
+    """
+
+    directory: str
+    formats: tuple[str, ...]
+    tuning: VectorTuning = DEFAULT_TUNING
+
+    def rows(self, dimensions: int) -> int:
+        """Returns the number of vectors of a file, a function of their length alone."""
+        by_bytes = self.tuning.file_bytes // (4 * dimensions)
+        return max(1, min(self.tuning.file_rows, by_bytes))
+
+    def write(
+        self, shard: Shard, feature_set: FeatureSet, projection: Projection
+    ) -> WrittenVectors:
+        """Writes the vectors of a range in each format."""
+        parts = list(vectors_of(shard, feature_set, projection))
+        features = Features.concatenate([part for part, _ in parts])
+        vectors = np.concatenate([part for _, part in parts])
+        label = label_type(feature_set.manifest.task, feature_set.manifest.outputs)
+        written = [
+            filesystems.write(self.directory, name, content, len(vectors))
+            for kind in self.formats
+            for name, content in formats.render(
+                kind, shard.number, shard.start, features, vectors, label
+            )
+        ]
+        return WrittenVectors(shard.number, tuple(written), len(vectors), count_zero(vectors))
 
 
 @dataclasses.dataclass
 class CommitVectors(beam.PTransform):
-    """Writes the projection beside what was written of vectors, and commits both: (WrittenVectors,
+    """Writes the projection beside the files of vectors, and commits both: (WrittenVectors,
     Projection) → Manifest (one).
 
     Attributes:
-        directory: where to.
-        draft: the manifest, its files and counts still missing.
+        directory: the directory of the files.
+        draft: the manifest without files and counts.
     """
 
     directory: str
@@ -214,12 +166,12 @@ class CommitVectors(beam.PTransform):
             )
         stored = filesystems.write(self.directory, PROJECTION_FILE, projection.to_bytes(), 0)
         ordered = sorted(parts, key=lambda part: part.number)
-        committed = dataclasses.replace(
+        manifest = dataclasses.replace(
             self.draft,
             files=(*(file for part in ordered for file in part.files), stored),
             counts=counts,
         )
-        return manifests.commit(self.directory, committed, overwrite=False)
+        return manifests.commit(self.directory, manifest, overwrite=False)
 
     def expand(self, parts: tuple[beam.PCollection, beam.PCollection]) -> beam.PCollection:
         written, projection = parts  # WrittenVectors, Projection (one)
@@ -239,23 +191,21 @@ class WriteVectors(beam.PTransform):
     Projection (one)) → Manifest (one).
 
     Attributes:
-        directory: where to.
-        draft: the manifest, its files and counts still missing.
+        directory: the directory of the files.
+        draft: the manifest without files and counts.
         overwrite: whether a complete set is replaced.
-        rows: how many vectors a range has, by the numbers of each.
-        write: what writes a range: `write_vectors`, or `indexes.build_index`, but for its first
-            three arguments.
+        writer: the writer of a range.
     """
 
     directory: str
     draft: Manifest
     overwrite: bool
-    rows: Callable[[int], int]
-    write: Callable[[Shard, FeatureSet, Projection], WrittenVectors]
+    writer: ShardWriter
 
     def expand(self, sources: tuple[beam.PCollection, beam.PCollection]) -> beam.PCollection:
-        sets, projection = sources  # FeatureSet (one), Projection (one)
-        found, made = (beam.pvalue.AsSingleton(one) for one in sources)
+        sets, projections = sources  # FeatureSet (one), Projection (one)
+        feature_set, projection = (beam.pvalue.AsSingleton(source) for source in sources)
+        writer = self.writer
         ready = (
             sets.pipeline
             | "StartWriting" >> beam.Create([None])
@@ -268,29 +218,29 @@ class WriteVectors(beam.PTransform):
             sets
             | "PlanShards"
             >> beam.FlatMap(
-                lambda one, by: plan_shards(one, self.rows(by.dimensions)), made
+                lambda features, by: plan_shards(features, writer.rows(by.dimensions)), projection
             )  # Shard
             | "SpreadShards" >> beam.Reshuffle()  # Shard
             | "WriteShard"
             >> beam.Map(
-                lambda shard, one, by, _: self.write(shard, one, by),
-                found,
-                made,
+                lambda shard, features, by, _: writer.write(shard, features, by),
+                feature_set,
+                projection,
                 beam.pvalue.AsList(ready),
             )  # WrittenVectors
         )
-        return (written, projection) | "Commit" >> CommitVectors(
+        return (written, projections) | "Commit" >> CommitVectors(
             self.directory, self.draft
         )  # Manifest
 
 
-def read_projection(directory: str, found: Manifest) -> Projection:
-    """The projection that a committed set of vectors was made with.
+def read_projection(directory: str, manifest: Manifest) -> Projection:
+    """Reads the projection of committed vectors, or of an index.
 
     Raises:
         InputError: it cannot be read.
     """
-    (stored,) = (file for file in found.files if file.name == PROJECTION_FILE)
+    (stored,) = (file for file in manifest.files if file.name == PROJECTION_FILE)
     try:
         return Projection.of_bytes(filesystems.read_verified(directory, stored))
     except ValueError as error:
@@ -298,3 +248,100 @@ def read_projection(directory: str, found: Manifest) -> Projection:
             f"{filesystems.join(directory, PROJECTION_FILE)} cannot be read: {error}; compute the "
             "set again"
         ) from error
+
+
+def read_other_projection(
+    config: ProjectionConfig, features: FeatureSet
+) -> tuple[Projection, Manifest]:
+    """Reads the projection that `projection_of` names, with the normalisation that is asked for,
+    and the manifest beside it.
+
+    Raises:
+        InputError: there is none, or it is for features of another model.
+    """
+    assert config.projection_of
+    source = manifests.read_kind(config.projection_of, "projection_of", "vectors", "index")
+    if source.settings["model"] != features.manifest.model_fingerprint:
+        raise InputError(
+            f"`projection_of={config.projection_of!r}` is for features of another model than those "
+            f"of {features.directory!r}: extract both with the same checkpoints, layer, loss and "
+            "bias"
+        )
+    projection = read_projection(config.projection_of, source)
+    if config.normalize is not None:
+        projection = projection.with_unit_length(config.normalize != "none")
+    return projection, source
+
+
+@dataclasses.dataclass
+class ExportVectors(beam.PTransform):
+    """Writes the vectors of a feature set in the formats of nearest-neighbour libraries, and
+    commits them: FeatureSet (one) → Manifest (one).
+
+        features = FeatureSet(directory, manifests.read(directory, FeatureManifest, "features"))
+        with beam.Pipeline() as pipeline:
+            export = ExportVectors(features, ProjectionConfig(formats=("parquet",)), output)
+            pipeline | beam.Create([features]) | export
+
+    Attributes:
+        features: the feature set, the same as the element.
+        config: the projection, its normalisation and the formats.
+        output: the directory of the vectors.
+        overwrite: whether a complete set of vectors is replaced.
+        tuning: the sizes of vectors and files.
+    """
+
+    features: FeatureSet
+    config: ProjectionConfig
+    output: str
+    overwrite: bool = False
+    tuning: VectorTuning = DEFAULT_TUNING
+
+    @functools.cached_property
+    def plan(self) -> ProjectionPlan | None:
+        """The projection to be made, or None with `projection_of`.
+
+        Raises:
+            InputError: no such vectors can be made.
+        """
+        if self.config.projection_of:
+            return None
+        return ProjectionPlan.of(self.config, self.features, self.tuning)
+
+    @functools.cached_property
+    def draft(self) -> Manifest:
+        """The manifest without files and counts; all settings are checked.
+
+        Raises:
+            InputError: the set holds no example, no such vectors can be made, FAISS is missing, or
+                `projection_of` does not fit.
+        """
+        manifest, config = self.features.manifest, self.config
+        check_not_empty(self.features, "features")
+        if "faiss" in config.formats:
+            faiss_index.require()
+        settings: dict[str, Any]
+        if self.plan is None:
+            projection, source = read_other_projection(config, self.features)
+            normalize = "cosine" if projection.scaling.unit_length else "none"
+            settings = {"projection_of": source.fingerprint, "normalize": normalize}
+        else:
+            settings = self.plan.settings
+        settings |= {
+            "features": manifest.fingerprint,
+            "model": manifest.model_fingerprint,
+            "formats": sorted(config.formats),
+        }
+        return Manifest("vectors", manifests.fingerprint(settings), settings, (), {})
+
+    def expand(self, sets: beam.PCollection) -> beam.PCollection:
+        if self.plan is None:
+            projection = sets | "ReadProjection" >> beam.Map(
+                lambda features, config: read_other_projection(config, features)[0], self.config
+            )  # Projection
+        else:
+            projection = sets | "FitProjection" >> FitProjection(self.plan)  # Projection
+        writer = FormatWriter(self.output, self.config.formats, self.tuning)
+        return (sets, projection) | "WriteVectors" >> WriteVectors(
+            self.output, self.draft, self.overwrite, writer
+        )  # Manifest

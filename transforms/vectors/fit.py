@@ -1,14 +1,15 @@
-"""A projection that fits a training set: second moments of its features, then the energy of each
+"""Fits a projection to a training set: second moments of its features, then the energy of each
 coordinate, over all files.
 
-All sums are added in an order that the feature set alone decides, and random numbers come from a
-seed, so equal sets give equal projections, however many workers there are.
+Sums are added in an order that the feature set alone decides, and random numbers come from a seed,
+so equal sets give equal projections, however many workers there are.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -17,36 +18,108 @@ from transforms.core.errors import InputError
 from transforms.core.features import Features
 from transforms.core.shapes import Span
 from transforms.runtime import counters
+from transforms.storage.feature_manifest import usable_rates
 from transforms.storage.feature_set import FeatureSet
-from transforms.vectors import projections
-from transforms.vectors.projections import (
+from transforms.vectors.config import DEFAULT_TUNING, ProjectionConfig, VectorTuning
+from transforms.vectors.projections import methods
+from transforms.vectors.projections.moments import (
     Measurements,
-    Projection,
-    Scaling,
     SecondMoments,
     Strongest,
+    energies,
 )
+from transforms.vectors.projections.projection import Projection, Scaling
 
-# What the sums of all groups of files may take, and how many groups there are at most.
+# Bytes of the sums of all groups of files, which one step gathers, and the most groups there are:
+# more of them than workers only add sums.
 _GROUPS_BYTES = 1 << 31
 _GROUPS = 256
 
 
+def check_not_empty(features: FeatureSet, field: str) -> None:
+    """Checks that a feature set holds an example; `field` names the setting in messages.
+
+    Raises:
+        InputError: it holds none.
+    """
+    if not features.manifest.examples:
+        raise InputError(
+            f"`{field}={features.directory!r}` holds no example: there is nothing to make vectors "
+            "of"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
-class ProjectionWanted:
-    """What is asked for, before the features are known; see `projections`.
+class ProjectionPlan:
+    """A projection to be made of a training set; see `projections.methods`.
 
     Attributes:
-        method: one of `projections.METHODS`.
-        dimensions: how many numbers a vector has at most; for `exact` as many as there are.
-        seed: of random numbers.
-        scaling: what is multiplied in.
+        method: one of `methods.METHODS`.
+        dimensions: the most numbers of a vector; for `exact` all of them.
+        seed: the seed of random numbers.
+        learning_rates: η of each checkpoint.
+        normalize: `none`, or another normalisation for vectors of length 1.
     """
 
     method: str
     dimensions: int
     seed: int
-    scaling: Scaling
+    learning_rates: tuple[float, ...]
+    normalize: str = "none"
+
+    @staticmethod
+    def of(
+        config: ProjectionConfig, features: FeatureSet, tuning: VectorTuning = DEFAULT_TUNING
+    ) -> ProjectionPlan:
+        """Plans a projection of a training set.
+
+        Raises:
+            InputError: no such vectors can be made, or they are larger than anybody can mean.
+        """
+        shape = features.shape
+        exact = shape.checkpoints * shape.outputs * shape.units
+        if config.projection == "exact":
+            dimensions = exact
+        else:
+            dimensions = config.dimensions or min(tuning.dimensions, exact)
+        try:
+            methods.check_dimensions(
+                config.projection, dimensions, shape.checkpoints, shape.outputs, shape.units
+            )
+        except ValueError as error:
+            raise InputError(
+                f"`dimensions={config.dimensions}`: {error} (`projection=exact`)"
+            ) from error
+        if dimensions > tuning.largest and not config.allow_large_vectors:
+            each = 4 * dimensions
+            raise InputError(
+                f"vectors of {dimensions:,} numbers take {each / 1e6:.1f} MB an example, "
+                f"{each * features.manifest.examples / 1e9:.1f} GB in all: choose fewer by "
+                "`projection=auto` and `dimensions`, or pass `allow_large_vectors`"
+            )
+        return ProjectionPlan(
+            config.projection,
+            dimensions,
+            config.seed,
+            usable_rates(features.manifest, config.learning_rates),
+            config.normalize or "none",
+        )
+
+    @property
+    def scaling(self) -> Scaling:
+        """The factors of loss gradients."""
+        return Scaling(self.learning_rates, self.normalize != "none")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The identity of the projection of a feature set, for a manifest."""
+        return {
+            "learning_rates": list(self.learning_rates),
+            "normalize": self.normalize,
+            "projection": self.method,
+            "dimensions": self.dimensions,
+            "seed": self.seed,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,59 +135,60 @@ class FileGroup:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Measured:
-    """What the second pass knows of a group: energies [C, D] of each checkpoint, and which of the
-    sample's records are in it.
+class GroupMeasurements:
+    """The second pass's measurements of a group: energies [C, D] of each checkpoint, and its
+    records of the sample.
     """
 
     energies: tuple[np.ndarray, ...]
     sample: Features
 
 
-def plan_groups(found: FeatureSet) -> Iterator[FileGroup]:
-    """The groups of a set's files.
+def plan_groups(features: FeatureSet) -> Iterator[FileGroup]:
+    """Plans the groups of a set's files.
 
     Raises:
         InputError: it is empty.
     """
-    if not found.manifest.examples:
-        raise InputError(f"{found.directory} holds no example: there is nothing to project")
-    counters.add("examples-to-fit", found.manifest.examples)
-    shape, files = found.shape, len(found.counts)
+    if not features.manifest.examples:
+        raise InputError(f"{features.directory} holds no example: there is nothing to project")
+    counters.add("examples-to-fit", features.manifest.examples)
+    shape, files = features.shape, len(features.counts)
     size = 8 * shape.checkpoints * (shape.outputs**2 + shape.units**2)
     count = max(1, min(files, _GROUPS, _GROUPS_BYTES // size))
     borders = [files * i // count for i in range(count + 1)]
     for number in range(count):
         first, stop = borders[number], borders[number + 1]
-        yield FileGroup(number, first, stop, sum(found.counts[:first]))
+        yield FileGroup(number, first, stop, sum(features.counts[:first]))
 
 
-def _read(group: FileGroup, found: FeatureSet) -> Iterator[tuple[int, Features]]:
-    """The features of each file of a group, and the row of its first record."""
+def _read(group: FileGroup, feature_set: FeatureSet) -> Iterator[tuple[int, Features]]:
+    """Reads each file of a group: the row of its first record, and its features."""
     start = group.start
     for file in range(group.first, group.stop):
-        yield start, found.read([Span(file, 0, found.counts[file])])
-        start += found.counts[file]
+        yield start, feature_set.read([Span(file, 0, feature_set.counts[file])])
+        start += feature_set.counts[file]
 
 
+# The tag of the output of `sum_moments` with a group's strongest records.
 STRONGEST = "strongest"
 
 
 def sum_moments(
-    group: FileGroup, found: FeatureSet, scaling: Scaling
+    group: FileGroup, feature_set: FeatureSet, scaling: Scaling
 ) -> Iterator[tuple[int, tuple[int, SecondMoments]] | beam.pvalue.TaggedOutput]:
-    """The second moments of a group, (checkpoint, (group, SecondMoments)); and as `STRONGEST` its
-    strongest records.
+    """Yields the second moments of a group, (checkpoint, (group, SecondMoments)), and as
+    `STRONGEST` its strongest records.
     """
     totals: list[SecondMoments | None] = [None] * len(scaling.learning_rates)
     strongest: Strongest | None = None
-    for start, features in _read(group, found):
+    for start, features in _read(group, feature_set):
         scaled = scaling.loss_grads(features)
         for t, total in enumerate(totals):
             moments = SecondMoments.of(scaled[:, t], features.activations[:, t])
             totals[t] = moments if total is None else total + moments
-        here = Strongest.of(features, scaling.learning_rates, start)
-        strongest = here if strongest is None else strongest + here
+        in_file = Strongest.of(features, scaling.learning_rates, start)
+        strongest = in_file if strongest is None else strongest + in_file
         counters.add("examples-summed", len(features))
     for t, total in enumerate(totals):
         assert total is not None  # every group has a file
@@ -125,68 +199,62 @@ def sum_moments(
 def find_bases(
     t: int, parts: Iterable[tuple[int, SecondMoments]]
 ) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
-    """The bases of a checkpoint, from the moments of all groups: (checkpoint, ([C, C], [D, D]))."""
-    first, *others = (moments for _, moments in sorted(parts, key=lambda part: part[0]))
+    """Returns the bases of a checkpoint, from the moments of all groups: (checkpoint, ([C, C],
+    [D, D])).
+    """
+    total, *others = (moments for _, moments in sorted(parts, key=lambda part: part[0]))
     for moments in others:
-        first += moments
-    return t, first.bases()
+        total += moments
+    return t, total.bases()
 
 
 def measure(
     group: FileGroup,
-    found: FeatureSet,
+    feature_set: FeatureSet,
     scaling: Scaling,
     bases: Iterable[tuple[int, tuple[np.ndarray, np.ndarray]]],
     strongest: Iterable[Strongest],
-) -> tuple[int, Measured]:
-    """The energies of a group in the bases of each checkpoint, and its part of the sample: (group,
-    Measured).
+) -> tuple[int, GroupMeasurements]:
+    """Measures a group's energies in the bases of each checkpoint, and reads its records of the
+    sample: (group, GroupMeasurements).
     """
     ordered = _ordered(bases)
-    wanted = _merged(strongest).rows
-    totals = [np.zeros((len(one), len(other))) for one, other in ordered]
+    sampled = _merged(strongest).rows
+    totals = [np.zeros((len(left), len(right))) for left, right in ordered]
     sample = []
-    for start, features in _read(group, found):
+    for start, features in _read(group, feature_set):
         scaled = scaling.loss_grads(features)
         for t, pair in enumerate(ordered):
-            totals[t] += projections.energies(scaled[:, t], features.activations[:, t], pair)
-        sample.append(
-            features.take(wanted[(wanted >= start) & (wanted < start + len(features))] - start)
-        )
+            totals[t] += energies(scaled[:, t], features.activations[:, t], pair)
+        inside = (sampled >= start) & (sampled < start + len(features))
+        sample.append(features.take(sampled[inside] - start))
         counters.add("examples-measured", len(features))
-    return group.number, Measured(tuple(totals), Features.concatenate(sample))
+    return group.number, GroupMeasurements(tuple(totals), Features.concatenate(sample))
 
 
 def fit(
-    wanted: ProjectionWanted,
+    plan: ProjectionPlan,
     bases: Iterable[tuple[int, tuple[np.ndarray, np.ndarray]]],
-    parts: Iterable[tuple[int, Measured]],
+    parts: Iterable[tuple[int, GroupMeasurements]],
 ) -> Projection:
-    """The projection that is wanted, from what is known of all groups."""
+    """Fits the planned projection to the measurements of all groups."""
     ordered = [measured for _, measured in sorted(parts, key=lambda part: part[0])]
     totals = [
-        np.sum(energies, axis=0)
-        for energies in zip(*(one.energies for one in ordered), strict=True)
+        np.sum(of_groups, axis=0)
+        for of_groups in zip(*(group.energies for group in ordered), strict=True)
     ]
-    sample = Features.concatenate([one.sample for one in ordered])
-    return projections.fit(
-        wanted.method,
-        wanted.scaling,
-        Measurements(_ordered(bases), totals, sample),
-        wanted.dimensions,
-        wanted.seed,
-    )
+    sample = Features.concatenate([group.sample for group in ordered])
+    measurements = Measurements(_ordered(bases), totals, sample)
+    return methods.fit(plan.method, plan.scaling, measurements, plan.dimensions, plan.seed)
 
 
-def without_fitting(wanted: ProjectionWanted, found: FeatureSet) -> Projection:
-    """The projection that is wanted, of a method that needs no more than the shape of the
-    features.
-    """
-    shape, scaling = found.shape, wanted.scaling
-    if wanted.method == "exact":
-        return projections.exact(scaling, shape.outputs, shape.units)
-    made = projections.random if wanted.method == "random" else projections.sketch
-    return made(scaling, shape.outputs, shape.units, wanted.dimensions, wanted.seed)
+def without_fitting(plan: ProjectionPlan, features: FeatureSet) -> Projection:
+    """Returns the planned projection, of a method that needs only the shape of the features."""
+    shape, scaling = features.shape, plan.scaling
+    if plan.method == "exact":
+        return methods.exact(scaling, shape.outputs, shape.units)
+    make = methods.random if plan.method == "random" else methods.sketch
+    return make(scaling, shape.outputs, shape.units, plan.dimensions, plan.seed)
 
 
 def _ordered(
@@ -196,27 +264,27 @@ def _ordered(
 
 
 def _merged(parts: Iterable[Strongest]) -> Strongest:
-    first, *others = parts
-    for one in others:
-        first += one
-    return first
+    total, *others = parts
+    for part in others:
+        total += part
+    return total
 
 
 @dataclasses.dataclass
 class FitProjection(beam.PTransform):
-    """Makes the projection that is wanted for a training set: FeatureSet (one) → Projection (one).
+    """Makes the planned projection of a training set: FeatureSet (one) → Projection (one).
 
     Attributes:
-        wanted: what is asked for.
+        plan: the projection to be made.
     """
 
-    wanted: ProjectionWanted
+    plan: ProjectionPlan
 
     def expand(self, sets: beam.PCollection) -> beam.PCollection:
-        found = beam.pvalue.AsSingleton(sets)
-        if self.wanted.method not in projections.FITTED:
+        feature_set = beam.pvalue.AsSingleton(sets)
+        if self.plan.method not in methods.FITTED:
             return sets | "MakeProjection" >> beam.Map(
-                lambda one: without_fitting(self.wanted, one)
+                lambda features: without_fitting(self.plan, features)
             )  # Projection
         groups = (
             sets
@@ -224,7 +292,7 @@ class FitProjection(beam.PTransform):
             | "SpreadGroups" >> beam.Reshuffle()  # FileGroup
         )
         moments, strongest = groups | "SumMoments" >> beam.FlatMap(
-            sum_moments, found, self.wanted.scaling
+            sum_moments, feature_set, self.plan.scaling
         ).with_outputs(STRONGEST, main="moments")  # (checkpoint, (group, SecondMoments)), Strongest
         bases = (
             moments
@@ -233,14 +301,14 @@ class FitProjection(beam.PTransform):
         )
         measured = groups | "MeasureEnergies" >> beam.Map(
             measure,
-            found,
-            self.wanted.scaling,
+            feature_set,
+            self.plan.scaling,
             beam.pvalue.AsList(bases),
             beam.pvalue.AsList(strongest),
         )  # (group, Measured)
         return (
             sets.pipeline
-            | "StartFitting" >> beam.Create([self.wanted])  # ProjectionWanted
+            | "StartFitting" >> beam.Create([self.plan])  # ProjectionPlan
             | "FitProjection"
             >> beam.Map(fit, beam.pvalue.AsList(bases), beam.pvalue.AsList(measured))  # Projection
         )

@@ -1,4 +1,4 @@
-"""What a search by an index missed, measured on a sample of test examples."""
+"""The recall of a search by an index, measured on a sample of test examples."""
 
 from __future__ import annotations
 
@@ -19,117 +19,111 @@ from transforms.vectors.search import SearchPlan, TestBlock, plan_blocks
 
 RECALL_FILE = "recall.json"
 
-# Training examples of a range that is searched exactly for the sample.
+# Training examples of a range that is searched exactly for the sample: enough work for one step,
+# and many ranges of a large set.
 _EXACT_ROWS = 100_000
 
 
 def sampled_rows(blocks: Sequence[TestBlock], sample: int) -> np.ndarray:
-    """The rows of the test set for which the exact answer is computed, evenly spread over those
-    that are searched for.
+    """Returns the rows of the test set to search for exactly, evenly spread over those of all
+    blocks: [at most `sample`] int64.
     """
-    rows = (
-        np.concatenate([block.rows for block in sorted(blocks, key=lambda block: block.start)])
-        if blocks
-        else np.zeros(0, np.int64)
-    )
-    return (
-        rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), sample)).astype(np.int64))]
-        if len(rows)
-        else rows
-    )
+    ordered = [block.rows for block in sorted(blocks, key=lambda block: block.start)]
+    rows = np.concatenate([np.zeros(0, np.int64), *ordered])
+    if not len(rows):
+        return rows
+    spread = np.linspace(0, len(rows) - 1, min(len(rows), sample))
+    return rows[np.unique(spread.astype(np.int64))]
 
 
 def search_exactly(
     shard: Shard, test: FeatureSet, train: FeatureSet, plan: SearchPlan, blocks: Sequence[TestBlock]
 ) -> Iterator[tuple[None, ScoredBlock]]:
-    """The best training examples of a range for the sampled test examples, exactly; nothing where
-    there are none.
+    """Searches a range of training examples exactly for the sampled test examples; yields nothing
+    where there are none.
     """
     rows = sampled_rows(blocks, plan.sample)
     if not len(rows):
         return
     tests = test.take(rows)
-    found = Search(tests, plan.scoring)
+    search = Search(tests, plan.scoring)
     for span in shard.spans:
-        for _ in found.scan(train.read([span])):
+        for _ in search.scan(train.read([span])):
             pass
-    yield None, ScoredBlock.of(tests, found.result(), plan.scoring)
+    yield None, ScoredBlock.of(tests, search.result(), plan.scoring)
 
 
 def ids_by_test(block: ScoredBlock) -> dict[bytes, tuple[set[bytes], set[bytes]]]:
-    """The ids of each test example's proponents and opponents."""
-    found = {}
-    borders = [
-        ranking.offsets(len(block.test_ids))
-        for ranking in (block.best.proponents, block.best.opponents)
-    ]
+    """Returns the ids of each test example's proponents and opponents, by test id."""
+    signs = (block.best.proponents, block.best.opponents)
+    borders = [ranking.offsets(len(block.test_ids)) for ranking in signs]
+    ids = {}
     for i, test_id in enumerate(block.test_ids.tolist()):
         proponents, opponents = (
             set(ranking.ids[offsets[i] : offsets[i + 1]].tolist())
-            for ranking, offsets in zip(
-                (block.best.proponents, block.best.opponents), borders, strict=True
-            )
+            for ranking, offsets in zip(signs, borders, strict=True)
         )
-        found[test_id] = proponents, opponents
-    return found
+        ids[test_id] = proponents, opponents
+    return ids
 
 
-def shares_found(
-    block: ScoredBlock, exact: Sequence[ScoredBlock]
-) -> tuple[list[float], list[float]]:
-    """What part of each sampled test example's exact proponents a block has found, of those
-    examples that are in it and have some; and likewise of opponents.
+def recalls(block: ScoredBlock, exact: Sequence[ScoredBlock]) -> tuple[list[float], list[float]]:
+    """Returns the recall of each sampled test example of a block: the part of its exact proponents
+    that the block has, where it has some, and the same of opponents.
     """
-    found = ids_by_test(block)
-    shares: tuple[list[float], list[float]] = ([], [])
-    for test_id, wanted in (
-        pair for one in exact for pair in ids_by_test(one).items() if pair[0] in found
-    ):
-        for sign, listed in enumerate(shares):
-            if wanted[sign]:
-                listed.append(len(wanted[sign] & found[test_id][sign]) / len(wanted[sign]))
-    return shares
+    ids = ids_by_test(block)
+    of_signs: tuple[list[float], list[float]] = ([], [])
+    for exact_block in exact:
+        for test_id, expected in ids_by_test(exact_block).items():
+            if test_id not in ids:
+                continue
+            for sign, of_sign in enumerate(of_signs):
+                if expected[sign]:
+                    matches = expected[sign] & ids[test_id][sign]
+                    of_sign.append(len(matches) / len(expected[sign]))
+    return of_signs
 
 
 def recall(parts: Sequence[tuple[list[float], list[float]]], k: int, tests: int) -> dict[str, Any]:
-    """The mean and the lowest of the shares that blocks tell of, by sign; None where no sampled
-    test example has a list of that sign.
+    """Summarises the recalls of all blocks: their mean and the lowest, by sign; None where no
+    sampled test example has an exact answer of that sign.
     """
-    told: dict[str, Any] = {"k": k, "tests": tests}
+    summary: dict[str, Any] = {"k": k, "tests": tests}
     for sign, name in enumerate(("proponents", "opponents")):
         shares = [share for part in parts for share in part[sign]]
-        told[name] = (
+        summary[name] = (
             {"recall": math.fsum(shares) / len(shares), "lowest": min(shares)} if shares else None
         )
-    return told
+    return summary
 
 
 @dataclasses.dataclass
 class MeasureRecall(beam.PTransform):
-    """Tells what part of the exact answer for a sample was found: ((test, train), (row,
+    """Measures the recall of a search on a sample of its test examples: ((test, train), (row,
     ScoredBlock)) → (name, content) of a file.
 
     Attributes:
-        plan: what was asked for.
+        plan: the search.
     """
 
     plan: SearchPlan
 
-    def _tell(
+    def _summarise(
         self,
         _: None,
         parts: Sequence[tuple[list[float], list[float]]],
         exact: Sequence[ScoredBlock],
     ) -> tuple[str, bytes]:
-        told = recall(parts, self.plan.scoring.k, sum(len(block.test_ids) for block in exact))
+        tests = sum(len(block.test_ids) for block in exact)
         return RECALL_FILE, orjson.dumps(
-            told, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+            recall(parts, self.plan.config.k, tests),
+            option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
         )
 
     def expand(
         self, sources: tuple[tuple[beam.PCollection, beam.PCollection], beam.PCollection]
     ) -> beam.PCollection:
-        (test, train), found = sources
+        (test, train), searched = sources
         blocks = test | "PlanSampledBlocks" >> beam.FlatMap(plan_blocks, self.plan)  # TestBlock
         exact = (
             train
@@ -144,17 +138,17 @@ class MeasureRecall(beam.PTransform):
                 beam.pvalue.AsList(blocks),
             )  # (None, ScoredBlock)
             | "MergeExactly"
-            >> beam.CombinePerKey(MergeTopK(self.plan.scoring.k))  # (None, ScoredBlock)
+            >> beam.CombinePerKey(MergeTopK(self.plan.config.k))  # (None, ScoredBlock)
             | "DropKey" >> beam.Values()  # ScoredBlock
         )
-        shares = found | "CompareBlocks" >> beam.Map(
-            lambda numbered, wanted: shares_found(numbered[1], wanted), beam.pvalue.AsList(exact)
-        )  # ([share], [share])
+        shares = searched | "CompareBlocks" >> beam.Map(
+            lambda numbered, expected: recalls(numbered[1], expected), beam.pvalue.AsList(exact)
+        )  # ([recall], [recall])
         return (
             test.pipeline
             | "StartMeasuring" >> beam.Create([None])
-            | "TellRecall"
+            | "SummariseRecall"
             >> beam.Map(
-                self._tell, beam.pvalue.AsList(shares), beam.pvalue.AsList(exact)
+                self._summarise, beam.pvalue.AsList(shares), beam.pvalue.AsList(exact)
             )  # (name, content)
         )

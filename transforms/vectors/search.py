@@ -1,16 +1,15 @@
-"""Indexes over the vectors of a training set, a file for each range of its rows, and the search by
-them for candidates to score.
+"""The search by an index for each test example's strongest training examples.
 
-An index answers approximately: which candidates it gives is its choice. What becomes of them is
-exact: they are scored from the stored features as `tracin score` would, and the best are kept. What
-was missed a sample tells, for which the exact answer is computed too.
+An index answers approximately: it chooses the candidates. Their scores are exact: they are computed
+from the stored features as `ScoreInfluence` computes them, and the best candidates are kept.
+`recall` measures on a sample of test examples which part of the exact answer an index finds.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -24,46 +23,107 @@ from transforms.influence.blocks import MergeTopK, ScoredBlock
 from transforms.runtime import counters
 from transforms.scoring import exact_search, tiles
 from transforms.scoring.influence import Scoring
-from transforms.storage import filesystems
+from transforms.storage import filesystems, manifests
+from transforms.storage.feature_manifest import check_same_model
 from transforms.storage.feature_set import FeatureSet
 from transforms.storage.filesystems import StoredFile
 from transforms.storage.manifests import Manifest
 from transforms.vectors import faiss_index
+from transforms.vectors.config import SearchConfig
 from transforms.vectors.files import PROJECTION_FILE, plan_shards, read_projection
-from transforms.vectors.projections import Projection
+from transforms.vectors.projections.projection import Projection
 
-# What the vectors and candidates of a block of test examples may take, and the features that
-# candidates are scored with.
+# Bytes of the vectors and candidates of a test block, and of the features that candidates are
+# scored with: two of each are little beside a worker's memory, most of which is for the index.
 _BLOCK_BYTES = _FEATURE_BYTES = 192 << 20
+# Bytes of a candidate in a block, about: its row, score, id and label.
+_CANDIDATE_BYTES = 40
+# The kinds of index that each setting of effort is for.
+_EFFORT_KINDS = {"nprobe": ("auto", "ivf"), "ef_search": ("hnsw",)}
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchPlan:
-    """What a search is asked for.
+    """A search that has been checked.
 
     Attributes:
-        index: the index's directory.
-        found: its manifest.
-        scoring: k, the learning rates and the normalisation, which are those of the index.
-        oversampling: candidates of each sign, over k.
-        nprobe, ef_search: see `faiss_index.nearest`.
-        test_ids: the test examples to explain, or empty for all.
-        sample: for how many of them the exact answer is computed, to tell what was missed.
+        config: the settings of the search.
+        manifest: the manifest of the index.
+        test_fingerprint: fingerprint of the test set.
+        sample: number of test examples that are also searched exactly.
     """
 
-    index: str
-    found: Manifest
-    scoring: Scoring
-    oversampling: int
-    nprobe: int | None
-    ef_search: int | None
-    test_ids: tuple[str, ...]
+    config: SearchConfig
+    manifest: Manifest
+    test_fingerprint: str
     sample: int
+
+    @staticmethod
+    def of(config: SearchConfig, test: FeatureSet, train: FeatureSet) -> SearchPlan:
+        """Plans a search, after checking that the index and both feature sets fit.
+
+        Raises:
+            InputError: FAISS is missing; the index is none, or of another training set; the sets
+                are of different models; a setting is for another kind of index; or an id is not in
+                the test set.
+        """
+        faiss_index.require()
+        manifest = manifests.read_kind(config.index, "index", "index")
+        check_same_model(test.manifest, train.manifest, test.directory, train.directory)
+        if manifest.settings["train_features"] != train.manifest.fingerprint:
+            raise InputError(
+                f"`index={config.index!r}` was built from another feature set than "
+                f"`train_features={train.directory!r}`: name the one that it was built from, or "
+                "build it anew with `tracin index`"
+            )
+        _check_effort(config, manifest.settings["kind"])
+        if config.test_ids:
+            find_rows(test, config.test_ids)
+        sample = min(config.recall_sample, len(config.test_ids) or test.manifest.examples)
+        return SearchPlan(config, manifest, test.manifest.fingerprint, sample)
+
+    @property
+    def scoring(self) -> Scoring:
+        """k, and the learning rates and the normalisation of the index."""
+        settings = self.manifest.settings
+        return Scoring(tuple(settings["learning_rates"]), self.config.k, settings["normalize"])
 
     @property
     def candidates(self) -> int:
-        """How many candidates of each sign an index is asked for."""
-        return self.scoring.k * self.oversampling
+        """Number of candidates of each sign that an index is asked for."""
+        return self.config.k * self.config.oversampling
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The identity of the result, for a manifest."""
+        settings, config = self.manifest.settings, self.config
+        return {
+            "index": self.manifest.fingerprint,
+            "test_features": self.test_fingerprint,
+            "train_features": settings["train_features"],
+            "learning_rates": settings["learning_rates"],
+            "normalize": settings["normalize"],
+            "k": config.k,
+            "oversampling": config.oversampling,
+            "nprobe": config.nprobe,
+            "ef_search": config.ef_search,
+            "test_ids": list(config.test_ids),
+            "recall_sample": config.recall_sample,
+        }
+
+
+def _check_effort(config: SearchConfig, kind: str) -> None:
+    """Checks that the settings of a search's effort are for an index of this kind.
+
+    Raises:
+        InputError: one is for another kind.
+    """
+    for field, kinds in _EFFORT_KINDS.items():
+        if getattr(config, field) and kind not in kinds:
+            raise InputError(
+                f"`{field}` is for indexes of `kind={kinds[-1]}`, and `index={config.index!r}` is "
+                f"of {kind}: leave it out"
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,15 +141,18 @@ class TestBlock:
 
 
 def plan_blocks(test: FeatureSet, plan: SearchPlan) -> Iterator[TestBlock]:
-    """The blocks of the test examples that are asked for, in the test set's order.
+    """Plans the blocks of the test examples to search for, in the test set's order.
 
     Raises:
         InputError: an id is not in the test set.
     """
-    rows = find_rows(test, plan.test_ids) if plan.test_ids else np.arange(test.manifest.examples)
-    shape, file_rows = test.shape, tiles.rows_per_file(plan.scoring.k)
+    test_ids = plan.config.test_ids
+    rows = find_rows(test, test_ids) if test_ids else np.arange(test.manifest.examples)
+    shape, file_rows = test.shape, tiles.rows_per_file(plan.config.k)
     most = _BLOCK_BYTES // (
-        shape.record_bytes + 8 * plan.found.counts["dimensions"] + 40 * plan.candidates
+        shape.record_bytes
+        + 8 * plan.manifest.counts["dimensions"]
+        + _CANDIDATE_BYTES * plan.candidates
     )
     for first in range(0, len(rows), file_rows):
         stop = min(first + file_rows, len(rows))
@@ -98,65 +161,63 @@ def plan_blocks(test: FeatureSet, plan: SearchPlan) -> Iterator[TestBlock]:
             yield TestBlock(start, rows[start : min(start + step, stop)])
 
 
-def find_rows(found: FeatureSet, wanted: Sequence[str]) -> np.ndarray:
-    """The rows of a set's examples with these ids, ascending.
+def find_rows(feature_set: FeatureSet, ids: Sequence[str]) -> np.ndarray:
+    """Finds the rows of a set's examples with these ids, ascending.
 
     Raises:
         InputError: some id is not there.
     """
-    left = {one.encode() for one in wanted}
+    left = {example_id.encode() for example_id in ids}
     rows: list[int] = []
-    for shard in plan_shards(found, tiles.rows_per_file(1)):
-        ids = found.read(shard.spans).example_ids.tolist()
-        rows += [shard.start + i for i, one in enumerate(ids) if one in left]
-        left -= set(ids)
+    for shard in plan_shards(feature_set, tiles.rows_per_file(1)):
+        in_shard = feature_set.read(shard.spans).example_ids.tolist()
+        rows += [shard.start + i for i, name in enumerate(in_shard) if name in left]
+        left -= set(in_shard)
         if not left:
             break
     if left:
-        missing = sorted(one.decode() for one in left)
+        missing = sorted(example_id.decode() for example_id in left)
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(
-            f"`test_ids`: {', '.join(map(repr, missing[:3]))}{more} not in {found.directory}: give "
-            "ids of its examples"
+            f"`test_ids`: {', '.join(map(repr, missing[:3]))}{more} not in "
+            f"{feature_set.directory}: give ids of its examples"
         )
     return np.array(rows, np.int64)
 
 
 def plan_index_files(plan: SearchPlan) -> list[tuple[int, StoredFile]]:
-    """The index files of a plan, each with the row of its first vector."""
-    listed, start = [], 0
-    for file in plan.found.files:
+    """Returns the index files, each with the row of its first vector."""
+    files, start = [], 0
+    for file in plan.manifest.files:
         if file.name != PROJECTION_FILE:
-            listed.append((start, file))
+            files.append((start, file))
             start += file.count
-    return listed
+    return files
 
 
 def pair_with_indexes(
     block: TestBlock, plan: SearchPlan
 ) -> Iterator[tuple[TestBlock, tuple[int, StoredFile]]]:
-    """A block of test examples with each index file that it is searched in, and the row of the
-    file's first vector.
-    """
-    for one in plan_index_files(plan):
+    """Pairs a test block with each index file, and the row of the file's first vector."""
+    for start, file in plan_index_files(plan):
         counters.add("tests-planned", len(block.rows))
-        yield block, one
+        yield block, (start, file)
 
 
 class IndexSearcher:
-    """Searches index files for the neighbours of test blocks, one at a time; keeps the last of
-    each.
+    """A searcher of index files for the candidates of test blocks, one at a time; it keeps the last
+    projection, index and test block in memory.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: dict[str, tuple[Any, Any]] = {}
 
-    def _get(self, what: str, key: Any, make: Any) -> Any:
-        if self._kept.get(what, (None,))[0] != key:
-            self._kept.pop(what, None)  # before another takes its place in memory
-            self._kept[what] = (key, make())
-        return self._kept[what][1]
+    def _get(self, name: str, key: Any, make: Callable[[], Any]) -> Any:
+        if self._kept.get(name, (None,))[0] != key:
+            self._kept.pop(name, None)  # before another takes its memory
+            self._kept[name] = (key, make())
+        return self._kept[name][1]
 
     def search(
         self,
@@ -167,21 +228,23 @@ class IndexSearcher:
         train: FeatureSet,
         plan: SearchPlan,
     ) -> ScoredBlock:
-        """The best of an index file's candidates for a block of test examples, scored exactly."""
+        """Returns the best of an index file's candidates for a test block, scored exactly."""
+        directory, config = plan.config.index, plan.config
         with self._lock:
-            identity = (plan.index, plan.found.fingerprint)
+            identity = (directory, plan.manifest.fingerprint)
             projection: Projection = self._get(
-                "projection", identity, lambda: read_projection(plan.index, plan.found)
+                "projection", identity, lambda: read_projection(directory, plan.manifest)
             )
-            built = self._get(
+            index = self._get(
                 "index",
                 (*identity, file.name),
-                lambda: faiss_index.of_bytes(filesystems.read_verified(plan.index, file)),
+                lambda: faiss_index.of_bytes(filesystems.read_verified(directory, file)),
             )
             key = (test.directory, test.manifest.fingerprint, block.start, len(block.rows))
             tests: Features = self._get("tests", (*identity, *key), lambda: test.take(block.rows))
+            vectors = projection.project(tests)
             near = faiss_index.nearest(
-                built, projection.project(tests), plan.candidates, plan.nprobe, plan.ef_search
+                index, vectors, plan.candidates, config.nprobe, config.ef_search
             )
             candidates = np.where(near < 0, -1, near + start)
             best = score_candidates(tests, candidates, train, plan.scoring)
@@ -192,34 +255,49 @@ class IndexSearcher:
 def score_candidates(
     tests: Features, candidates: np.ndarray, train: FeatureSet, scoring: Scoring
 ) -> TopK:
-    """The k best of candidates [2, n, m], rows of the training set for proponents and opponents or
-    −1, by their exact scores.
+    """Returns the k best of candidates by their exact scores.
+
+    `candidates` [2, n, m] are rows of the training set, for proponents and opponents of each test
+    example; −1 for none.
     """
-    wanted = np.unique(candidates)
-    wanted = wanted[wanted >= 0]
+    distinct = np.unique(candidates)
+    distinct = distinct[distinct >= 0]
     step = max(1, _FEATURE_BYTES // train.shape.record_bytes)
-    found = [TopK(_none(tests), _none(tests))]
-    for first in range(0, len(wanted), step):
-        rows = wanted[first : first + step]
+    parts = [TopK(_none(tests), _none(tests))]
+    for first in range(0, len(distinct), step):
+        rows = distinct[first : first + step]
         features = train.take(rows)
-        rankings = []
-        for sign, listed in zip((1, -1), candidates, strict=True):
-            row, place = np.nonzero((listed >= rows[0]) & (listed <= rows[-1]))
-            chosen = np.searchsorted(rows, listed[row, place])
-            scores = exact_search.score_pairs(tests, features, row, chosen, scoring)
-            counters.add("pairs-scored-exactly", len(scores))
-            right = sign * scores > 0
-            row, chosen = row[right], chosen[right]
-            rankings.append(
-                Ranking(
-                    row.astype(np.int32),
-                    scores[right],
-                    features.example_ids[chosen],
-                    features.labels[chosen],
-                )
-            )
-        found.append(TopK(*rankings))
-    return topk.merge(found, scoring.k)
+        rankings = [
+            _rank(tests, features, rows, of_sign, sign, scoring)
+            for sign, of_sign in zip((1, -1), candidates, strict=True)
+        ]
+        parts.append(TopK(*rankings))
+    return topk.merge(parts, scoring.k)
+
+
+def _rank(
+    tests: Features,
+    features: Features,
+    rows: np.ndarray,
+    candidates: np.ndarray,
+    sign: int,
+    scoring: Scoring,
+) -> Ranking:
+    """Returns the candidates [n, m] of one sign that are among `rows`, whose features are given,
+    and whose exact score has this sign.
+    """
+    tests_of_pairs, columns = np.nonzero((candidates >= rows[0]) & (candidates <= rows[-1]))
+    trains_of_pairs = np.searchsorted(rows, candidates[tests_of_pairs, columns])
+    scores = exact_search.score_pairs(tests, features, tests_of_pairs, trains_of_pairs, scoring)
+    counters.add("pairs-scored-exactly", len(scores))
+    of_sign = sign * scores > 0
+    chosen = trains_of_pairs[of_sign]
+    return Ranking(
+        tests_of_pairs[of_sign].astype(np.int32),
+        scores[of_sign],
+        features.example_ids[chosen],
+        features.labels[chosen],
+    )
 
 
 def _none(tests: Features) -> Ranking:
@@ -236,20 +314,22 @@ def search_block(
     train: FeatureSet,
     plan: SearchPlan,
 ) -> tuple[int, ScoredBlock]:
-    """What an index file holds for a block of test examples: (row of the block's first,
-    ScoredBlock).
-    """
+    """Searches an index file for a test block: (row of the block's first, ScoredBlock)."""
     block, (start, file) = item
     return block.start, _searcher.search(block, start, file, test, train, plan)
 
 
 @dataclasses.dataclass
 class SearchIndex(beam.PTransform):
-    """Searches an index for the test set's strongest training examples: (test, train) FeatureSet
-    (one each) → (row, ScoredBlock).
+    """Searches an index for each test example's strongest training examples: (test, train)
+    FeatureSet (one each) → (row, ScoredBlock).
+
+        plan = SearchPlan.of(SearchConfig(index, k=10), test, train)
+        sets = tuple(pipeline | name >> beam.Create([s]) for name, s in (("A", test), ("B", train)))
+        rows = sets | SearchIndex(plan)
 
     Attributes:
-        plan: what is asked for.
+        plan: the search, checked against the same sets.
     """
 
     plan: SearchPlan
@@ -269,6 +349,5 @@ class SearchIndex(beam.PTransform):
                 beam.pvalue.AsSingleton(train),
                 self.plan,
             )  # (row, ScoredBlock)
-            | "MergeTopK"
-            >> beam.CombinePerKey(MergeTopK(self.plan.scoring.k))  # (row, ScoredBlock)
+            | "MergeTopK" >> beam.CombinePerKey(MergeTopK(self.plan.config.k))  # (row, ScoredBlock)
         )
