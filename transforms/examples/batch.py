@@ -15,8 +15,13 @@ from transforms.examples.rejects import Reject
 
 @dataclasses.dataclass(frozen=True)
 class ParsedExample:
-    """One example: its id, its inputs as arrays of the model's shapes, its label [label_width]
-    float64 or None, and the kept keys.
+    """One example.
+
+    Attributes:
+        example_id: its id.
+        inputs: an array of the model's shape and dtype for each input of the model.
+        label: [label_width] float64, or None where labels are not read.
+        kept: the features of the kept keys, by key.
     """
 
     example_id: str
@@ -27,20 +32,20 @@ class ParsedExample:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExampleBatch:
-    """Up to a batch of examples of one file, in order, and what was set aside among them.
+    """Up to a batch of examples of one file, in order, and the rejects among them.
 
     Attributes:
-        file: where they come from.
+        file: the file that they come from.
         example_ids: [n] byte strings (dtype S), UTF-8.
         offsets: [n] int64, record indices in the file.
         digests: [n, 16] uint8, content digests of the serialized examples.
-        kept: by kept key the serialized `tf.train.Feature` of each, [n].
+        kept: by kept key the serialized `tf.train.Feature` of each example, [n].
         inputs: an array [n, …] for each input of the model.
         labels: [n, label_width] float64, or None where labels are not read.
-        rejects: what was set aside since the batch before.
-        first, last: whether the file begins, or ends, with this batch.
-        bytes_read: how far the stored file was read for this batch, in bytes since the batch
-            before.
+        rejects: the rejects since the batch before.
+        first: whether the file begins with this batch.
+        last: whether the file ends with this batch.
+        bytes_read: bytes of the stored file that were read since the batch before.
     """
 
     file: InputFile
@@ -59,7 +64,7 @@ class ExampleBatch:
         return len(self.example_ids)
 
     def take(self, rows: np.ndarray) -> ExampleBatch:
-        """The batch with these of its examples alone."""
+        """Returns the batch with only these rows [m] of its examples; its rejects stay."""
         return dataclasses.replace(
             self,
             example_ids=self.example_ids[rows],
@@ -74,19 +79,19 @@ class ExampleBatch:
 def take_kept(
     kept: Mapping[str, Sequence[bytes]], rows: np.ndarray
 ) -> Mapping[str, Sequence[bytes]]:
-    """What is kept of these rows alone."""
+    """Returns the kept features of only these rows [m]."""
     return {key: [features[row] for row in rows.tolist()] for key, features in kept.items()}
 
 
 def digest(serialized: bytes) -> bytes:
-    """The content digest of a serialized example: XXH3, 128 bits.
+    """Returns the content digest of a serialized example: XXH3, 128 bits.
 
-    It tells apart what differs by accident; it is not made to withstand somebody who looks for two
-    examples with one digest.
+    It tells apart examples that differ by accident. It does not withstand somebody who looks for
+    two examples with the same digest.
     """
     return xxhash.xxh3_128_digest(serialized)
 
 
 def digests(serialized: Sequence[bytes]) -> np.ndarray:
-    """The content digests of n serialized examples: [n, 16] uint8."""
+    """Returns the content digests of n serialized examples: [n, 16] uint8."""
     return np.frombuffer(b"".join(map(digest, serialized)), np.uint8).reshape(len(serialized), 16)

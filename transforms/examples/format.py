@@ -1,4 +1,4 @@
-"""Where the parts of an example are found: files, keys, shapes and dtypes."""
+"""Where the parts of an example are: files, keys, shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 
 from transforms.core.errors import InputError
-from transforms.core.user_modules import name_clash
 from transforms.storage.feature_record import FIELDS
 
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """One input of the model: the key that holds it, its shape without the batch dimension, and its
-    dtype's name.
+    """One input of the model.
+
+    Attributes:
+        key: the key that holds it in an example.
+        shape: its shape without the batch dimension.
+        dtype: the name of its dtype.
     """
 
     key: str
@@ -28,18 +31,20 @@ class InputSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleFormat:
-    """Where an example's parts are found.
+    """Where an example's parts are.
 
     Attributes:
         inputs: the model's inputs, in its order.
         label_key: key of the label; unused where `labelled` is false.
-        label_width: how many numbers a label has: 1, or C for one number per output.
-        labelled: whether labels are read; they are not where the model's prediction serves as
-            label.
-        id_key: key of the id, at most 512 bytes; or None for `<file>#<index>`.
+        label_width: numbers of a label: 1, or C for one number per output.
+        labelled: whether labels are read; they are not where the model's prediction is the label.
+        id_key: key of the id, or None for `<file>#<index>`.
         keep_keys: keys that are copied into the feature record.
         parse_fn: `module:function` that turns a serialized record into a mapping of the keys above,
             or None for `tf.train.Example`.
+
+    Raises:
+        InputError: a kept key would overwrite a field of the feature record.
     """
 
     inputs: tuple[InputSpec, ...]
@@ -64,12 +69,12 @@ class InputFile:
     """A file of examples.
 
     Attributes:
-        index: its place in the data set's order.
-        path: where it is.
-        name: the stem of ids.
-        size: in bytes, as stored.
-        known: [n] indices of records that are passed over, because their features are there
-            already; or None.
+        index: its position in the data set's order.
+        path: its path.
+        name: what ids of its examples begin with, where there is no id key.
+        size: its bytes, as stored.
+        known: [n] indices of records that are skipped, because their features exist already; or
+            None.
     """
 
     index: int
@@ -81,14 +86,18 @@ class InputFile:
 
 @functools.cache
 def resolve_function(name: str, field: str) -> Callable[..., Any]:
-    """The function that `module:function` names; `field` names the setting in messages."""
+    """Imports the function with the name `module:function`; `field` is its setting in messages.
+
+    Raises:
+        InputError: there is no such function.
+    """
     module, _, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
             f"`{field}={name!r}` cannot be imported ({error}): expected module:function on the "
-            f"Python path of every worker{name_clash(module)}"
+            "Python path of every worker"
         ) from error
     if not callable(function):
         raise InputError(f"`{field}={name!r}` is not a function")

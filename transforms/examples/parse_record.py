@@ -1,10 +1,7 @@
-"""One serialized example into arrays of the model's shapes, or into a reject that says what is
-wrong with it.
-"""
+"""One serialized example, parsed or rejected with what is wrong with it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,58 +10,57 @@ import tensorflow as tf
 
 from transforms.examples import rejects
 from transforms.examples.batch import ParsedExample
-from transforms.examples.format import ExampleFormat, InputSpec, resolve_function
-from transforms.examples.rejects import Reject
+from transforms.examples.format import ExampleFormat, resolve_function
+from transforms.examples.parse_input import parse_input
+from transforms.examples.rejects import Reject, Unusable
 
-# Ids are held in arrays as wide as the longest.
+# Bytes of the longest id that is used: arrays of ids are as wide as their longest.
 LONGEST_ID = 512
-
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-
-
-class _Unusable(Exception):
-    def __init__(self, reason: str, detail: str, example_id: str | None = None) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
-        self.example_id = example_id
 
 
 def parse_example(
     serialized: bytes, name: str, offset: int, source: str, form: ExampleFormat
 ) -> ParsedExample | Reject:
-    """Parses one serialized record, or says why it cannot be used.
+    """Parses one serialized record; rejects it if it cannot be used.
 
-    `name` and `offset` make the id where there is no id key; `source` is the file for the reject.
+    Args:
+        serialized: the record.
+        name: what the id begins with, where there is no id key.
+        offset: the record's index in its file.
+        source: path of the file, for the reject.
+        form: where the example's parts are.
+
+    Raises:
+        InputError: the function that `form` names cannot be imported.
     """
     example_id: str | None = None
     try:
-        values = _mapping(serialized, form)
+        values = _values(serialized, form)
         example_id = _id(values, name, offset, form)
-        inputs = tuple(_input(values, spec) for spec in form.inputs)
+        inputs = tuple(parse_input(_value(values, spec.key), spec) for spec in form.inputs)
         label = _label(values, form) if form.labelled else None
         missing = [key for key in form.keep_keys if key not in values]
         if missing:
-            raise _Unusable(
+            raise Unusable(
                 rejects.MISSING_KEY, f"no key {missing[0]!r} to keep; keys: {_keys(values)}"
             )
         kept = {key: _kept(values[key]) for key in form.keep_keys}
-    except _Unusable as error:
-        return Reject(source, offset, error.example_id or example_id, error.reason, error.detail)
+    except Unusable as error:
+        return Reject(source, offset, example_id, error.reason, error.detail)
     return ParsedExample(example_id, inputs, label, kept)
 
 
-def _mapping(serialized: bytes, form: ExampleFormat) -> Mapping[str, Any]:
+def _values(serialized: bytes, form: ExampleFormat) -> Mapping[str, Any]:
     if form.parse_fn:
         function = resolve_function(form.parse_fn, "parse_fn")
         try:
             values = function(serialized)
         except Exception as error:
-            raise _Unusable(
+            raise Unusable(
                 rejects.PARSE_FN_FAILED, f"{form.parse_fn} raised {type(error).__name__}: {error}"
             ) from error
         if not isinstance(values, Mapping):
-            raise _Unusable(
+            raise Unusable(
                 rejects.PARSE_FN_FAILED,
                 f"{form.parse_fn} returned {type(values).__name__}, expected a mapping of keys to "
                 "values",
@@ -73,7 +69,7 @@ def _mapping(serialized: bytes, form: ExampleFormat) -> Mapping[str, Any]:
     try:
         example = tf.train.Example.FromString(serialized)
     except Exception as error:
-        raise _Unusable(rejects.NOT_AN_EXAMPLE, "the record is not a tf.train.Example") from error
+        raise Unusable(rejects.NOT_AN_EXAMPLE, "the record is not a tf.train.Example") from error
     return example.features.feature
 
 
@@ -82,11 +78,11 @@ def _keys(values: Mapping[str, Any]) -> str:
 
 
 def _value(values: Mapping[str, Any], key: str) -> Any:
-    """The value under `key`: an array for number lists, bytes for a bytes list of one; what a
-    parsing function returned as it is.
+    """Returns the value of a key: an array for a list of numbers, bytes for a list of one byte
+    string; else what a parsing function returned.
     """
     if key not in values:
-        raise _Unusable(rejects.MISSING_KEY, f"no key {key!r}; keys: {_keys(values)}")
+        raise Unusable(rejects.MISSING_KEY, f"no key {key!r}; keys: {_keys(values)}")
     feature = values[key]
     if not isinstance(feature, tf.train.Feature):
         return feature
@@ -97,19 +93,18 @@ def _value(values: Mapping[str, Any], key: str) -> Any:
         return np.array(feature.int64_list.value, np.int64)
     if kind == "bytes_list" and len(feature.bytes_list.value) == 1:
         return feature.bytes_list.value[0]
-    raise _Unusable(
+    raise Unusable(
         rejects.WRONG_TYPE,
         f"key {key!r} is {'a list of several byte strings' if kind else 'empty'}",
     )
 
 
 def _id(values: Mapping[str, Any], name: str, offset: int, form: ExampleFormat) -> str:
-    found = f"{name}#{offset}" if form.id_key is None else _given_id(values, form.id_key)
-    if len(found.encode()) > LONGEST_ID:
-        raise _Unusable(
-            rejects.BAD_ID, f"the id has {len(found.encode())} bytes, expected at most {LONGEST_ID}"
-        )
-    return found
+    example_id = f"{name}#{offset}" if form.id_key is None else _given_id(values, form.id_key)
+    size = len(example_id.encode())
+    if size > LONGEST_ID:
+        raise Unusable(rejects.BAD_ID, f"the id has {size} bytes, expected at most {LONGEST_ID}")
+    return example_id
 
 
 def _given_id(values: Mapping[str, Any], key: str) -> str:
@@ -122,74 +117,12 @@ def _given_id(values: Mapping[str, Any], key: str) -> str:
         try:
             value = value.decode()
         except UnicodeDecodeError as error:
-            raise _Unusable(rejects.BAD_ID, f"the id under {key!r} is not UTF-8") from error
+            raise Unusable(rejects.BAD_ID, f"the id under {key!r} is not UTF-8") from error
     if not isinstance(value, str):
-        raise _Unusable(rejects.BAD_ID, f"the id under {key!r} is neither text nor one integer")
+        raise Unusable(rejects.BAD_ID, f"the id under {key!r} is neither text nor one integer")
     if not value or "\0" in value:
-        raise _Unusable(rejects.BAD_ID, f"the id under {key!r} is empty or holds a NUL character")
+        raise Unusable(rejects.BAD_ID, f"the id under {key!r} is empty or holds a NUL character")
     return value
-
-
-def _input(values: Mapping[str, Any], spec: InputSpec) -> np.ndarray:
-    value = _value(values, spec.key)
-    if isinstance(value, bytes):
-        value = _image(value, spec)
-    try:
-        array = np.asarray(value)
-        if array.dtype.kind not in "fiub":
-            raise TypeError(f"holds {array.dtype}")
-    except (TypeError, ValueError) as error:
-        raise _Unusable(rejects.WRONG_TYPE, f"key {spec.key!r} is not numbers: {error}") from error
-    if array.size != math.prod(spec.shape) or not _is_shaped(array, spec):
-        raise _Unusable(
-            rejects.WRONG_SIZE,
-            f"key {spec.key!r} has {array.size} numbers of shape {array.shape}, the model's input "
-            f"has {spec.shape}",
-        )
-    if not np.isfinite(array).all():
-        raise _Unusable(rejects.NON_FINITE_INPUT, f"key {spec.key!r} holds a NaN or an infinity")
-    cast = cast_exactly(array, spec)
-    if cast is None:
-        raise _Unusable(
-            rejects.WRONG_TYPE,
-            f"key {spec.key!r} holds numbers that the model's input of type {spec.dtype} cannot "
-            "hold",
-        )
-    return cast.reshape(spec.shape)
-
-
-def _is_shaped(array: np.ndarray, spec: InputSpec) -> bool:
-    """Whether an array that has a shape of its own has the input's; as many numbers in another
-    shape are another image.
-    """
-    if array.ndim < 2 or len(spec.shape) < 2:
-        return True
-    return [n for n in array.shape if n != 1] == [n for n in spec.shape if n != 1]
-
-
-def cast_exactly(array: np.ndarray, spec: InputSpec) -> np.ndarray | None:
-    """An array in the input's dtype, or None where an integer dtype would change a number."""
-    with np.errstate(invalid="ignore"):
-        cast = array.astype(spec.dtype, copy=False)
-    return cast if cast.dtype.kind not in "iu" or np.array_equal(cast, array) else None
-
-
-def _image(data: bytes, spec: InputSpec) -> np.ndarray:
-    if not data.startswith((_JPEG, _PNG)):
-        raise _Unusable(
-            rejects.BAD_IMAGE,
-            f"key {spec.key!r} is {len(data)} bytes that are neither PNG nor JPEG: decode them "
-            "with `parse_fn`",
-        )
-    channels = spec.shape[-1] if len(spec.shape) == 3 and spec.shape[-1] in (1, 3, 4) else 0
-    try:
-        with tf.device("/CPU:0"):
-            return tf.io.decode_image(data, channels=channels, expand_animations=False).numpy()
-    except tf.errors.OpError as error:
-        raise _Unusable(
-            rejects.BAD_IMAGE,
-            f"key {spec.key!r} cannot be decoded: {str(error.message).splitlines()[0]}",
-        ) from error
 
 
 def _label(values: Mapping[str, Any], form: ExampleFormat) -> np.ndarray:
@@ -197,11 +130,11 @@ def _label(values: Mapping[str, Any], form: ExampleFormat) -> np.ndarray:
     try:
         label = np.asarray(value, np.float64).reshape(-1)
     except (TypeError, ValueError) as error:
-        raise _Unusable(
+        raise Unusable(
             rejects.WRONG_TYPE, f"the label under {form.label_key!r} is not numbers"
         ) from error
     if label.size != form.label_width:
-        raise _Unusable(
+        raise Unusable(
             rejects.WRONG_SIZE,
             f"the label under {form.label_key!r} has {label.size} numbers, the loss takes "
             f"{form.label_width}",
@@ -210,6 +143,7 @@ def _label(values: Mapping[str, Any], form: ExampleFormat) -> np.ndarray:
 
 
 def _kept(value: Any) -> tf.train.Feature:
+    """Returns the value of a kept key as a feature record holds it."""
     if isinstance(value, tf.train.Feature):
         return value
     if isinstance(value, (str, bytes)):

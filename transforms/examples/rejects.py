@@ -1,4 +1,4 @@
-"""What was set aside and why: one line of JSON for each example that has no features."""
+"""Rejected examples and the reasons: one line of JSON for each example without features."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import orjson
 
-# The reasons, as they are counted in manifests and summaries. `detail` says the rest.
+# Reasons, as manifests and summaries count them. A reject's detail says more.
 BAD_CHECKSUM = "bad-checksum"
 NOT_AN_EXAMPLE = "not-an-example"
 MISSING_KEY = "missing-key"
@@ -24,10 +24,30 @@ NO_POSITIONS = "no-positions"
 UNREADABLE_TAIL = "unreadable-tail"
 
 
+class Unusable(Exception):
+    """A part of an example cannot be used, so that the example is rejected.
+
+    Attributes:
+        reason: one of the reasons above.
+        detail: what is wrong, for a person.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
 @dataclasses.dataclass(frozen=True)
 class Reject:
-    """An example that was set aside: its file, its index there, its id where one could be read, the
-    reason and the details.
+    """An example that was rejected.
+
+    Attributes:
+        source: path of its file.
+        offset: its record index there.
+        example_id: its id, or None where it could not be read.
+        reason: one of the reasons above.
+        detail: what is wrong, for a person.
     """
 
     source: str
@@ -38,15 +58,15 @@ class Reject:
 
 
 def to_jsonl(rejects: Iterable[Reject]) -> bytes:
-    """One line of JSON for each reject."""
+    """Returns one line of JSON for each reject."""
     return b"".join(orjson.dumps(dataclasses.asdict(reject)) + b"\n" for reject in rejects)
 
 
 def from_jsonl(data: bytes) -> list[Reject]:
-    """The inverse of `to_jsonl`."""
+    """Reads the lines of `to_jsonl`."""
     return [Reject(**orjson.loads(line)) for line in data.splitlines()]
 
 
 def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
-    """How many were set aside for each reason, most frequent first."""
+    """Counts rejects by reason, the most frequent first."""
     return dict(Counter(reject.reason for reject in rejects).most_common())

@@ -1,10 +1,10 @@
 """Rows of Parquet files and NumPy archives as examples: each row becomes the `tf.train.Example`
 with its columns as keys.
 
-So whatever follows, ids, digests, rejects, treats them as records of a TFRecord file. Whole numbers
-and truth values become int64, other numbers float32, text and bytes stay; lists are flattened. A
-dictionary of an image's bytes and path, as many data sets hold images, is its bytes. What is
-missing in a row, or of another type, is no key of its example.
+So ids, digests and rejects treat them as records of a TFRecord file. Whole numbers and truth values
+become int64, other numbers float32, text and bytes stay; lists are flattened. A dictionary of an
+image's bytes and path, as many data sets hold images, becomes the bytes. A value that is missing,
+or of another type, is no key of its example.
 """
 
 from __future__ import annotations
@@ -21,14 +21,21 @@ import tensorflow as tf
 from transforms.storage.example_wire import float_list
 from transforms.storage.tfrecords import UnreadableTail
 
+# The first bytes of these files.
 PARQUET_MAGIC, ARCHIVE_MAGIC = b"PAR1", b"PK\x03\x04"
 
-# Rows that are turned into Python's objects at once; a row may be an image.
+# Rows that become Python objects at once: few, since a row may be an image.
 _ROWS = 64
+
+# What Arrow, NumPy and zipfile raise for a damaged file.
+_READ_ERRORS = (pa.ArrowException, OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
 
 
 def read_parquet(stream: IO[bytes]) -> Iterator[list[bytes | None]]:
-    """The rows of a Parquet file, from a stream that seeks.
+    """Yields the rows of a Parquet file as serialized examples, each in a list of its own.
+
+    Args:
+        stream: the file, which can seek.
 
     Raises:
         UnreadableTail: the file is damaged from some row on.
@@ -44,8 +51,11 @@ def read_parquet(stream: IO[bytes]) -> Iterator[list[bytes | None]]:
 
 
 def read_archive(stream: IO[bytes]) -> Iterator[list[bytes | None]]:
-    """The rows of a NumPy archive (`.npz`), from a stream that seeks: arrays of one length, with a
-    row of each in an example.
+    """Yields the rows of a NumPy archive (`.npz`) as serialized examples, each in a list of its
+    own. An example holds a row of each array.
+
+    Args:
+        stream: the file, which can seek.
 
     Raises:
         UnreadableTail: the file is damaged, holds pickled objects, or its arrays differ in length.
@@ -56,9 +66,9 @@ def read_archive(stream: IO[bytes]) -> Iterator[list[bytes | None]]:
             arrays = {name: archive[name] for name in archive.files}
         lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
         if len({*lengths.values()}) > 1 or 0 in {array.ndim for array in arrays.values()}:
-            told = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
             raise ValueError(
-                f"its arrays have different lengths: {told}; expected a row of each for every "
+                f"its arrays have different lengths: {shapes}; expected a row of each for every "
                 "example"
             )
         for i in range(min(lengths.values(), default=0)):
@@ -70,6 +80,7 @@ def read_archive(stream: IO[bytes]) -> Iterator[list[bytes | None]]:
 def _examples(
     rows: Callable[[], Iterator[Mapping[str, Any]]], stream: IO[bytes]
 ) -> Iterator[list[bytes | None]]:
+    """Yields rows as serialized examples; what goes wrong in `rows` ends the file."""
     index = 0
     try:
         for row in rows():
@@ -81,43 +92,30 @@ def _examples(
             example = tf.train.Example(features=tf.train.Features(feature=features))
             yield [example.SerializeToString(deterministic=True)]
             index += 1
-    except (
-        pa.ArrowException,
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise UnreadableTail(
-            index, stream.tell(), str(error).splitlines()[0] if str(error) else type(error).__name__
-        ) from error
+    except _READ_ERRORS as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UnreadableTail(index, stream.tell(), reason) from error
 
 
 def _values(column: pa.Array) -> Iterable[Any]:
-    """A column's values, lists of numbers as arrays, which are made much faster."""
-    lists = any(
-        is_one(column.type)
-        for is_one in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    )
-    numbers = lists and pa.types.is_primitive(column.type.value_type)
+    """Returns a column's values, lists of numbers as arrays, which are made much faster."""
+    kinds = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
+    is_list = any(is_kind(column.type) for is_kind in kinds)
+    numbers = is_list and pa.types.is_primitive(column.type.value_type)
     if numbers and not column.flatten().null_count:
         return column.to_numpy(zero_copy_only=False)
     return column.to_pylist()
 
 
 def _feature(value: Any) -> tf.train.Feature | None:
-    """A column's value in a row, or None where an example cannot hold it."""
+    """Returns a value of a row as a feature, or None where an example cannot hold it."""
     if isinstance(value, Mapping):
         value = value.get("bytes")
     if isinstance(value, (str, bytes)):
         value = [value]
-    if isinstance(value, list) and value and all(isinstance(one, (str, bytes)) for one in value):
-        return tf.train.Feature(
-            bytes_list=tf.train.BytesList(
-                value=[one.encode() if isinstance(one, str) else one for one in value]
-            )
-        )
+    if isinstance(value, list) and value and all(isinstance(part, (str, bytes)) for part in value):
+        texts = [part.encode() if isinstance(part, str) else part for part in value]
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=texts))
     try:
         array = np.asarray(value)
     except ValueError:
@@ -125,9 +123,8 @@ def _feature(value: Any) -> tf.train.Feature | None:
         return None
     if array.dtype.kind in "SU":
         return _feature(array.ravel().tolist())
-    if array.dtype.kind in "iub" and (
-        array.dtype.kind != "u" or not array.size or array.max() < 1 << 63
-    ):
+    fits = array.dtype.kind != "u" or not array.size or array.max() < 1 << 63
+    if array.dtype.kind in "iub" and fits:
         return tf.train.Feature(int64_list=tf.train.Int64List(value=array.ravel().astype(np.int64)))
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):

@@ -12,7 +12,7 @@ from transforms.examples.batch import ParsedExample
 from transforms.examples.config import ExampleConfig
 from transforms.examples.format import ExampleFormat, InputFile, InputSpec, resolve_function
 from transforms.examples.parse_record import parse_example
-from transforms.examples.read import first_records
+from transforms.examples.records import first_records
 from transforms.examples.rejects import Reject
 from transforms.models.checkpoints import Checkpoints
 from transforms.models.losses.loss import Loss

@@ -25,18 +25,17 @@ from transforms.storage import staging
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The checkpoints as a pipeline carries them: what to load, and the handle under which a
-    process loads it once.
+    """The checkpoints as a pipeline carries them: what to load, and handles to load it once.
 
     Attributes:
-        spec: what to load; its paths may be remote.
-        digests: SHA-256 of each checkpoint's content; a worker that finds another content refuses
-            it.
-        per_machine: whether the worker processes of a machine share what one of them has loaded,
-            instead of each loading its own.
-        shared: the handle; equal in all copies of this object, on all threads of a process.
-        extraction: likewise, of what `extractor` gives.
-        tag: likewise for the processes of a machine.
+        spec: what to load; paths may be remote.
+        digests: SHA-256 of each checkpoint's content; a worker refuses another content.
+        per_machine: whether the worker processes of a machine share the checkpoints that one of
+            them has loaded, instead of each loading its own.
+        shared: handle of the loaded checkpoints; equal in all copies of this object, on all threads
+            of a process.
+        extraction: likewise, of the object that extracts with them.
+        tag: likewise, for all processes of a machine.
     """
 
     spec: ModelSpec
@@ -47,12 +46,17 @@ class Model:
     tag: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     def acquire(self) -> Checkpoints:
-        """The loaded checkpoints, shared by all who hold them in this process."""
+        """Returns the loaded checkpoints, shared by all who hold them in this process.
+
+        Raises:
+            InputError: they cannot be loaded, or have changed since the pipeline was made.
+        """
         return self.shared.acquire(self._load)
 
     def extractor(self) -> Callable[[ExampleBatch, ExtractionPlan], FeatureBatch]:
-        """What extracts batches: in this process, or in the one of its machine that has the
-        checkpoints.
+        """Returns a function that extracts batches.
+
+        It runs the checkpoints in this process, or in the one of its machine that holds them.
         """
         if self.per_machine:
             return OnePerMachine(self._extraction, self.tag)
@@ -68,12 +72,7 @@ class Model:
         ):
             if checkpoint_files.digest(path) != digest:
                 raise InputError(f"{stored} has changed since the run was started: start it again")
-        for gpu in tf.config.list_physical_devices("GPU"):
-            # It cannot be changed once the GPU is in use.
-            with contextlib.suppress(RuntimeError):
-                # Else the first process takes all of its memory, and the next on the same machine
-                # dies.
-                tf.config.experimental.set_memory_growth(gpu, True)
+        _grow_gpu_memory()
         counters.add("checkpoint-loads")
         return checkpoints.load(local)
 
@@ -81,8 +80,8 @@ class Model:
 def choose_threads(checkpoints: int) -> None:
     """Sets TensorFlow's threads for so many checkpoints; without effect once TensorFlow computes.
 
-    Checkpoints do not wait for each other, so where there is one for each processor, each runs in
-    one thread. To share out every single operation costs a small network a fifth of its time.
+    Checkpoints do not wait for each other. So where there is one for each processor, each runs in
+    one thread: to split every single operation costs a small network a fifth of its time.
     """
     if checkpoints >= len(os.sched_getaffinity(0)):
         with contextlib.suppress(RuntimeError):
@@ -90,10 +89,21 @@ def choose_threads(checkpoints: int) -> None:
 
 
 def localize(spec: ModelSpec) -> ModelSpec:
-    """The same model with its remote files copied to this machine."""
+    """Copies a model's remote files to this machine and returns the model with the local paths."""
     model = spec.model
     if model is not None and model.endswith((".keras", ".json")):
         model = staging.local_checkpoint(model)
     return dataclasses.replace(
         spec, checkpoints=tuple(map(staging.local_checkpoint, spec.checkpoints)), model=model
     )
+
+
+def _grow_gpu_memory() -> None:
+    """Makes TensorFlow take a GPU's memory as it needs it.
+
+    Else the first process takes all of it, and the next one on the same machine dies.
+    """
+    for gpu in tf.config.list_physical_devices("GPU"):
+        # It cannot be changed once the GPU is in use.
+        with contextlib.suppress(RuntimeError):
+            tf.config.experimental.set_memory_growth(gpu, True)

@@ -1,8 +1,7 @@
-"""One object for all worker processes of a machine: the one that comes first makes it, the others
-call it there.
+"""One object for all worker processes of a machine: the first makes it, the others call it there.
 
-Beam's `MultiProcessShared` finds the process and carries the calls. What it leaves to its users is
-that the process can die: whoever notices makes the object anew, or finds that another has.
+Beam's `MultiProcessShared` finds the process and carries the calls. It leaves it to its users that
+the process can die: whoever notices makes the object anew, or finds that another process has.
 """
 
 from __future__ import annotations
@@ -16,38 +15,40 @@ from apache_beam.utils.multi_process_shared import MultiProcessShared
 
 from transforms.storage import staging
 
-# What a call raises whose process has died.
+# What a call raises if the process that holds the object has died.
 _GONE = (EOFError, ConnectionError)
-# A call that kills every process that holds the object must not take the whole machine's, one after
-# the other.
+# Calls before giving up: a call that kills every process that holds the object must not kill all
+# processes of the machine, one after the other.
 _ATTEMPTS = 4
 
 
 class OnePerMachine:
-    """A callable that is made once per machine; calls from other processes are pickled, and so are
-    their results.
+    """A callable that exists once per machine.
+
+    Calls from other processes are pickled, and so are their results.
     """
 
     def __init__(self, make: Callable[[], Callable[..., Any]], tag: str) -> None:
-        """`make` must do the same in all processes that share the `tag`."""
+        """Prepares the call; `make` does the same in all processes with the same `tag`."""
         self._make = make
         self._tag = tag
-        self._found: Any = None
+        # The callable, or Beam's proxy of it in another process.
+        self._callable: Any = None
 
     def __call__(self, *args: Any) -> Any:
-        """Calls the object where it is.
+        """Calls the callable in the process that holds it.
 
         Raises:
-            ConnectionError, EOFError: its process has died, time after time.
+            ConnectionError, EOFError: that process has died, and so have the next ones.
         """
-        for left in reversed(range(_ATTEMPTS)):
+        for attempts_left in reversed(range(_ATTEMPTS)):
             try:
-                if self._found is None:
-                    self._found = self._acquire()
-                return self._found(*args)
+                if self._callable is None:
+                    self._callable = self._acquire()
+                return self._callable(*args)
             except _GONE as error:
-                self._found = None
-                if not left:
+                self._callable = None
+                if not attempts_left:
                     raise
                 logging.getLogger(__name__).warning(
                     "the process that held the checkpoints is gone (%r): acquiring them again",

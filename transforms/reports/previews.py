@@ -13,7 +13,7 @@ from transforms.core.origins import Origin
 from transforms.examples.batch import digest
 from transforms.examples.format import ExampleFormat, InputSpec
 from transforms.examples.parse_record import parse_example
-from transforms.examples.read import records_at
+from transforms.examples.records import records_at
 from transforms.examples.rejects import Reject
 from transforms.reports.pictures import encode_picture, is_picture
 from transforms.storage import filesystems
