@@ -17,10 +17,10 @@ from transforms.core.features import Features
 from transforms.examples import rejects
 from transforms.examples.format import ExampleFormat, InputFile, InputSpec
 from transforms.extraction.compute import ComputeFeatureSet
-from transforms.extraction.extractor import ExtractionPlan
 from transforms.extraction.feature_files.write import WriteFeatures
-from transforms.extraction.model import Model
 from transforms.extraction.tuning import DEFAULT_TUNING, ExtractionTuning
+from transforms.extraction.worker.extractor import ExtractionPlan
+from transforms.extraction.worker.model import Model
 from transforms.models import checkpoint_files
 from transforms.models.checkpoints import ModelSpec
 from transforms.storage import filesystems, manifests, tfrecords

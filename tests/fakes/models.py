@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from transforms.examples.batch import ExampleBatch
-from transforms.extraction.extractor import ExtractionPlan
 from transforms.extraction.feature_files.feature_batch import FeatureBatch
-from transforms.extraction.model import Model
+from transforms.extraction.worker.extractor import ExtractionPlan
+from transforms.extraction.worker.model import Model
 
 
 @dataclasses.dataclass(frozen=True)

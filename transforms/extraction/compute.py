@@ -16,15 +16,15 @@ import apache_beam as beam
 from transforms.examples.format import ExampleFormat, InputFile
 from transforms.examples.read import ReadExamples
 from transforms.extraction.extract import RunCheckpoints
-from transforms.extraction.extractor import ExtractionPlan
 from transforms.extraction.feature_files.resume import FindFinished
 from transforms.extraction.feature_files.steps import accelerated
 from transforms.extraction.feature_files.write import WriteFeatures
 from transforms.extraction.feature_files.written_part import IDS, PARTS
-from transforms.extraction.model import Model
 from transforms.extraction.reuse.base import Base
 from transforms.extraction.reuse.unchanged import FindUnchanged
 from transforms.extraction.tuning import DEFAULT_TUNING, ExtractionTuning
+from transforms.extraction.worker.extractor import ExtractionPlan
+from transforms.extraction.worker.model import Model
 
 
 @dataclasses.dataclass

@@ -11,11 +11,11 @@ from typing import Any
 import apache_beam as beam
 
 from transforms.examples.batch import ExampleBatch
-from transforms.extraction.extractor import ExtractionPlan
 from transforms.extraction.feature_files.feature_batch import FeatureBatch
 from transforms.extraction.feature_files.steps import windowed
-from transforms.extraction.model import Model, choose_threads
 from transforms.extraction.tuning import DEFAULT_TUNING, ExtractionTuning
+from transforms.extraction.worker.extractor import ExtractionPlan
+from transforms.extraction.worker.model import Model, choose_threads
 from transforms.runtime import counters
 from transforms.runtime.allocation import keep_freed_memory
 from transforms.runtime.threads import Threads

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from transforms.core.errors import InputError
-from transforms.extraction.model import Model, choose_threads, localize
+from transforms.extraction.worker.model import Model, choose_threads, localize
 from transforms.models import architectures, checkpoint_files, checkpoint_info, checkpoints
 from transforms.models.checkpoint_info import CheckpointInfo
 from transforms.models.checkpoints import Checkpoints, ModelSpec

@@ -22,11 +22,12 @@ from transforms.extraction.example_format import (
     example_format,
     position_bytes,
 )
-from transforms.extraction.extractor import ExtractionPlan
 from transforms.extraction.feature_files.commit import check_rejected
 from transforms.extraction.feature_files.write import WriteFeatures
 from transforms.extraction.load_model import LoadedModel
 from transforms.extraction.reuse.base import Base
+from transforms.extraction.tuning import DEFAULT_TUNING, ExtractionTuning
+from transforms.extraction.worker.extractor import ExtractionPlan
 from transforms.storage import globs, manifests
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
@@ -51,6 +52,7 @@ class ExtractFeatures(beam.PTransform):
         config: how features are extracted.
         field: the setting that names the examples, for messages.
         slice_keys: kept keys that the setting of this name asks for, for messages.
+        tuning: sizes and thresholds that change no feature.
 
     Raises:
         InputError: the examples cannot be used, or `output` is complete with other settings.
@@ -63,6 +65,7 @@ class ExtractFeatures(beam.PTransform):
     config: ExtractionConfig = dataclasses.field(default_factory=ExtractionConfig)
     field: str = "examples"
     slice_keys: Sequence[str] = ()
+    tuning: ExtractionTuning = DEFAULT_TUNING
 
     def __post_init__(self) -> None:
         files = globs.find(self.examples, self.field)
@@ -154,8 +157,10 @@ class ExtractFeatures(beam.PTransform):
                 config.overwrite,
                 attempt,
                 config.accelerator,
+                self.tuning.file_limits,
             ),
             base,
+            self.tuning,
         )
 
     def expand(self, pipeline: Any) -> beam.PCollection:

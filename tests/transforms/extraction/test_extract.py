@@ -37,14 +37,14 @@ from transforms.core.errors import InputError
 from transforms.core.features import Features
 from transforms.examples import rejects
 from transforms.examples.format import InputFile
-from transforms.extraction import extract_batch, model
-from transforms.extraction.extractor import ExtractionPlan, FeatureExtractor
 from transforms.extraction.feature_files.feature_batch import NO_FEATURES, FeatureBatch
 from transforms.extraction.feature_files.part import FileLimits, Part
 from transforms.extraction.feature_files.unique_ids import repeated_hashes
 from transforms.extraction.feature_files.write import PartWriter
-from transforms.extraction.model import Model, choose_threads
 from transforms.extraction.tuning import ExtractionTuning
+from transforms.extraction.worker import extract_batch, model
+from transforms.extraction.worker.extractor import ExtractionPlan, FeatureExtractor
+from transforms.extraction.worker.model import Model, choose_threads
 from transforms.models import checkpoint_files
 from transforms.models.checkpoints import Checkpoints, ModelSpec, load
 from transforms.runtime import counters
@@ -875,7 +875,7 @@ def test_batches_are_halved_until_they_fit_into_memory(
     told = [
         record.getMessage()
         for record in caplog.records
-        if record.name == "transforms.extraction.extractor"
+        if record.name == "transforms.extraction.worker.extractor"
     ]
     assert len(told) == 2 and "40 examples at once" in told[0] and "going on with 10" in told[1]
     # What did not fit once is not tried again.

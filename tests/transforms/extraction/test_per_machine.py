@@ -20,11 +20,11 @@ from transforms.core.errors import InputError
 from transforms.core.ids import id_array
 from transforms.examples.batch import ExampleBatch
 from transforms.examples.format import InputFile
-from transforms.extraction.extract_batch import Extraction
-from transforms.extraction.extractor import ExtractionPlan
 from transforms.extraction.feature_files.feature_batch import FeatureBatch
-from transforms.extraction.model import Model
-from transforms.extraction.per_machine import OnePerMachine
+from transforms.extraction.worker.extract_batch import Extraction
+from transforms.extraction.worker.extractor import ExtractionPlan
+from transforms.extraction.worker.model import Model
+from transforms.extraction.worker.per_machine import OnePerMachine
 from transforms.models import checkpoint_files, checkpoints
 from transforms.models.checkpoints import ModelSpec
 

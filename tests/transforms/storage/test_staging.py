@@ -138,7 +138,7 @@ print(local_checkpoint("store://a.keras"))
 
 
 def test_a_run_reads_its_checkpoints_from_a_store(tiny: Tiny, remote: pathlib.Path) -> None:
-    from transforms.extraction.model import Model
+    from transforms.extraction.worker.model import Model
     from transforms.models import checkpoint_files
     from transforms.models.checkpoints import ModelSpec
 

@@ -13,10 +13,10 @@ from apache_beam.utils.shared import Shared
 
 from transforms.core.errors import InputError
 from transforms.examples.batch import ExampleBatch
-from transforms.extraction.extract_batch import Extraction
-from transforms.extraction.extractor import ExtractionPlan
 from transforms.extraction.feature_files.feature_batch import FeatureBatch
-from transforms.extraction.per_machine import OnePerMachine
+from transforms.extraction.worker.extract_batch import Extraction
+from transforms.extraction.worker.extractor import ExtractionPlan
+from transforms.extraction.worker.per_machine import OnePerMachine
 from transforms.models import checkpoint_files, checkpoints
 from transforms.models.checkpoints import Checkpoints, ModelSpec
 from transforms.runtime import counters

@@ -15,7 +15,7 @@ import numpy as np
 from transforms.core.features import Features
 from transforms.core.ids import record_id
 from transforms.examples import rejects
-from transforms.extraction.extractor import FeatureExtractor, Outputs
+from transforms.extraction.worker.extractor import FeatureExtractor, Outputs
 from transforms.models.losses.loss import Loss
 from transforms.models.losses.positions import position_weights
 

@@ -11,9 +11,9 @@ from transforms.core.features import Features
 from transforms.examples import rejects
 from transforms.examples.batch import ExampleBatch, take_kept
 from transforms.examples.rejects import Reject
-from transforms.extraction.extractor import ExtractionPlan, FeatureExtractor
 from transforms.extraction.feature_files.feature_batch import NO_FEATURES, FeatureBatch
-from transforms.extraction.positions import extract_positions
+from transforms.extraction.worker.extractor import ExtractionPlan, FeatureExtractor
+from transforms.extraction.worker.positions import extract_positions
 from transforms.models.checkpoints import Checkpoints
 
 

@@ -1,0 +1,1 @@
+"""The work of a worker process: checkpoints loaded once, and batches extracted with them."""
