@@ -26,7 +26,7 @@ import zlib
 
 import numpy as np
 
-from benchmarks import fashion_mnist, measure
+from benchmarks import fashion_mnist, measure, results
 
 SIMILAR = ((0, 2, 4, 6), (5, 7, 9))
 RATE = 0.1
@@ -171,6 +171,19 @@ def report(directory: pathlib.Path, noise: str, folds: int) -> None:
         "| ranking | average precision | AUROC | found at 5 % | 10 % | 20 % "
         "|\n|---|---|---|---|---|---|"
     )
+    results.record(
+        "audit",
+        noise,
+        ["ranking", "average precision", "AUROC"],
+        [
+            [
+                name,
+                round(average_precision_score(wrong, score), 3),
+                round(roc_auc_score(wrong, score), 4),
+            ]
+            for name, score in rankings.items()
+        ],
+    )
     for name, score in rankings.items():
         order = np.argsort(-score, kind="stable")
         at = " | ".join(
@@ -222,7 +235,7 @@ def main() -> None:
     )
     flags.add_argument("--noise", default="uniform,similar")
     flags.add_argument("--folds", type=int, default=5)
-    args = flags.parse_args()
+    args = results.parse_args(flags)
     if not fashion_mnist.available():
         raise SystemExit(fashion_mnist.MISSING)
     directory = args.directory or pathlib.Path(tempfile.mkdtemp())

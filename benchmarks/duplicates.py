@@ -19,7 +19,7 @@ import tempfile
 
 import numpy as np
 
-from benchmarks import fashion_mnist, measure
+from benchmarks import fashion_mnist, measure, results
 
 KINDS = ("exact", "noise", "shifted")
 COPIES = 300
@@ -63,8 +63,8 @@ def extract(directory: pathlib.Path) -> None:
     measure.run(measure.command("features", *words, f"--output={directory}/features"))
 
 
-def report(directory: pathlib.Path, similarity: float) -> None:
-    """Audits a directory with this similarity and prints a row of the table."""
+def report(directory: pathlib.Path, similarity: float) -> list[object]:
+    """Audits a directory with this similarity and prints a row of the table; returns it, too."""
     import pyarrow.parquet as pq
 
     images, _, originals = planted()
@@ -92,9 +92,8 @@ def report(directory: pathlib.Path, similarity: float) -> None:
             for one, of in zip(copies.tolist(), originals.tolist(), strict=True)
         ]
     )
-    recall = " | ".join(
-        f"{found[i * COPIES : (i + 1) * COPIES].mean():.3f}" for i in range(len(KINDS))
-    )
+    parts = [float(found[i * COPIES : (i + 1) * COPIES].mean()) for i in range(len(KINDS))]
+    recall = " | ".join(f"{part:.3f}" for part in parts)
     members: dict[int, list[int]] = {}
     for row, number in group.items():
         members.setdefault(number, []).append(row)
@@ -110,6 +109,7 @@ def report(directory: pathlib.Path, similarity: float) -> None:
         f"{measured.seconds:.1f} s |",
         flush=True,
     )
+    return [similarity, *(round(part, 3) for part in parts), len(others), largest]
 
 
 def main() -> None:
@@ -123,7 +123,7 @@ def main() -> None:
         help="kept for the next run, which then trains nothing again",
     )
     flags.add_argument("--similarity", default="0.97,0.98,0.99,0.995")
-    args = flags.parse_args()
+    args = results.parse_args(flags)
     if not fashion_mnist.available():
         raise SystemExit(fashion_mnist.MISSING)
     directory = args.directory or pathlib.Path(tempfile.mkdtemp())
@@ -138,8 +138,9 @@ def main() -> None:
         "largest group | audit |"
     )
     print("|" + "---|" * (len(KINDS) + 5))
-    for one in args.similarity.split(","):
-        report(directory, float(one))
+    rows = [report(directory, float(one)) for one in args.similarity.split(",")]
+    columns = ["least similarity", *KINDS, "groups of other examples", "largest group"]
+    results.record("duplicates", "fashion", columns, rows)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from benchmarks import fashion_mnist
+from benchmarks import fashion_mnist, results
 from benchmarks.influence import forward_seconds
 from benchmarks.measure import Measured, command, in_own_process, median_seconds, run
 
@@ -123,6 +123,20 @@ def report(
     if len(sizes) > 1:
         further = (measured[-1].seconds - measured[0].seconds) / (sizes[-1] - sizes[0])
         print(f"  forward passes are {forward / further:.2f} of what further examples cost")
+    results.record(
+        "features",
+        name,
+        ["times", "wall s", "forward passes' part", "peak GB"],
+        [
+            [
+                times,
+                round(one.seconds, 1),
+                round(forward * times / one.seconds, 2),
+                round(one.peak_bytes / 1e9, 1),
+            ]
+            for times, one in zip(sizes, measured, strict=True)
+        ],
+    )
     copied = copy(sizes[-1])
     print(
         f"  all of them copied with --base: {copied.seconds:.1f} s wall, "
@@ -138,7 +152,7 @@ def main() -> None:
         "--times", type=lambda text: [int(part) for part in text.split(",")], default=[1, 4, 16]
     )
     parser.add_argument("--images", type=int, default=256)
-    args = parser.parse_args()
+    args = results.parse_args(parser)
     with tempfile.TemporaryDirectory() as scratch:
         data, output, base = (
             args.directory or pathlib.Path(scratch) / "data",

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from benchmarks import fashion_mnist
+from benchmarks import fashion_mnist, results
 from benchmarks.measure import (
     Measured,
     command,
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("directory", nargs="?", type=pathlib.Path)
     parser.add_argument("--k", type=int, default=50)
     parser.add_argument("--runs", type=int, default=3)
-    args = parser.parse_args()
+    args = results.parse_args(parser)
     if not fashion_mnist.available():
         sys.exit(fashion_mnist.MISSING)
     with tempfile.TemporaryDirectory() as scratch:
@@ -156,6 +156,19 @@ def report(data: pathlib.Path, scratch: pathlib.Path, k: int, runs: int) -> None
     told("tracin influence", whole)
     told("tracin features", halves["features"])
     told("tracin score", halves["score"])
+    results.record(
+        "influence",
+        "commands",
+        ["command", "wall s", "peak GB"],
+        [
+            [
+                f"tracin {name}",
+                round(statistics.median(one.seconds for one in measured), 1),
+                round(max(one.peak_bytes for one in measured) / 1e9, 1),
+            ]
+            for name, measured in (("influence", whole), *halves.items())
+        ],
+    )
     seconds = statistics.median(one.seconds for one in whole)
     print(f"whole command        {pairs / seconds / 1e6:6.1f} M pairs/s")
     extraction = statistics.median(one.seconds for one in halves["features"])

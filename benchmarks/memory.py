@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks import results
 from benchmarks.feature_sets import write_set
 from benchmarks.measure import command, run
 
@@ -53,11 +54,11 @@ def main() -> None:
     parser.add_argument("--command", choices=tuple(SIZES), default="score")
     parser.add_argument("--memory_gb", type=float, default=0.6)
     parser.add_argument("--tests", type=int, default=500)
-    args = parser.parse_args()
+    args = results.parse_args(parser)
     with tempfile.TemporaryDirectory() as scratch:
         directory = pathlib.Path(scratch)
         write(directory / "test", args.tests, 1)
-        first = None
+        first, rows = None, []
         for size in SIZES[args.command]:
             features, output = directory / str(size), f"--output={directory}/out-{size}"
             write(features, size, 2)
@@ -77,6 +78,9 @@ def main() -> None:
                 f"the first; {seconds:.0f} s, {seconds / first.seconds:.1f} of the first",
                 flush=True,
             )
+            rows.append([size, round(stored / 1e9, 2), round(peak / 1e9, 2), round(seconds)])
+        columns = ["training examples", "stored GB", "peak GB", "s"]
+        results.record("memory", args.command, columns, rows)
 
 
 if __name__ == "__main__":

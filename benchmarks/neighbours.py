@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from benchmarks import fashion_mnist
+from benchmarks import fashion_mnist, results
 from benchmarks.influence import influence_flags
 from benchmarks.measure import command, in_own_process, run, searched
 from benchmarks.scoring import load_fashion, load_imagenet
@@ -125,6 +125,7 @@ def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
     scaling = Scaling(rates, False)
     measuring, known = once(functools.partial(Measurements.of, train, scaling))
     print(f"measured for auto and principal in {measuring:.1f} s")
+    rows: list[list[object]] = []
     for method in METHODS:
         for dimensions in DIMENSIONS:
             fitting, made = once(functools.partial(make, method, scaling, known, dimensions))
@@ -132,16 +133,19 @@ def compare_vectors(name: str, data: pathlib.Path, k: int) -> None:
             near = faiss_index.nearest(
                 faiss_index.build(vectors, "flat", 0), made.project(test), 8 * k
             )
-            found = "".join(
-                f"{np.mean(listed):>14.4f} {min(listed):>6.2f}"
-                for listed in (shares(near, wanted, m * k) for m in (1, 4, 8))
-            )
+            listed = [shares(near, wanted, m * k) for m in (1, 4, 8)]
+            found = "".join(f"{np.mean(part):>14.4f} {min(part):>6.2f}" for part in listed)
             sketch = made.sketch.size if made.sketch else 0
             print(
                 f"{method:<11}{made.dimensions:>7}{found}{fitting:>8.1f}{projecting:>11.1f}  "
                 f"{made.kept} kept, {sketch} sketched",
                 flush=True,
             )
+            means = [round(float(np.mean(part)), 4) for part in listed]
+            rows.append([method, made.dimensions, *means, f"{made.kept} + {sketch}"])
+    heads = [f"in {m * k}" for m in (1, 4, 8)]
+    columns = ["method", "numbers", *heads, "coordinates + sketch"]
+    results.record("neighbours", f"{name}-vectors", columns, rows)
 
 
 def compare_indexes(name: str, data: pathlib.Path, k: int, runs: int) -> list[Point]:
@@ -210,6 +214,27 @@ def compare_indexes(name: str, data: pathlib.Path, k: int, runs: int) -> list[Po
                     flush=True,
                 )
             points += found
+    results.record(
+        "neighbours",
+        f"{name}-indexes",
+        ["test examples", "kind", "over exact", "recall", "s to build", "MB"],
+        [
+            [
+                p.tests,
+                p.kind,
+                round(p.seconds / e.seconds, 2),
+                round(p.recall, 3),
+                round(p.build_seconds, 1),
+                round(p.bytes / 1e6),
+            ]
+            for p in points
+            for e in points
+            if p.kind != "exact"
+            and e.kind == "exact"
+            and (e.trains, e.checkpoints, e.tests) == (p.trains, p.checkpoints, p.tests)
+            and (p.trains, p.checkpoints) == (most, last)
+        ],
+    )
     return points
 
 
@@ -358,7 +383,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=50)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--plots")
-    args = parser.parse_args()
+    args = results.parse_args(parser)
     with tempfile.TemporaryDirectory() as temporary:
         data = pathlib.Path(args.directory or temporary)
         names = list(SIZES) if args.workload == "all" else [args.workload]

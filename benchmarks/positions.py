@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks import results
 from benchmarks.feature_sets import write_set
 from benchmarks.measure import command, in_own_process, median_seconds, run, timed
 
@@ -91,8 +92,9 @@ def search(args: argparse.Namespace) -> None:
         f"{args.tests:,} × {args.trains:,} examples of {len(test):,} × {len(train):,} positions, "
         f"{args.k} of both signs"
     )
-    print(f"  adding up the training records   {median_seconds(add_up, 3):8.3f} s")
-    print(f"  searching                        {median_seconds(find, 3):8.3f} s  {counts}")
+    adding, finding = median_seconds(add_up, 3), median_seconds(find, 3)
+    print(f"  adding up the training records   {adding:8.3f} s")
+    print(f"  searching                        {finding:8.3f} s  {counts}")
     pairs = len(test) * len(train)
     part = test.take(slice(0, max(1, min(len(test), int(len(test) * 1e9 // pairs)))))
     searched(part.take(slice(0, 64)), train.take(slice(0, 1000)), scoring, dense=True)
@@ -101,6 +103,16 @@ def search(args: argparse.Namespace) -> None:
         f"  products of pairs of positions   {seconds:8.3f} s  (from {len(part):,} positions of "
         "test examples)",
         flush=True,
+    )
+    results.record(
+        "positions",
+        f"{args.outputs}-outputs",
+        ["", "s"],
+        [
+            ["adding up the training records", round(adding, 3)],
+            ["searching", round(finding, 3)],
+            ["products of pairs of positions", round(seconds, 3)],
+        ],
     )
 
 
@@ -117,7 +129,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--memory_gb", type=float, default=2.0)
-    args = parser.parse_args()
+    args = results.parse_args(parser)
     in_own_process(search, args)
     with tempfile.TemporaryDirectory() as scratch:
         directory = pathlib.Path(scratch)

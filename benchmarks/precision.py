@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks import fashion_mnist
+from benchmarks import fashion_mnist, results
 from benchmarks.influence import influence_flags
 from benchmarks.measure import command, in_own_process, read_features, run, searched
 
@@ -100,6 +100,7 @@ def report(data: pathlib.Path, k: int) -> None:
     for policy in ("mixed_bfloat16", "mixed_float16"):
         ways[f"computed in {policy}"] = read_features(data / policy)[:2]
     print(f"{'':<28}{'normalize':<11}{'recall@' + str(k):>11}{'lowest':>9}{'median error':>15}")
+    rows: list[list[object]] = []
     for normalize in ("none", "cosine"):
         scoring = Scoring(rates, k, normalize)
         exact = searched(test, train, scoring)[0]
@@ -107,6 +108,9 @@ def report(data: pathlib.Path, k: int) -> None:
             found = searched(tests, trains, scoring)[0]
             mean, lowest, error = compared(found, exact, len(test))
             print(f"{name:<28}{normalize:<11}{mean:>11.4f}{lowest:>9.2f}{error:>15.1e}", flush=True)
+            rows.append([name, normalize, round(mean, 4), round(lowest, 2), f"{error:.1e}"])
+    columns = ["", "normalize", f"recall@{k}", "lowest", "median error"]
+    results.record("precision", "fashion", columns, rows)
 
 
 def main() -> None:
@@ -114,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("directory", nargs="?", metavar="DIR")
     parser.add_argument("--k", type=int, default=50)
-    args = parser.parse_args()
+    args = results.parse_args(parser)
     with tempfile.TemporaryDirectory() as temporary:
         data = pathlib.Path(args.directory or temporary)
         try:

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks import fashion_mnist, imagenet_like
+from benchmarks import fashion_mnist, imagenet_like, results
 from benchmarks.influence import influence_flags
 from benchmarks.measure import (
     Others,
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument(
         "--plots", type=pathlib.Path, nargs="?", const=pathlib.Path("scoring.png"), metavar="FILE"
     )
-    args = parser.parse_args()
+    args = results.parse_args(parser)
     names = list(WORKLOADS) if args.workload == "all" else [args.workload]
     if args.plots and "fashion" not in names:
         parser.error("--plots are of the workload fashion")
@@ -296,6 +296,20 @@ def compare(name: str, workload: Workload, data: pathlib.Path, k: int, runs: int
             f"which {held / 1e9:.2f} before it"
         )
 
+    results.record(
+        "scoring",
+        name,
+        ["shape", "M pairs/s", "every product made", "brute-force limit", "of the limit"],
+        [
+            [
+                shape,
+                round(compared.ours / 1e6, 1),
+                round(compared.dense / 1e6, 1),
+                round(compared.limit / 1e6, 1),
+                round(compared.ours / compared.limit, 2),
+            ]
+        ],
+    )
     told("ours", compared.ours, our_seconds, peaks[0])
     told(f"dense, {len(dense_test):,} tests", compared.dense, dense_seconds, peaks[1])
     print(
@@ -353,6 +367,15 @@ def report_parts(workload: Workload, data: pathlib.Path, k: int, parts: int) -> 
         raise SystemExit(f"in parts: {difference(merged, whole[1], n)}")
     true = thresholds.proven(whole[1], n, k)
     print(f"in {parts} parts, one after the other")
+    results.record(
+        "scoring",
+        f"{parts}-parts",
+        ["thresholds", "over the whole set"],
+        [
+            [name, round(sum(took for took, _ in found) / whole[0], 1)]
+            for name, found in (("each part's own", apart), ("estimated from the first", guessed))
+        ],
+    )
     told("the whole set", [whole])
     told("each for itself", apart)
     told("guessed from the first", guessed, f"; {again:,} of {n:,} tests would be searched again")
@@ -447,6 +470,18 @@ def report_command(data: pathlib.Path, scratch: pathlib.Path, k: int, runs: int)
     start = statistics.median(run([sys.executable, "-c", imports]).seconds for _ in range(runs))
     together = parts.reading + parts.scoring + parts.writing
     seconds = statistics.median(one.seconds for one in whole)
+    results.record(
+        "scoring",
+        "command",
+        ["part", "s"],
+        [
+            ["reading", round(parts.reading, 2)],
+            ["scoring", round(parts.scoring, 2)],
+            ["writing", round(parts.writing, 2)],
+            ["imports", round(start, 1)],
+            ["the whole command", round(seconds, 1)],
+        ],
+    )
     print(f"tracin score on Fashion-MNIST, whole, top-{k}, medians of {runs} runs")
     print(
         f"  reading         {parts.reading:8.2f} s alone: {parts.records / parts.reading:,.0f} "
