@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.browser.conftest import SCREENSHOTS, assert_fits_and_reads
-from tests.small import NAMES, hostile_page
+from tests.hostile_pages import NAMES, hostile_page
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,10 @@ def test_an_adapted_normalization_is_restored(x: np.ndarray, tmp_path: Path) -> 
 
 
 def test_a_value_like_the_mark_counts_as_bound(trained: keras.Model, tmp_path: Path) -> None:
-    """A diverged model holds NaN, an integer variable anything."""
+    """A diverged model holds NaN, an integer variable anything.
+
+    Protects such files from being refused: loading must not raise.
+    """
     for variable in trained.weights[:2]:
         variable.assign(keras.ops.full(variable.shape, np.nan))
     trained.save_weights(tmp_path / "m.weights.h5")
@@ -111,3 +114,36 @@ def test_an_archive_with_a_missing_variable_is_refused(
             archive.writestr(name, member)
     with pytest.raises(InputError, match=r"m.keras cannot be loaded"):
         load(ModelSpec((str(path),)))
+
+
+def adapted() -> keras.Model:
+    lookup = L.IntegerLookup(output_mode="multi_hot")
+    lookup.adapt(np.array([[3], [5], [5], [9]]))
+    return keras.Sequential([keras.Input((1,), dtype="int64"), lookup, L.Dense(C, name="head")])
+
+
+def test_a_vocabulary_that_was_adapted(tmp_path: Path) -> None:
+    """It is an asset of the archive, and not among the weights."""
+    model = adapted()
+    path = save(model, tmp_path / "m.keras")
+    data = np.array([[3], [5], [9], [4]])
+    found = load(ModelSpec((path,), loss="mse"))
+    np.testing.assert_allclose(
+        logits_of(found, data), model.predict(data, verbose=0), rtol=1e-5, atol=1e-6
+    )
+    model.save_weights(tmp_path / "m.weights.h5")
+    same = load(
+        ModelSpec((str(tmp_path / "m.weights.h5"),), model=f"{__name__}:adapted", loss="mse")
+    )
+    np.testing.assert_array_equal(logits_of(same, data), logits_of(found, data))
+    with pytest.raises(
+        InputError,
+        match=r"m\.weights\.h5 holds weights alone, and the "
+        r"vocabulary "
+        r"of "
+        r"integer_lookup.* "
+        r"is "
+        r"not "
+        r"among them",
+    ):
+        load(ModelSpec((str(tmp_path / "m.weights.h5"),), model=path, loss="mse"))
