@@ -84,7 +84,7 @@ def search(args: argparse.Namespace) -> None:
     def find() -> None:
         found = GradientSearch(gradients, scoring)
         for chunk in chunks:
-            found.scan(chunk)
+            sum(found.scan(chunk))
         counts.update(found.counts)
 
     counts: dict[str, int] = {}

@@ -16,7 +16,7 @@ identical in ids and in the bits of scores. The dense path may have fewer test e
 (`--dense_tests`; 1,000 for imagenet): compared are pairs/s. The brute-force limit is the machine's
 best float32 matrix multiply, measured before and after, over the `2 T (C + D + 1)` flops of a pair.
 Machines are noisy: quote the ratios. `--parts` searches the training set in so many parts too, as
-tiles on different workers do: each for itself, by thresholds that the first lets guess, and by
+tiles on different workers do: each for itself, by thresholds that are estimated from the first, and by
 those of the whole set. `--plots` draws the cost on Fashion-MNIST against the numbers of examples
 and k, which takes ten minutes and more. DIR keeps its data (a temporary directory otherwise).
 """
@@ -359,10 +359,10 @@ def report_parts(workload: Workload, data: pathlib.Path, k: int, parts: int) -> 
     search(train)  # to warm up
     whole = search(train)
     apart = [search(part) for part in ranges]
-    guesses = thresholds.guessed(apart[0][1], n, k, len(ranges[0]) / len(train))
-    guessed = [apart[0], *(search(part, guesses) for part in ranges[1:])]
-    merged = topk.merge([best for _, best in guessed], k)
-    again = len(thresholds.unproven(merged, n, k, guesses))
+    estimates = thresholds.estimated(apart[0][1], n, k, len(ranges[0]) / len(train))
+    estimated = [apart[0], *(search(part, estimates) for part in ranges[1:])]
+    merged = topk.merge([best for _, best in estimated], k)
+    again = len(thresholds.unproven(merged, n, k, estimates))
     if not again and difference(merged, whole[1], n):
         raise SystemExit(f"in parts: {difference(merged, whole[1], n)}")
     true = thresholds.proven(whole[1], n, k)
@@ -373,12 +373,14 @@ def report_parts(workload: Workload, data: pathlib.Path, k: int, parts: int) -> 
         ["thresholds", "over the whole set"],
         [
             [name, round(sum(took for took, _ in found) / whole[0], 1)]
-            for name, found in (("each part's own", apart), ("estimated from the first", guessed))
+            for name, found in (("each part's own", apart), ("estimated from the first", estimated))
         ],
     )
     told("the whole set", [whole])
     told("each for itself", apart)
-    told("guessed from the first", guessed, f"; {again:,} of {n:,} tests would be searched again")
+    told(
+        "estimated from the first", estimated, f"; {again:,} of {n:,} tests would be searched again"
+    )
     told("true thresholds", [search(part, true) for part in ranges])
     print(flush=True)
 
@@ -425,9 +427,9 @@ class Parts:
 
 def measure_parts(output: pathlib.Path, scratch: pathlib.Path, k: int, runs: int) -> Parts:
     """Measures reading all features, scoring them and writing the rows, each alone."""
-    from transforms.influence.blocks import ScoredBlock
-    from transforms.influence.rows import schema, write_rows
-    from transforms.scoring.influence import Scoring, self_influence
+    from transforms.influence.records import RecordScoring
+    from transforms.influence.rows import write_rows
+    from transforms.scoring.influence import Scoring
     from transforms.storage.read_feature_set import read_feature_set
 
     test, train, rates = read_features(output)
@@ -435,16 +437,10 @@ def measure_parts(output: pathlib.Path, scratch: pathlib.Path, k: int, runs: int
     scoring = Scoring(rates, k)
     seconds = median_seconds(lambda: searched(test, train, scoring), runs)
     best, _ = searched(test, train, scoring)
-    own = (
-        test.example_ids,
-        test.labels,
-        test.predictions,
-        test.probabilities,
-        test.label_probabilities[:, -1],
-    )
-    block = ScoredBlock(*own, self_influence(test, rates), best)
+    protocol = RecordScoring()
+    block = protocol.block(test, best, scoring)
     manifest = read_feature_set(str(output / "train_features"), "train_features").manifest
-    rows = schema(manifest.task, manifest.outputs)
+    rows = protocol.schema(manifest.task, manifest.outputs)
     writing = median_seconds(lambda: write_rows(str(scratch), 0, [(0, block)], rows), runs)
     size = len(pickle.dumps(block, pickle.HIGHEST_PROTOCOL))
     return Parts(reading, seconds, writing, len(test) + len(train), len(test), size)

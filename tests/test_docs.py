@@ -14,7 +14,7 @@ import pytest
 from pipeline import cli
 from pipeline.flags.declarations.commands import COMMANDS, flags_of
 from transforms.examples import rejects
-from transforms.influence.rows import schema
+from transforms.influence.records import RecordScoring
 from transforms.storage import feature_record
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -58,7 +58,7 @@ def test_the_worked_example_runs_and_prints_what_it_shows(outputs):
 def test_the_shown_row_has_the_fields_of_a_real_one(outputs):
     (shown,) = (orjson.loads(block) for block in blocks(README, "json"))
     real = orjson.loads(outputs["row"])
-    assert list(shown) == list(real) == schema("class", 10).names
+    assert list(shown) == list(real) == RecordScoring().schema("class", 10).names
     # Which examples and scores they are may differ with the processor that trains the network.
     for name in ("proponents", "opponents"):
         assert [list(one) for one in shown[name]] == [list(one) for one in real[name]]

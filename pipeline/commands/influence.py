@@ -12,20 +12,15 @@ from collections.abc import Sequence
 import apache_beam as beam
 
 from pipeline.commands.features import extraction
-from pipeline.commands.score import (
-    influence_draft,
-    influence_rows,
-    pairs_of,
-    scoring_plan,
-    write_influence,
-)
+from pipeline.commands.score import influence_rows, pairs_of, write_influence
 from pipeline.flags import parser
 from pipeline.preparation import configs, output_table
+from pipeline.preparation.scoring import scoring_config
 from pipeline.running import progress, runner
 from pipeline.terminal import report
 from transforms.core.shapes import Shape
 from transforms.extraction.load_model import load_model
-from transforms.influence.write import ReportWanted
+from transforms.influence.plan import check_memory, influence_draft
 from transforms.reports.class_names import read_class_names
 from transforms.storage import filesystems, manifests
 from transforms.storage.bigquery import check_credentials
@@ -59,12 +54,13 @@ def _run(argv: Sequence[str]) -> None:
     rates = model.usable_rates()
     # Named, because a feature set that is already there may have been written with other rates in
     # its manifest.
-    plan = dataclasses.replace(scoring_plan(args, beam_options), learning_rates=rates)
+    config = dataclasses.replace(scoring_config(args), learning_rates=rates)
+    processes = runner.processes_per_machine(beam_options)
     test, train = (wanted[name].draft for name in ("test", "train"))
     class_names = read_class_names(args.class_names, train)
-    draft = influence_draft(args, rates, test.fingerprint, train.fingerprint, class_names)
-    plan.check_memory(Shape(len(train.checkpoints), train.outputs, train.units))
-    table = output_table.wanted(args, beam_options, influence_rows(train, plan.sum_positions))
+    draft = influence_draft(test, train, config, class_names)
+    check_memory(config, Shape(len(train.checkpoints), train.outputs, train.units), processes)
+    table = output_table.wanted(args, beam_options, influence_rows(train, config))
     if manifests.is_complete(args.output, draft, args.overwrite):
         output_table.finish(args.output, table, beam_options)
         return
@@ -80,8 +76,8 @@ def _run(argv: Sequence[str]) -> None:
             pipeline | "ExtractTestFeatures" >> wanted["test"],
             pipeline | "ExtractTrainFeatures" >> wanted["train"],
         )
-        report_wanted = ReportWanted.of(test, train, class_names, plan.sum_positions)
-        write_influence(sets, args.output, plan, draft, train, args.overwrite, report_wanted, table)
+        names = tuple(class_names) if class_names else None
+        write_influence(sets, args.output, config, processes, args.overwrite, names, table)
 
     missing = [one for one in wanted.values() if not one.complete]
     stages = (extraction(missing) if missing else []) + [progress.SCORING]
@@ -94,7 +90,7 @@ def _run(argv: Sequence[str]) -> None:
         print(report.features(one.output, written[name], f"{name}_features"))
     print(report.influence(args.output, runner.read_back(args.output, Manifest)))
     output_table.tell(table)
-    pairs = pairs_of(written["test"], written["train"], plan)
+    pairs = pairs_of(written["test"], written["train"], config)
     print(report.skipped(counts, pairs))
     read = sum(
         written[name].counts[what]

@@ -16,14 +16,20 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, TestOptions
 
 from pipeline.flags import dataflow, parser
+from pipeline.preparation.scoring import scoring_config
 from pipeline.running import runner
 from pipeline.terminal import report
 from transforms.core.errors import InputError
 from transforms.core.shapes import Shape
-from transforms.scoring import summed_tiles, tiles
-from transforms.scoring.costs import Cost, FeatureFiles, predict
-from transforms.storage import feature_manifest, manifests
+from transforms.influence.plan import (
+    check_sets,
+    predict_cost,
+    process_memory_bytes,
+    protocol_of,
+)
+from transforms.scoring.costs import Cost, FeatureFiles
 from transforms.storage.feature_manifest import BYTES_PER_FILE, RECORDS_PER_FILE, FeatureManifest
+from transforms.storage.read_feature_set import read_feature_set
 
 
 def run(argv: Sequence[str]) -> int:
@@ -50,14 +56,8 @@ def scoring_graph(
     """The graph of the planned `tracin score`, as far as its shape goes: what it carries of sets
     that are not there yet is empty.
     """
-    from pipeline.commands.score import (
-        influence_draft,
-        influence_rows,
-        scoring_plan,
-        write_influence,
-    )
+    from pipeline.commands.score import influence_rows, write_influence
     from pipeline.preparation import output_table
-    from transforms.influence.write import ReportWanted
     from transforms.storage.read_feature_set import ReadFeatureSet
 
     sets = [
@@ -69,19 +69,10 @@ def scoring_graph(
     train = FeatureManifest(
         "features", "", {}, (), {}, "", "class", args.outputs or 1, args.units or 1, (), (), (), {}
     )
-    draft = influence_draft(args, (), "", "")
-    plan = scoring_plan(args, beam_options)
-    table = output_table.wanted(args, beam_options, influence_rows(train, plan.sum_positions))
-    write_influence(
-        (sets[0], sets[1]),
-        args.output or "output",
-        plan,
-        draft,
-        train,
-        overwrite=False,
-        wanted=ReportWanted(),
-        table=table,
-    )
+    config, processes = scoring_config(args), runner.processes_per_machine(beam_options)
+    table = output_table.wanted(args, beam_options, influence_rows(train, config))
+    output = args.output or "output"
+    write_influence((sets[0], sets[1]), output, config, processes, overwrite=False, table=table)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,24 +131,17 @@ def plan(args: argparse.Namespace, processes_known: int | None) -> Plan:
     Raises:
         InputError: `tracin score` would refuse it.
     """
+    config = scoring_config(args)
     if args.train_features is not None:
-        train = manifests.read(args.train_features, FeatureManifest, "train_features")
-        test = manifests.read(args.test_features, FeatureManifest, "test_features")
-        feature_manifest.check_same_model(test, train, args.test_features, args.train_features)
-        if not train.examples:
-            raise InputError(
-                f"--train_features={args.train_features!r} holds no example: there is nothing to "
-                "score against"
-            )
-        feature_manifest.usable_rates(train, args.learning_rates)
-        if args.sum_positions:
-            feature_manifest.check_positions(train, args.train_features)
-            feature_manifest.check_positions(test, args.test_features)
-        shape = Shape(len(train.checkpoints), train.outputs, train.units)
+        train = read_feature_set(args.train_features, "train_features")
+        test = read_feature_set(args.test_features, "test_features")
+        check_sets(test, train, config)
+        shape = train.shape
         test_files, train_files = (
-            [FeatureFiles(1, file.count, file.size) for file in one.files if file.count]
+            [FeatureFiles(1, file.count, file.size) for file in one.manifest.files if file.count]
             for one in (test, train)
         )
+        counts = tuple(protocol_of(config).count(one.manifest) for one in (test, train))
     else:
         if args.learning_rates and len(args.learning_rates) != args.checkpoint_count:
             raise InputError(
@@ -169,30 +153,14 @@ def plan(args: argparse.Namespace, processes_known: int | None) -> Plan:
         test_files, train_files = (
             files_to_be(stored_bytes, count) for count in (args.test_count, args.train_count)
         )
-    test_set, train_set = PlannedSet.of(test_files), PlannedSet.of(train_files)
+        counts = (args.test_count, args.train_count)
+    test_set, train_set = (
+        dataclasses.replace(PlannedSet.of(files), examples=count)
+        for files, count in zip((test_files, train_files), counts, strict=True)
+    )
     processes = processes_known or os.cpu_count() or 1
-    allowed = args.memory_gb * 1e9 / processes
-    rows = (args.test_rows_per_tile, args.train_rows_per_tile)
-    try:
-        if args.sum_positions:
-            test_set, train_set = (
-                dataclasses.replace(planned, examples=one.counts["examples"])
-                for planned, one in ((test_set, test), (train_set, train))
-            )
-            largest = max((alike.bytes for alike in (*test_files, *train_files)), default=0)
-            extra_bytes = summed_tiles.file_bytes(largest, BYTES_PER_FILE)
-            counts = (test_set.examples, train_set.examples)
-            grid = summed_tiles.choose_grid(shape, *counts, args.k, allowed, extra_bytes, *rows)
-            cost = summed_tiles.predict(
-                grid, shape, args.k, *counts, test_files, train_files, extra_bytes
-            )
-        else:
-            grid = tiles.choose_grid(
-                shape, test_set.examples, train_set.examples, args.k, allowed, *rows
-            )
-            cost = predict(grid, shape, args.k, test_files, train_files)
-    except ValueError as error:
-        raise InputError(f"--memory_gb={args.memory_gb:g}: {error}") from error
+    cost = predict_cost(config, shape, (counts[0], counts[1]), test_files, train_files, processes)
+    allowed = process_memory_bytes(config, processes)
     return Plan(
         train=train_set,
         test=test_set,

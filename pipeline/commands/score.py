@@ -4,33 +4,33 @@ sets.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.flags import parser
 from pipeline.preparation import output_table
+from pipeline.preparation.scoring import scoring_config
 from pipeline.running import progress, runner
 from pipeline.terminal import report
-from transforms.core.errors import InputError
-from transforms.influence.plan import ScoringPlan, largest_file
-from transforms.influence.rows import schema
+from transforms.influence.config import InfluenceReportConfig, ScoringConfig
+from transforms.influence.plan import (
+    check_memory,
+    check_sets,
+    influence_draft,
+    largest_file,
+    protocol_of,
+)
 from transforms.influence.score import ScoreInfluence
-from transforms.influence.score_positions import ScoreSums
-from transforms.influence.write import ReportWanted, WriteInfluence
+from transforms.influence.write import WriteInfluence
 from transforms.reports.class_names import read_class_names
-from transforms.scoring.tiles import rows_per_file
-from transforms.storage import feature_manifest, filesystems, manifests
+from transforms.storage import filesystems, manifests
 from transforms.storage.bigquery import TableRows, WriteTable, check_credentials
 from transforms.storage.feature_manifest import FeatureManifest
-from transforms.storage.feature_set import FeatureSet
 from transforms.storage.manifests import Manifest
-from transforms.storage.read_feature_set import ReadFeatureSet
+from transforms.storage.read_feature_set import ReadFeatureSet, read_feature_set
 
 
 def run(argv: Sequence[str]) -> int:
@@ -44,24 +44,14 @@ def _run(argv: Sequence[str]) -> None:
     beam_options = runner.beam_options(flags)
     if args.output_table:
         check_credentials()
-    train = manifests.read(args.train_features, FeatureManifest, "train_features")
-    test = manifests.read(args.test_features, FeatureManifest, "test_features")
-    feature_manifest.check_same_model(test, train, args.test_features, args.train_features)
-    if not train.examples:
-        raise InputError(
-            f"--train_features={args.train_features!r} holds no example: there is nothing to score "
-            "against"
-        )
-    if args.sum_positions:
-        feature_manifest.check_positions(train, args.train_features)
-        feature_manifest.check_positions(test, args.test_features)
-    plan = scoring_plan(args, beam_options)
-    class_names = read_class_names(args.class_names, train)
-    draft = influence_draft(
-        args, plan.scoring(train).learning_rates, test.fingerprint, train.fingerprint, class_names
-    )
-    plan.check_memory(FeatureSet(args.train_features, train).shape, largest_file(test, train))
-    table = output_table.wanted(args, beam_options, influence_rows(train, plan.sum_positions))
+    train = read_feature_set(args.train_features, "train_features")
+    test = read_feature_set(args.test_features, "test_features")
+    config, processes = scoring_config(args), runner.processes_per_machine(beam_options)
+    check_sets(test, train, config)
+    class_names = read_class_names(args.class_names, train.manifest)
+    draft = influence_draft(test.manifest, train.manifest, config, class_names)
+    check_memory(config, train.shape, processes, largest_file(test.manifest, train.manifest))
+    table = output_table.wanted(args, beam_options, influence_rows(train.manifest, config))
     if manifests.is_complete(args.output, draft, args.overwrite):
         output_table.finish(args.output, table, beam_options)
         return
@@ -72,13 +62,13 @@ def _run(argv: Sequence[str]) -> None:
         sets = (
             pipeline
             | "ReadTestFeatures"
-            >> ReadFeatureSet(args.test_features, "test_features", test.fingerprint),
+            >> ReadFeatureSet(test.directory, "test_features", test.manifest.fingerprint),
             pipeline
             | "ReadTrainFeatures"
-            >> ReadFeatureSet(args.train_features, "train_features", train.fingerprint),
+            >> ReadFeatureSet(train.directory, "train_features", train.manifest.fingerprint),
         )  # FeatureSet, FeatureSet
-        wanted = ReportWanted.of(test, train, class_names, plan.sum_positions)
-        write_influence(sets, args.output, plan, draft, train, args.overwrite, wanted, table)
+        names = tuple(class_names) if class_names else None
+        write_influence(sets, args.output, config, processes, args.overwrite, names, table)
 
     counts = runner.run_graph(build, beam_options, [progress.SCORING])
     if counts is None:
@@ -86,91 +76,36 @@ def _run(argv: Sequence[str]) -> None:
         return
     print(report.influence(args.output, runner.read_back(args.output, Manifest)))
     output_table.tell(table)
-    pairs = pairs_of(test, train, plan)
+    pairs = pairs_of(test.manifest, train.manifest, config)
     print(report.skipped(counts, pairs))
     print(report.done(started, scored=pairs))
 
 
-def pairs_of(test: FeatureManifest, train: FeatureManifest, plan: ScoringPlan) -> int:
-    """How many pairs of two sets are scored: of records, or of the examples that these are
-    positions of.
-    """
-    return (
-        test.counts["examples"] * train.counts["examples"]
-        if plan.sum_positions
-        else test.examples * train.examples
-    )
+def pairs_of(test: FeatureManifest, train: FeatureManifest, config: ScoringConfig) -> int:
+    """Returns the number of pairs that are scored."""
+    protocol = protocol_of(config)
+    return protocol.count(test) * protocol.count(train)
 
 
-def scoring_plan(args: argparse.Namespace, beam_options: PipelineOptions) -> ScoringPlan:
-    """What the scoring flags ask for."""
-    return ScoringPlan(
-        args.learning_rates,
-        args.k,
-        args.normalize,
-        args.memory_gb,
-        runner.processes_per_machine(beam_options),
-        args.test_rows_per_tile,
-        args.train_rows_per_tile,
-        args.sum_positions,
-    )
-
-
-def influence_draft(
-    args: argparse.Namespace,
-    learning_rates: Sequence[float],
-    test_fingerprint: str,
-    train_fingerprint: str,
-    class_names: Sequence[str] | None = None,
-) -> Manifest:
-    """The manifest of the result, its files and counts still missing.
-
-    Memory and tiles are no part of its settings: the rows do not depend on them.
-    """
-    settings: dict[str, Any] = {
-        "test_features": test_fingerprint,
-        "train_features": train_fingerprint,
-        "learning_rates": list(learning_rates),
-        "k": args.k,
-        "normalize": args.normalize,
-        **({"sum_positions": True} if args.sum_positions else {}),
-    }
-    if class_names:
-        settings["class_names"] = list(class_names)
-    return Manifest("influence", manifests.fingerprint(settings), settings, (), {})
-
-
-def influence_rows(train: FeatureManifest, sum_positions: bool) -> TableRows:
-    """What of a result is rows of a table; `train` tells the type of labels."""
-    return TableRows("influence-", schema(train.task, train.outputs, sum_positions))
+def influence_rows(train: FeatureManifest, config: ScoringConfig) -> TableRows:
+    """Returns which files of a result are rows of a table, and their schema."""
+    return TableRows("influence-", protocol_of(config).schema(train.task, train.outputs))
 
 
 def write_influence(
     sets: tuple[beam.PCollection, beam.PCollection],
     output: str,
-    plan: ScoringPlan,
-    draft: Manifest,
-    train: FeatureManifest,
+    config: ScoringConfig,
+    processes: int | None,
     overwrite: bool,
-    wanted: ReportWanted,
+    class_names: tuple[str, ...] | None = None,
     table: WriteTable | None = None,
 ) -> beam.PCollection:
-    """Stage 2, whole: (test, train) FeatureSet → Manifest of the result. `train` tells the type of
-    labels.
-    """
-    score = ScoreSums(plan) if plan.sum_positions else ScoreInfluence(plan)
-    blocks = sets | "ScoreInfluence" >> score  # (test_start, ScoredBlock or SummedBlock)
-    rows = rows_per_file(plan.k)
-    write = WriteInfluence(
-        output,
-        draft,
-        train.task,
-        train.outputs,
-        rows,
-        overwrite,
-        wanted,
-        sum_positions=plan.sum_positions,
-    )
+    """Adds all of stage 2 to a graph: (test, train) FeatureSet → Manifest of the result."""
+    blocks = sets | "ScoreInfluence" >> ScoreInfluence(
+        config, processes
+    )  # (test_start, ScoredBlock)
+    write = WriteInfluence(output, config, InfluenceReportConfig(class_names), overwrite)
     committed = (blocks, *sets) | "WriteInfluence" >> write  # Manifest
     return committed | "WriteTable" >> table if table else committed  # Manifest
 

@@ -4,7 +4,6 @@ scored exactly.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -14,9 +13,10 @@ import apache_beam as beam
 from pipeline.flags import parser
 from pipeline.running import progress, runner
 from pipeline.terminal import report
-from transforms.influence.write import ReportWanted, WriteInfluence
+from transforms.influence.config import InfluenceReportConfig, ScoringConfig
+from transforms.influence.plan import influence_draft
+from transforms.influence.write import WriteInfluence
 from transforms.reports.class_names import read_class_names
-from transforms.scoring.tiles import rows_per_file
 from transforms.storage import filesystems, manifests
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
@@ -59,7 +59,8 @@ def _run(argv: Sequence[str]) -> None:
     )
     class_names = read_class_names(args.class_names, train)
     settings = {**plan.settings, "class_names": class_names}
-    draft = Manifest("influence", manifests.fingerprint(settings), settings, (), {})
+    config = ScoringConfig(args.k, plan.scoring.normalize, plan.scoring.learning_rates)
+    draft = influence_draft(test, train, config, class_names, settings)
     if manifests.is_complete(args.output, draft, args.overwrite):
         print(f"{args.output} is complete with the same settings: nothing to do")
         return
@@ -78,7 +79,6 @@ def _run(argv: Sequence[str]) -> None:
         beside = (
             (sets, rows) | "MeasureRecall" >> MeasureRecall(plan) if plan.sample else None
         )  # (name, content)
-        report_wanted = ReportWanted.of(test, train, class_names)
         missed = (
             f"{RECALL_FILE} tells what part of the exact answer was found"
             if plan.sample
@@ -88,15 +88,13 @@ def _run(argv: Sequence[str]) -> None:
             "Proponents and opponents were looked for by an index, and those that it did not "
             f"offer are missing: {missed}."
         )
-        report_wanted = dataclasses.replace(report_wanted, notes=(*report_wanted.notes, note))
+        names = tuple(class_names) if class_names else None
         write = WriteInfluence(
             args.output,
-            draft,
-            train.task,
-            train.outputs,
-            rows_per_file(args.k),
+            config,
+            InfluenceReportConfig(names, (note,)),
             args.overwrite,
-            report_wanted,
+            settings,
             beside,
         )
         (rows, *sets) | "WriteInfluence" >> write  # Manifest

@@ -28,7 +28,8 @@ from tests.fakes.bigquery_service import DATASET, PROJECT, Warehouse
 from tests.fakes.object_store import BUCKET, Fault, Store
 from tests.transforms.influence.test_rows import block
 from transforms.core.errors import InputError
-from transforms.influence.rows import read_rows, schema, to_table
+from transforms.influence.records import RecordScoring
+from transforms.influence.rows import read_rows, to_table
 from transforms.storage import bigquery, filesystems, manifests
 from transforms.storage.bigquery import TableName, TableRows, WriteTable
 from transforms.storage.manifests import Manifest
@@ -227,7 +228,7 @@ def test_labels_of_every_task_come_back_as_they_were(
     store, warehouse, task, outputs, labels, candidates
 ) -> None:
     probabilities = [np.nan] * 3 if task == "regression" else [0.5] * 3
-    fields = schema(task, outputs)
+    fields = RecordScoring().schema(task, outputs)
     table = to_table(block(np.array(labels), np.array(candidates), probabilities), fields)
     rows = TableRows("influence-", fields)
     writer(rows, "tasks").write(client(), committed_rows(store, table, "tasks"))
@@ -443,7 +444,9 @@ def result(
     """A result that is complete, and the step that writes its rows."""
     assert tracin(*sets.score()).status == 0
     committed = manifests.read(f"gs://{BUCKET}/out/score", Manifest, "output")
-    return writer(TableRows("influence-", schema("class", CLASSES)), "score"), committed
+    return writer(
+        TableRows("influence-", RecordScoring().schema("class", CLASSES)), "score"
+    ), committed
 
 
 def test_tries_at_the_same_time_write_the_rows_once(result, warehouse) -> None:
@@ -531,7 +534,7 @@ def test_another_date_that_is_given_moves_the_rows(
 
 
 def test_rows_that_bigquery_cannot_take_change_nothing(store, warehouse) -> None:
-    fields = schema("multilabel", 9)
+    fields = RecordScoring().schema("multilabel", 9)
     table = to_table(block(np.array([[1], [2], [3]]), np.array([[7], [8], [9]]), [0.5] * 3), fields)
     step = writer(TableRows("influence-", fields), "rows")
     step.write(client(), committed_rows(store, table, "rows"))
@@ -540,7 +543,8 @@ def test_rows_that_bigquery_cannot_take_change_nothing(store, warehouse) -> None
     labels = pa.array([[1], [2, None], []], pa.list_(pa.int64()))
     null = table.set_column(table.column_names.index("test_label"), "test_label", labels)
     other = to_table(
-        block(np.array([[1], [2], [3]]), np.array([[7], [8], [9]]), [0.5] * 3), schema("class", 9)
+        block(np.array([[1], [2], [3]]), np.array([[7], [8], [9]]), [0.5] * 3),
+        RecordScoring().schema("class", 9),
     )
     for wrong_rows, message in (
         (null, "Array cannot have a null element"),

@@ -68,9 +68,9 @@ def test_what_is_predicted_is_what_score_then_does(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from transforms.influence import score as influence_score
-    from transforms.influence.blocks import ScoredBlock
-    from transforms.influence.score import TileScorer
+    from transforms.influence.protocol import ScoredBlock
+    from transforms.influence.score import TileScorer, process_scorer
+    from transforms.scoring.tiles import Tile
     from transforms.storage import filesystems
 
     words = [*sets, *flags, f"--output={tmp_path / 'out'}"]
@@ -85,7 +85,7 @@ def test_what_is_predicted_is_what_score_then_does(
         read[pathlib.Path(directory).name] += file.size
         return read_verified(directory, file)
 
-    def scoring(self: TileScorer, tile: influence_score.Tile, *rest: object) -> ScoredBlock:
+    def scoring(self: TileScorer, tile: Tile, *rest: object) -> ScoredBlock:
         nonlocal sent
         block = score(self, tile, *rest)
         tiles.append(tile)
@@ -94,9 +94,7 @@ def test_what_is_predicted_is_what_score_then_does(
 
     monkeypatch.setattr(filesystems, "read_verified", reading)
     monkeypatch.setattr(TileScorer, "score", scoring)
-    monkeypatch.setattr(
-        influence_score, "_scorer", TileScorer()
-    )  # which has no block of an earlier run
+    process_scorer.cache_clear()  # so that it has no block of an earlier run
     outcome = tracin("score", *words)
     assert outcome.status == 0, outcome.err
     assert outcome.out.rstrip().endswith(f"scored {told['cost']['pairs']:,} pairs")
@@ -115,8 +113,8 @@ def test_what_is_predicted_is_what_score_then_does(
 
 
 def test_the_grid_is_that_of_the_run(sets: list[str], tracin: Run) -> None:
-    from transforms.influence.plan import ScoringPlan
-    from transforms.influence.score import plan_tiles
+    from transforms.influence.config import ScoringConfig
+    from transforms.influence.plan import plan_tiles
     from transforms.storage.read_feature_set import read_feature_set
 
     train, test = (read_feature_set(word.split("=")[1], "features") for word in sets)
@@ -126,9 +124,10 @@ def test_the_grid_is_that_of_the_run(sets: list[str], tracin: Run) -> None:
         (0.34, 11, None),
         (2, 5000, 5000),
     ):
-        tiles = list(
-            plan_tiles(test, train, ScoringPlan(None, 20, "none", memory, 1, test_rows, train_rows))
+        config = ScoringConfig(
+            k=20, memory_gb=memory, test_rows_per_tile=test_rows, train_rows_per_tile=train_rows
         )
+        tiles = list(plan_tiles(test, train, config))
         given = [
             f"--{name}_rows_per_tile={rows}"
             for name, rows in (("test", test_rows), ("train", train_rows))

@@ -27,8 +27,7 @@ from tests.synthetic import write_set
 from tests.transforms.extraction.test_positions import SPARSE, C, data, head_of, segmenter, tagger
 from tests.transforms.scoring.test_gradients import full_sort, positions, ragged, whole
 from transforms.core.features import Features
-from transforms.influence import score_positions
-from transforms.influence.score_positions import SumScorer
+from transforms.influence.score import TileScorer
 from transforms.scoring.influence import NORMALIZATIONS, Scoring
 from transforms.storage import manifests
 from transforms.storage.feature_manifest import FeatureManifest
@@ -175,9 +174,9 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Sets:
     stored: dict[int, list[str]] = {1: [], 5: []}
     for name in ("train", "test"):
         for files, flags in stored.items():
-            flags.append(
-                f"--{name}_features={store(directory / f'{name}-{files}', drawn[name], sizes[name], files, name)}"
-            )
+            stored_at = directory / f"{name}-{files}"
+            path = store(stored_at, drawn[name], sizes[name], files, name)
+            flags.append(f"--{name}_features={path}")
     return Sets(drawn["test"], drawn["train"], stored[1], stored[5])
 
 
@@ -188,11 +187,8 @@ def test_any_tiling_gives_the_bytes_of_a_full_sort(
     normalize: str,
     tracin: Run,
     tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = ("--sum_positions", f"--k={k}", f"--normalize={normalize}", "--runner=FnApiRunner")
-    # Records are added up in pieces that end within an example, too.
-    monkeypatch.setattr(score_positions, "_PIECE_BYTES", 3 * 1000)
     tilings = (
         [],
         ["--test_rows_per_tile=5"],
@@ -229,12 +225,10 @@ def test_any_tiling_gives_the_bytes_of_a_full_sort(
 
 
 def test_rows_of_several_files_are_cut_by_examples(
-    sets: Sets, tracin: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    sets: Sets, tracin: Run, tmp_path: pathlib.Path
 ) -> None:
-    from transforms.scoring import tiles
-
-    monkeypatch.setattr(tiles, "_ROWS_PER_FILE", 10)
-    words = ("--sum_positions", "--test_rows_per_tile=7", "--runner=FnApiRunner")
+    # With so large a k, a file has 10 rows.
+    words = ("--sum_positions", "--test_rows_per_tile=7", "--k=200000", "--runner=FnApiRunner")
     for name, stored in (("whole", sets.whole), ("cut", sets.cut)):
         assert tracin("score", *stored, *words, f"--output={tmp_path / name}").status == 0
     assert (
@@ -331,14 +325,14 @@ def test_what_is_planned_is_what_is_done(
     words = (*sets.cut, "--sum_positions", *flags)
     cost = json.loads(tracin("plan", *words, "--json").out)["cost"]
     scored = []
-    score = SumScorer.score
+    score = TileScorer.score
 
     def scoring(self: Any, tile: Any, *rest: Any) -> Any:
         scored.append((tile, score(self, tile, *rest)))
         return scored[-1][1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SumScorer, "score", scoring)
+        patch.setattr(TileScorer, "score", scoring)
         assert (
             tracin("score", *words, f"--output={tmp_path / 'out'}", "--runner=FnApiRunner").status
             == 0
@@ -400,7 +394,7 @@ def test_sets_of_examples_have_no_positions(
     for command in ("score", "plan"):
         told = refused(tracin(command, *flags, f"--output={tmp_path / 'out'}"))
         assert (
-            f"the records of {train} are examples: leave the flag out, or extract both sets with "
+            f"the records of {train} are examples: leave it out, or extract both sets with "
             "--per_token" in told
         )
     told = refused(

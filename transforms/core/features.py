@@ -6,17 +6,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-import tensorflow as tf
 
 from transforms.core.ids import id_array
 from transforms.core.summation import norms
 
 # What loss gradients and activations may be stored as; all of them are whole float32 numbers too.
-DTYPES: Mapping[str, tf.DType] = {
-    "float32": tf.float32,
-    "bfloat16": tf.bfloat16,
-    "float16": tf.float16,
+DTYPES: Mapping[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
 }
 
 NO_LABEL = -1  # pads lists of class indices to one length
@@ -102,7 +102,7 @@ class Features:
 def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
     """The nearest float32 numbers that the dtype holds; infinity for what is beyond it."""
     with np.errstate(over="ignore"):
-        stored = array.astype(DTYPES[dtype].as_numpy_dtype, copy=False)
+        stored = array.astype(DTYPES[dtype], copy=False)
     return np.ascontiguousarray(stored, np.float32)
 
 

@@ -3,15 +3,16 @@ manifest.
 
 | field | content |
 |---|---|
-| `test_id`, `test_label`, `test_prediction`, `test_probability` | the test example; the probability is null for a regression |
+| `test_id`, `test_label`, `test_prediction` | the test example |
+| `test_probability` | of its prediction; null for a regression |
 | `self_influence` | the influence of the test example on itself |
 | `proponents`, `opponents` | lists of `{train_id, train_label, score}`, strongest first |
 
 Where scores are summed over the positions of examples, an example has as many labels as positions.
-Its row tells numbers instead: `test_positions`, `test_wrong_positions` and
+Its row has numbers instead: `test_positions`, `test_wrong_positions` and
 `test_label_probability`, and `train_positions` of its candidates.
 
-`report.html`: for a person, the worst-predicted test examples beside their candidates.
+`report.html`, for a person: the worst-predicted test examples beside their candidates.
 """
 
 from __future__ import annotations
@@ -28,79 +29,27 @@ import pyarrow.parquet as pq
 
 from transforms.core.topk import Ranking
 from transforms.influence import traces
-from transforms.influence.blocks import ScoredBlock, SummedBlock
+from transforms.influence.protocol import ScoredBlock
 from transforms.influence.traces import Trace
 from transforms.runtime import counters
-from transforms.scoring.gradients import UNKNOWN
 from transforms.storage import filesystems, manifests
 from transforms.storage.filesystems import StoredFile
 from transforms.storage.manifests import Manifest
-from transforms.storage.tabular import label_array, label_type, string_array, to_jsonl
+from transforms.storage.tabular import label_array, string_array, to_jsonl
 
 
-def schema(task: str, outputs: int, sum_positions: bool = False) -> pa.Schema:
-    """The Parquet schema of influence rows; where positions are summed, it is the same for all
-    tasks.
-    """
-    if sum_positions:
-        summed = pa.list_(
-            pa.struct(
-                [
-                    ("train_id", pa.string()),
-                    ("train_positions", pa.int64()),
-                    ("score", pa.float64()),
-                ]
-            )
-        )
-        return pa.schema(
-            [
-                ("test_id", pa.string()),
-                ("test_positions", pa.int64()),
-                ("test_wrong_positions", pa.int64()),
-                ("test_label_probability", pa.float64()),
-                ("self_influence", pa.float64()),
-                ("proponents", summed),
-                ("opponents", summed),
-            ]
-        )
-    label = label_type(task, outputs)
-    candidates = pa.list_(
-        pa.struct([("train_id", pa.string()), ("train_label", label), ("score", pa.float64())])
-    )
-    return pa.schema(
-        [
-            ("test_id", pa.string()),
-            ("test_label", label),
-            ("test_prediction", label),
-            ("test_probability", pa.float64()),
-            ("self_influence", pa.float64()),
-            ("proponents", candidates),
-            ("opponents", candidates),
-        ]
-    )
-
-
-def to_table(block: ScoredBlock | SummedBlock, rows: pa.Schema) -> pa.Table:
-    """The rows of a block as a table."""
+def to_table(block: ScoredBlock, schema: pa.Schema) -> pa.Table:
+    """Returns the rows of a block, by its protocol's schema."""
     n = len(block.test_ids)
-    told: list[pa.Array]
-    if isinstance(block, SummedBlock):
-        probabilities = block.label_probabilities
-        told = [pa.array(block.positions), pa.array(block.wrong, mask=block.wrong == UNKNOWN)]
-    else:
-        label = rows.field("test_label").type
-        probabilities = block.probabilities.astype(np.float64)
-        told = [label_array(block.labels, label), label_array(block.predictions, label)]
     return pa.table(
         [
             string_array(block.test_ids),
-            *told,
-            pa.array(probabilities, mask=np.isnan(probabilities)),
+            *block.columns(schema),
             pa.array(block.self_influence),
-            _candidates(block.best.proponents, n, rows.field("proponents").type),
-            _candidates(block.best.opponents, n, rows.field("opponents").type),
+            _candidates(block.best.proponents, n, schema.field("proponents").type),
+            _candidates(block.best.opponents, n, schema.field("opponents").type),
         ],
-        schema=rows,
+        schema=schema,
     )
 
 
@@ -121,7 +70,7 @@ def _candidates(ranking: Ranking, n: int, kind: pa.DataType) -> pa.Array:
 
 @dataclasses.dataclass(frozen=True)
 class WrittenRows:
-    """The two files of the same rows, their place among the others, and the worst-predicted of
+    """The two files of the same rows, their number among all shards, and the worst-predicted of
     them.
     """
 
@@ -134,14 +83,12 @@ class WrittenRows:
 def write_rows(
     directory: str,
     shard: int,
-    blocks: Iterable[tuple[int, ScoredBlock | SummedBlock]],
-    rows: pa.Schema,
+    blocks: Iterable[tuple[int, ScoredBlock]],
+    schema: pa.Schema,
 ) -> WrittenRows:
-    """Writes the rows of one output file, given the blocks that it consists of, each with its first
-    row's number.
-    """
+    """Writes the rows of one shard; each of its blocks comes with the number of its first row."""
     ordered = [block for _, block in sorted(blocks, key=lambda pair: pair[0])]
-    table = pa.concat_tables([to_table(block, rows) for block in ordered]).combine_chunks()
+    table = pa.concat_tables([to_table(block, schema) for block in ordered]).combine_chunks()
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=table.num_rows)
     counters.add("rows-written", table.num_rows)
@@ -158,11 +105,11 @@ def write_rows(
 
 
 def read_rows(directory: str) -> list[dict[str, Any]]:
-    """The rows of a committed directory, in order."""
-    found = manifests.read(directory, Manifest, "output")
+    """Reads the rows of a committed directory, in order."""
+    manifest = manifests.read(directory, Manifest, "output")
     return [
         orjson.loads(line)
-        for file in found.files
+        for file in manifest.files
         if file.name.endswith(".jsonl")
         for line in filesystems.read_verified(directory, file).splitlines()
     ]

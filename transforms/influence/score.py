@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
+import functools
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 
-from transforms.core.errors import InputError
-from transforms.core.features import Features
-from transforms.influence.blocks import MergeTopK, ScoredBlock
-from transforms.influence.plan import ScoringPlan
+from transforms.core import topk
+from transforms.influence.config import ScoringConfig
+from transforms.influence.plan import grid_of, plan_tiles, protocol_of, scoring_of
+from transforms.influence.protocol import ScoredBlock, ScoringProtocol, Search
 from transforms.runtime import counters
 from transforms.runtime.prefetch import prefetch
 from transforms.scoring import thresholds
-from transforms.scoring.exact_search import Search
 from transforms.scoring.influence import Scoring
-from transforms.scoring.tiles import Tile, chunks, rows_per_file, tiles
-from transforms.storage.feature_manifest import check_same_model
+from transforms.scoring.tiles import Tile
 from transforms.storage.feature_set import FeatureSet
+
+# Outputs of the step that checks thresholds.
+_WHOLE, _IN_PART, _AGAIN = "whole", "in-part", "again"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,181 +36,157 @@ class Again:
 
     Attributes:
         rows: [m], their rows in the block, ascending.
-        proven: [2, m] float64, thresholds that are known to be reached.
+        proven: [2, m] float64, thresholds that k training examples are known to reach.
     """
 
     rows: np.ndarray
     proven: np.ndarray
 
 
-# Outputs of the step that checks thresholds.
-_WHOLE, _IN_PART, _AGAIN = "whole", "in-part", "again"
+class MergeTopK(beam.CombineFn):
+    """Merges the scored blocks of the same test examples, by array operations."""
 
+    def __init__(self, k: int) -> None:
+        self._k = k
 
-def plan_tiles(test: FeatureSet, train: FeatureSet, plan: ScoringPlan) -> Iterator[Tile]:
-    """The tiles of two feature sets, as logged.
+    def create_accumulator(self) -> ScoredBlock | None:
+        """Returns None: there is no block yet."""
+        return None
 
-    Raises:
-        InputError: the sets do not fit each other or the plan, or the training set is empty.
-    """
-    check_same_model(test.manifest, train.manifest, test.directory, train.directory)
-    plan.scoring(train.manifest)
-    if not sum(train.counts):
-        raise InputError(f"{train.directory} holds no example: there is nothing to score against")
-    grid = plan.grid(test, train)
-    planned = list(_tiles(test, train, plan))
-    logging.getLogger(__name__).info(
-        "%d test x %d train examples: %d tiles of %d x %d",
-        sum(test.counts),
-        sum(train.counts),
-        len(planned),
-        grid.test_rows,
-        grid.train_rows,
-    )
-    counters.add("pairs-planned", sum(test.counts) * sum(train.counts))
-    yield from planned
+    def add_input(self, accumulator: ScoredBlock | None, block: ScoredBlock) -> ScoredBlock:
+        """Merges one more block."""
+        return block if accumulator is None else self._merge([accumulator, block])
 
+    def merge_accumulators(self, accumulators: Iterable[ScoredBlock | None]) -> ScoredBlock | None:
+        """Merges the blocks of several workers."""
+        blocks = [accumulator for accumulator in accumulators if accumulator is not None]
+        return self._merge(blocks) if blocks else None
 
-def plan_again(
-    block: tuple[int, Again], test: FeatureSet, train: FeatureSet, plan: ScoringPlan
-) -> Iterator[tuple[Tile, Again]]:
-    """The tiles of a block, (test_start, Again), some of whose test examples have to be searched
-    once more.
-    """
-    start, again = block
-    for tile in _tiles(test, train, plan):
-        if tile.test_start == start:
-            yield tile, again
+    def extract_output(self, accumulator: ScoredBlock | None) -> ScoredBlock | None:
+        """Returns the merged block."""
+        return accumulator
 
-
-def _tiles(test: FeatureSet, train: FeatureSet, plan: ScoringPlan) -> Iterator[Tile]:
-    return tiles(plan.grid(test, train), test.counts, train.counts, rows_per_file(plan.k))
+    def _merge(self, blocks: Sequence[ScoredBlock]) -> ScoredBlock:
+        if len(blocks) == 1:
+            return blocks[0]
+        best = topk.merge([block.best for block in blocks], self._k)
+        return dataclasses.replace(blocks[0], best=best)
 
 
 class TileScorer:
-    """Scores tiles, one at a time; keeps the test block of the tile before and what is known of its
-    thresholds: neighbours share both.
+    """Scores tiles, one at a time.
+
+    It keeps the test block of the tile before and its proven thresholds: neighbours share both.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._key: tuple[Any, ...] | None = None
-        self._tests: Features | None = None
-        self._proven: np.ndarray | None = None
+        self._tests: Any = None
+        self._proven = np.zeros((2, 0))
 
     def score(
         self,
         tile: Tile,
         test: FeatureSet,
         train: FeatureSet,
+        protocol: ScoringProtocol[Any],
         scoring: Scoring,
-        guesses: np.ndarray | None = None,
+        estimates: np.ndarray | None = None,
         again: Again | None = None,
     ) -> ScoredBlock:
-        """The best candidates of a tile; of those that other tiles' scores prove not to be among
-        the k best, none.
+        """Returns the k best candidates of a tile, without those below a threshold that earlier
+        tiles prove, or below `estimates` [2, n], thresholds of the block's test examples.
 
-        Nor of those below `guesses` [2, n], thresholds of the block's test examples. `again` are
-        those of them that alone are searched.
+        `again` restricts the search to some test examples, by proven thresholds alone.
         """
         with self._lock:
-            key = (
-                test.directory,
-                test.manifest.fingerprint,
-                tile.tests,
-                train.directory,
-                train.manifest.fingerprint,
-                scoring,
-            )
-            if self._tests is None or self._proven is None or self._key != key:
-                self._tests = self._proven = None
-                self._tests, self._key = test.read(tile.tests), key
-                self._proven = np.zeros((2, len(self._tests)))
+            self._keep_block(tile, test, train, protocol, scoring)
             tests, rows = self._tests, slice(None) if again is None else again.rows
             floors = self._proven[:, rows]
             if again is not None:
                 floors = np.maximum(floors, again.proven)
-            elif guesses is not None:
-                floors = np.maximum(floors, guesses)
-            searched = Search(tests.take(rows), scoring, floors=floors)
-            self._scan(searched, tile, train, "pairs-" if again is None else "again-")
-            best = searched.result()
+            elif estimates is not None:
+                floors = np.maximum(floors, estimates)
+            search = protocol.search(tests.take(rows), scoring, floors)
+            chunks = protocol.read_trains(tile, train, scoring)
+            _scan(search, chunks, "pairs-" if again is None else "again-")
+            best = search.result()
             self._proven[:, rows] = np.maximum(
                 self._proven[:, rows], thresholds.proven(best, floors.shape[1], scoring.k)
             )
-            block = ScoredBlock.of(
-                tests, best if again is None else best.of_rows(again.rows), scoring
-            )
+            if again is not None:
+                best = best.of_rows(again.rows)
+            block = protocol.block(tests, best, scoring)
             counters.add("bytes-shuffled", block.nbytes)
             return block
 
-    @staticmethod
-    def _scan(searched: Search, tile: Tile, train: FeatureSet, prefix: str) -> None:
-        ahead = prefetch(
-            (train.read(spans) for spans in chunks(tile.trains, tile.chunk_rows)), depth=1
-        )
-        with contextlib.closing(ahead):
-            for chunk in ahead:
-                for pairs in searched.scan(chunk):
-                    counters.add("pairs-scored", pairs)
-        for name, count in searched.counts.items():
-            counters.add("pairs-scored-exactly" if name == "scored" else f"{prefix}{name}", count)
-
-
-# One for all threads of a process: a multiplication uses all cores, and the memory budget is of one
-# tile and one test block.
-_scorer = TileScorer()
-
-
-class _ScoreDoFn(beam.DoFn):
-    def __init__(self, plan: ScoringPlan) -> None:
-        self._plan = plan
-
-    def process(
+    def _keep_block(
         self,
         tile: Tile,
         test: FeatureSet,
         train: FeatureSet,
-        guesses: Mapping[int, np.ndarray] | None = None,
-    ) -> Iterator[tuple[int, ScoredBlock]]:
-        scoring, own = (
-            self._plan.scoring(train.manifest),
-            guesses.get(tile.test_start) if guesses else None,
-        )
-        yield tile.test_start, _scorer.score(tile, test, train, scoring, own)
+        protocol: ScoringProtocol[Any],
+        scoring: Scoring,
+    ) -> None:
+        """Reads a tile's test block, unless it is that of the tile before."""
+        sets = ((one.directory, one.manifest.fingerprint) for one in (test, train))
+        key = (*sets, tile.tests, protocol, scoring)
+        if self._key != key:
+            self._key = self._tests = None  # before another block takes its memory
+            self._tests = protocol.read_tests(tile, test, scoring)
+            self._proven = np.zeros((2, len(self._tests)))
+            self._key = key
 
 
-class _ScoreAgainDoFn(beam.DoFn):
-    def __init__(self, plan: ScoringPlan) -> None:
-        self._plan = plan
-
-    def process(
-        self, element: tuple[Tile, Again], test: FeatureSet, train: FeatureSet
-    ) -> Iterator[tuple[int, ScoredBlock]]:
-        tile, again = element
-        yield (
-            tile.test_start,
-            _scorer.score(tile, test, train, self._plan.scoring(train.manifest), again=again),
-        )
+def _scan(search: Search[Any], chunks: Iterator[Any], prefix: str) -> None:
+    """Searches chunks, each of which is read while the one before is searched, and counts pairs."""
+    ahead = prefetch(chunks, depth=1)
+    with contextlib.closing(ahead):
+        for chunk in ahead:
+            for pairs in search.scan(chunk):
+                counters.add("pairs-scored", pairs)
+    for name, count in search.counts.items():
+        counters.add("pairs-scored-exactly" if name == "scored" else f"{prefix}{name}", count)
 
 
-def guess_thresholds(
-    first: tuple[int, ScoredBlock], test: FeatureSet, train: FeatureSet, plan: ScoringPlan
-) -> Iterator[tuple[int, np.ndarray]]:
-    """The thresholds that the first tile of a block, (test_start, ScoredBlock), lets guess, if
-    there are others: (test_start, [2, n]).
+@functools.cache
+def process_scorer() -> TileScorer:
+    """Returns the scorer of all threads of a process.
+
+    A multiplication uses all cores, and the memory budget is of one tile and one test block.
     """
-    start, block = first
-    trains, rows = sum(train.counts), plan.grid(test, train).train_rows
-    if rows < trains:
-        yield start, thresholds.guessed(block.best, len(block.test_ids), plan.k, rows / trains)
+    return TileScorer()
+
+
+def score_tile(
+    tile: Tile,
+    test: FeatureSet,
+    train: FeatureSet,
+    config: ScoringConfig,
+    estimates: Mapping[int, np.ndarray] | None = None,
+    again: Again | None = None,
+) -> tuple[int, ScoredBlock]:
+    """Scores a tile: (test_start, ScoredBlock); `estimates` are thresholds by test_start."""
+    protocol, scoring = protocol_of(config), scoring_of(config, train.manifest)
+    own = estimates.get(tile.test_start) if estimates else None
+    block = process_scorer().score(tile, test, train, protocol, scoring, own, again)
+    return tile.test_start, block
+
+
+def score_again(
+    item: tuple[Tile, Again], test: FeatureSet, train: FeatureSet, config: ScoringConfig
+) -> tuple[int, ScoredBlock]:
+    """Scores a tile for some of its test examples: (test_start, ScoredBlock)."""
+    tile, again = item
+    return score_tile(tile, test, train, config, again=again)
 
 
 class _CheckDoFn(beam.DoFn):
-    """Sorts out the test examples of a merged block that were searched by too high a guess:
+    """Finds the test examples of a merged block that were searched by too high an estimate:
     (test_start, ScoredBlock) → the same.
 
-    A block without them is passed on; else what is proven of it goes to `_IN_PART`, and the others,
+    A block without them passes. Otherwise its proven part goes to `_IN_PART`, and the others,
     (test_start, Again), to `_AGAIN`.
     """
 
@@ -217,13 +194,16 @@ class _CheckDoFn(beam.DoFn):
         self._k = k
 
     def process(
-        self, merged: tuple[int, ScoredBlock], guesses: Mapping[int, np.ndarray], train: FeatureSet
+        self,
+        merged: tuple[int, ScoredBlock],
+        estimates: Mapping[int, np.ndarray],
+        train: FeatureSet,
     ) -> Iterator[tuple[int, ScoredBlock] | beam.pvalue.TaggedOutput]:
         start, block = merged
         n = len(block.test_ids)
         rows = (
-            thresholds.unproven(block.best, n, self._k, guesses[start])
-            if start in guesses
+            thresholds.unproven(block.best, n, self._k, estimates[start])
+            if start in estimates
             else np.empty(0, np.int64)
         )
         if not len(rows):
@@ -240,61 +220,145 @@ class _CheckDoFn(beam.DoFn):
 
 @dataclasses.dataclass
 class ScoreInfluence(beam.PTransform):
-    """Stage 2 up to the global top k: (test, train) feature sets → (row of the block's first test
-    example, ScoredBlock).
+    """Finds each test example's k strongest proponents and opponents: (test, train) FeatureSet (one
+    each) → (row of the block's first test example, ScoredBlock).
 
     Attributes:
-        plan: what is asked for.
+        config: how examples are scored.
+        processes: number of worker processes that share a machine's memory, or None for one per
+            processor.
     """
 
-    plan: ScoringPlan
+    config: ScoringConfig
+    processes: int | None = 1
 
     def expand(self, sets: tuple[beam.PCollection, beam.PCollection]) -> beam.PCollection:
-        test, train = sets  # FeatureSet (one), FeatureSet (one)
-        both = beam.pvalue.AsSingleton(test), beam.pvalue.AsSingleton(train)
-        planned = test | "PlanTiles" >> beam.FlatMap(plan_tiles, both[1], self.plan)  # Tile
+        test, train = sets
+        sides = beam.pvalue.AsSingleton(test), beam.pvalue.AsSingleton(train)
+        tiles = self._plan_tiles(test, sides)  # Tile
+        if protocol_of(self.config).estimates_thresholds:
+            return self._score_by_estimates(tiles, sides)  # (test_start, ScoredBlock)
+        return (
+            tiles
+            | "SpreadTiles" >> beam.Reshuffle()  # Tile
+            | "ScoreTiles" >> beam.Map(score_tile, *sides, self.config)  # (test_start, ScoredBlock)
+            | "MergeTopK"
+            >> beam.CombinePerKey(MergeTopK(self.config.k))  # (test_start, ScoredBlock)
+        )
+
+    def _plan_tiles(
+        self, test: beam.PCollection, sides: tuple[beam.pvalue.AsSingleton, ...]
+    ) -> beam.PCollection:
+        if not protocol_of(self.config).counts_positions:
+            return test | "PlanTiles" >> beam.FlatMap(self._plan, sides[1])  # Tile
+        counted = (
+            test
+            | "ListTestFiles" >> beam.FlatMap(lambda test: range(len(test.counts)))  # file
+            | "SpreadTestFiles" >> beam.Reshuffle()  # file
+            | "CountPositions" >> beam.Map(self._count, sides[0])  # (file, [n] positions)
+        )
+        return (
+            # Not from the set itself: a runner that fused this with what reads the set would wait
+            # for the counts before it makes them.
+            test.pipeline
+            | "StartPlanning" >> beam.Create([None])
+            | "PlanTiles"
+            >> beam.FlatMap(
+                lambda _, *planned: self._plan(*planned), *sides, beam.pvalue.AsList(counted)
+            )  # Tile
+        )
+
+    def _count(self, file: int, test: FeatureSet) -> tuple[int, np.ndarray]:
+        return file, protocol_of(self.config).count_positions(file, test)
+
+    def _plan(
+        self, test: FeatureSet, train: FeatureSet, counted: Sequence[tuple[int, np.ndarray]] = ()
+    ) -> Iterator[Tile]:
+        yield from plan_tiles(test, train, self.config, self.processes, counted)
+
+    def _score_by_estimates(
+        self, tiles: beam.PCollection, sides: tuple[beam.pvalue.AsSingleton, ...]
+    ) -> beam.PCollection:
+        """Scores the first tile of each test block before the others, which begin with the
+        thresholds that it lets estimate; searches again what was estimated too high.
+        """
         first_blocks = (
-            planned
+            tiles
             | "TakeFirstTiles" >> beam.Filter(lambda tile: tile.train_start == 0)  # Tile
             | "SpreadFirstTiles" >> beam.Reshuffle()  # Tile
             | "ScoreFirstTiles"
-            >> beam.ParDo(_ScoreDoFn(self.plan), *both)  # (test_start, ScoredBlock)
+            >> beam.Map(score_tile, *sides, self.config)  # (test_start, ScoredBlock)
         )
-        guesses = beam.pvalue.AsDict(
+        estimates = beam.pvalue.AsDict(
             first_blocks
-            | "GuessThresholds"
-            >> beam.FlatMap(guess_thresholds, *both, self.plan)  # (test_start, [2, n])
+            | "EstimateThresholds"
+            >> beam.FlatMap(
+                estimate_thresholds, *sides, self.config, self.processes
+            )  # (test_start, [2, n])
         )
         other_blocks = (
-            planned
+            tiles
             | "TakeOtherTiles" >> beam.Filter(lambda tile: tile.train_start > 0)  # Tile
             | "SpreadTiles" >> beam.Reshuffle()  # Tile
             | "ScoreTiles"
-            >> beam.ParDo(_ScoreDoFn(self.plan), *both, guesses)  # (test_start, ScoredBlock)
+            >> beam.Map(score_tile, *sides, self.config, estimates)  # (test_start, ScoredBlock)
         )
         checked = (
             (first_blocks, other_blocks)
             | "JoinTiles" >> beam.Flatten()  # (test_start, ScoredBlock)
-            | "MergeTopK" >> beam.CombinePerKey(MergeTopK(self.plan.k))  # (test_start, ScoredBlock)
+            | "MergeTopK"
+            >> beam.CombinePerKey(MergeTopK(self.config.k))  # (test_start, ScoredBlock)
             | "CheckThresholds"
-            >> beam.ParDo(_CheckDoFn(self.plan.k), guesses, both[1]).with_outputs(
+            >> beam.ParDo(_CheckDoFn(self.config.k), estimates, sides[1]).with_outputs(
                 _IN_PART, _AGAIN, main=_WHOLE
             )
         )
         blocks_again = (
             checked[_AGAIN]  # (test_start, Again)
-            | "PlanAgain" >> beam.FlatMap(plan_again, *both, self.plan)  # (Tile, Again)
+            | "PlanAgain"
+            >> beam.FlatMap(plan_again, *sides, self.config, self.processes)  # (Tile, Again)
             | "SpreadAgain" >> beam.Reshuffle()  # (Tile, Again)
             | "ScoreAgain"
-            >> beam.ParDo(_ScoreAgainDoFn(self.plan), *both)  # (test_start, ScoredBlock)
+            >> beam.Map(score_again, *sides, self.config)  # (test_start, ScoredBlock)
         )
-        mended = (
+        completed = (
             (checked[_IN_PART], blocks_again)
             | "JoinAgain" >> beam.Flatten()  # (test_start, ScoredBlock)
             | "MergeAgain"
-            >> beam.CombinePerKey(MergeTopK(self.plan.k))  # (test_start, ScoredBlock)
+            >> beam.CombinePerKey(MergeTopK(self.config.k))  # (test_start, ScoredBlock)
         )
-        return (
-            checked[_WHOLE],
-            mended,
-        ) | "JoinBlocks" >> beam.Flatten()  # (test_start, ScoredBlock)
+        blocks = checked[_WHOLE], completed
+        return blocks | "JoinBlocks" >> beam.Flatten()  # (test_start, ScoredBlock)
+
+
+def estimate_thresholds(
+    first: tuple[int, ScoredBlock],
+    test: FeatureSet,
+    train: FeatureSet,
+    config: ScoringConfig,
+    processes: int | None = 1,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Estimates a block's thresholds by its first tile, (test_start, ScoredBlock), if there are
+    others: (test_start, [2, n]).
+    """
+    start, block = first
+    trains, rows = sum(train.counts), grid_of(test, train, config, processes).train_rows
+    if rows < trains:
+        yield start, thresholds.estimated(block.best, len(block.test_ids), config.k, rows / trains)
+
+
+def plan_again(
+    block: tuple[int, Again],
+    test: FeatureSet,
+    train: FeatureSet,
+    config: ScoringConfig,
+    processes: int | None = 1,
+) -> Iterator[tuple[Tile, Again]]:
+    """Returns the tiles of a block, (test_start, Again), in which some test examples have to be
+    searched once more.
+    """
+    start, again = block
+    protocol, grid = protocol_of(config), grid_of(test, train, config, processes)
+    for tile in protocol.tiles(grid, config.k, test, train, {}):
+        if tile.test_start == start:
+            yield tile, again

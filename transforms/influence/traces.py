@@ -1,9 +1,8 @@
-"""What a person is shown of influence: the worst-predicted test examples, the strongest candidates
-of each, and their pictures.
+"""Traces: the worst-predicted test examples, the strongest candidates of each, and their pictures.
 
-Rows of influence name examples by their ids. Where those of the few that are shown came from is
-looked up in the feature sets, once the rows are known: carrying it with every candidate would make
-all that travels several times larger.
+Rows of influence name examples by their ids. The origins of the few that are shown are looked up in
+the feature sets, once the rows are known: carrying them with every candidate would make all that
+travels several times larger.
 """
 
 from __future__ import annotations
@@ -19,9 +18,8 @@ import pyarrow as pa
 from transforms.core.ids import example_of
 from transforms.core.origins import Origin
 from transforms.core.shapes import Span
-from transforms.examples.format import ExampleFormat
-from transforms.influence.blocks import ScoredBlock, SummedBlock
-from transforms.reports.previews import Preview, read_previews
+from transforms.influence.protocol import ScoredBlock
+from transforms.reports.previews import Preview, preview_format, read_previews
 from transforms.storage import feature_record
 from transforms.storage.feature_set import FeatureSet
 
@@ -36,7 +34,7 @@ class Trace:
 
     Attributes:
         row: its row of the result, with no more candidates than are shown.
-        label_probability: what the last checkpoint gives its label; NaN for a regression.
+        label_probability: of its label at the last checkpoint; NaN for a regression.
     """
 
     row: dict[str, Any]
@@ -44,8 +42,8 @@ class Trace:
 
     @property
     def order(self) -> tuple[float, float, bytes]:
-        """The worst predicted first: the least probability of the label, where there is none the
-        largest self-influence; then by id.
+        """Sorts the worst predicted first: by the least probability of the label, or, without
+        any, by the largest self-influence; then by id.
         """
         known = not np.isnan(self.label_probability)
         return (
@@ -56,102 +54,104 @@ class Trace:
 
 
 def worst(traces: Iterable[Trace]) -> list[Trace]:
-    """The test examples that are shown, in order."""
-    return sorted(traces, key=lambda one: one.order)[:_SHOWN]
+    """Returns the test examples that are shown, in order."""
+    return sorted(traces, key=lambda trace: trace.order)[:_SHOWN]
 
 
-def of_rows(table: pa.Table, blocks: Sequence[ScoredBlock | SummedBlock]) -> list[Trace]:
-    """The worst of a file's rows, given the blocks that they are of, in order."""
-    probabilities = np.concatenate([one.label_probabilities for one in blocks]).astype(np.float64)
+def of_rows(table: pa.Table, blocks: Sequence[ScoredBlock]) -> list[Trace]:
+    """Returns the worst of a shard's rows, which come from these blocks in order."""
+    probabilities = np.concatenate([block.label_probabilities for block in blocks])
+    probabilities = probabilities.astype(np.float64)
     influence = table["self_influence"].to_numpy()
     ordered = np.lexsort((-influence, np.where(np.isnan(probabilities), 0, probabilities)))
-    # All that are as bad as the last that is shown, of which the ids decide.
+    # All that are as bad as the last that is shown: ids decide between them.
     last = ordered[min(_SHOWN, len(ordered)) - 1]
     tied = (probabilities == probabilities[last]) | (
         np.isnan(probabilities) & np.isnan(probabilities[last])
     )
     chosen = np.union1d(ordered[:_SHOWN], np.flatnonzero(tied & (influence == influence[last])))
-    found = []
+    traces = []
     for i, row in zip(chosen.tolist(), table.take(pa.array(chosen)).to_pylist(), strict=True):
         cut = {name: row[name][:_CANDIDATES] for name in ("proponents", "opponents")}
-        found.append(Trace({**row, **cut}, float(probabilities[i])))
-    return worst(found)
+        traces.append(Trace({**row, **cut}, float(probabilities[i])))
+    return worst(traces)
 
 
-def wanted_ids(traces: Sequence[Trace]) -> tuple[set[str], set[str]]:
-    """The ids of the test examples and of the training examples that are shown."""
+def shown_ids(traces: Sequence[Trace]) -> tuple[set[str], set[str]]:
+    """Returns the ids of the test examples and of the training examples that are shown."""
     candidates = {
-        one["train_id"]
+        candidate["train_id"]
         for trace in traces
         for name in ("proponents", "opponents")
-        for one in trace.row[name]
+        for candidate in trace.row[name]
     }
     return {trace.row["test_id"] for trace in traces}, candidates
 
 
 def find_origins(
-    file: int, found: FeatureSet, wanted: set[str], positions: bool = False
+    file: int, feature_set: FeatureSet, ids: set[str], positions: bool = False
 ) -> Iterator[tuple[str, tuple[str, Origin]]]:
-    """Where those of a feature file's examples that are wanted came from: (source, (id, Origin)).
+    """Returns the origins of those of a feature file's examples that have these ids: (source, (id,
+    Origin)).
 
-    Where records are `positions` of the examples, the first of each tells it.
+    Where records are `positions` of the examples, the first of each has its origin.
     """
-    payloads = found.payloads(Span(file, 0, found.manifest.files[file].count))
-    ids = [
-        (example_of(one) if positions else one).decode()
-        for one in feature_record.example_ids(payloads)
+    payloads = feature_set.payloads(Span(file, 0, feature_set.manifest.files[file].count))
+    owners = [
+        (example_of(record) if positions else record).decode()
+        for record in feature_record.example_ids(payloads)
     ]
-    first = {one: i for i, one in reversed(list(enumerate(ids)))}
-    rows = sorted(first[one] for one in wanted & first.keys())
+    first = {owner: i for i, owner in reversed(list(enumerate(owners)))}
+    rows = sorted(first[owner] for owner in ids & first.keys())
     for i, origin in zip(rows, feature_record.origins([payloads[i] for i in rows]), strict=True):
-        yield origin.source, (ids[i], origin)
+        yield origin.source, (owners[i], origin)
 
 
 @dataclasses.dataclass
 class SeeExamples(beam.PTransform):
-    """Reads what there is to see of the shown examples of a set: (FeatureSet (one), Trace) → (id,
+    """Reads previews of the shown examples of a feature set: (FeatureSet (one), Trace) → (id,
     Preview).
 
     Attributes:
-        trains: whether the set is the training set.
-        form: how to read it, or None where there is nothing.
+        trains: whether it is the training set.
         positions: whether records are positions of the shown examples.
     """
 
     trains: bool
-    form: ExampleFormat | None
     positions: bool = False
 
-    def _list(self, _: None, found: FeatureSet, traces: Sequence[Trace]) -> Iterator[int]:
-        if self.form and traces:
-            yield from range(len(found.manifest.files))
+    def _list(self, _: None, feature_set: FeatureSet, traces: Sequence[Trace]) -> Iterator[int]:
+        if traces and preview_format(feature_set.manifest):
+            yield from range(len(feature_set.manifest.files))
 
     def _find(
-        self, file: int, found: FeatureSet, traces: Sequence[Trace]
+        self, file: int, feature_set: FeatureSet, traces: Sequence[Trace]
     ) -> Iterator[tuple[str, tuple[str, Origin]]]:
-        yield from find_origins(file, found, wanted_ids(traces)[self.trains], self.positions)
+        yield from find_origins(file, feature_set, shown_ids(traces)[self.trains], self.positions)
 
     def _read(
-        self, grouped: tuple[str, Iterable[tuple[str, Origin]]]
+        self, grouped: tuple[str, Iterable[tuple[str, Origin]]], feature_set: FeatureSet
     ) -> Iterator[tuple[str, Preview]]:
         source, named = grouped
-        known = sorted(named, key=lambda pair: pair[0])
-        assert self.form  # nothing was listed else
-        seen = dict(read_previews((source, [origin for _, origin in known]), self.form))
-        for example_id, origin in known:
-            yield example_id, seen[source, origin.offset]
+        ordered = sorted(named, key=lambda pair: pair[0])
+        form = preview_format(feature_set.manifest)
+        assert form  # otherwise no file was listed
+        previews = dict(read_previews((source, [origin for _, origin in ordered]), form))
+        for example_id, origin in ordered:
+            yield example_id, previews[source, origin.offset]
 
     def expand(self, collections: tuple[beam.PCollection, beam.PCollection]) -> beam.PCollection:
         sets, traces = collections
-        found, shown = beam.pvalue.AsSingleton(sets), beam.pvalue.AsList(traces)
+        feature_set, shown = beam.pvalue.AsSingleton(sets), beam.pvalue.AsList(traces)
         return (
             # Not from the set itself: a runner that fused this with what reads the set would wait
             # for the rows before it makes them.
             sets.pipeline
             | "StartSearch" >> beam.Create([None])
-            | "ListSearched" >> beam.FlatMap(self._list, found, shown)  # file
+            | "ListSearched" >> beam.FlatMap(self._list, feature_set, shown)  # file
             | "SpreadSearched" >> beam.Reshuffle()  # file
-            | "FindOrigins" >> beam.FlatMap(self._find, found, shown)  # (source, (id, Origin))
+            | "FindOrigins"
+            >> beam.FlatMap(self._find, feature_set, shown)  # (source, (id, Origin))
             | "GroupBySource" >> beam.GroupByKey()  # (source, [(id, Origin)])
-            | "ReadPreviews" >> beam.FlatMap(self._read)  # (id, Preview)
+            | "ReadPreviews" >> beam.FlatMap(self._read, feature_set)  # (id, Preview)
         )

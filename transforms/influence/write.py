@@ -3,102 +3,96 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import apache_beam as beam
 
-from transforms.examples.format import ExampleFormat
 from transforms.influence import report_page, traces
-from transforms.influence.blocks import ScoredBlock, SummedBlock
-from transforms.influence.rows import WrittenRows, schema, write_rows
+from transforms.influence.config import InfluenceReportConfig, ScoringConfig
+from transforms.influence.plan import influence_draft, protocol_of
+from transforms.influence.protocol import ScoredBlock
+from transforms.influence.rows import WrittenRows, write_rows
 from transforms.influence.traces import SeeExamples, Trace
-from transforms.reports.previews import Preview, preview_format, why_no_pictures
+from transforms.reports.previews import Preview, why_no_pictures
+from transforms.scoring.tiles import rows_per_file
 from transforms.storage import filesystems, manifests
 from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.feature_set import FeatureSet
 from transforms.storage.manifests import Manifest
 
 
-@dataclasses.dataclass(frozen=True)
-class ReportWanted:
-    """How the report is made.
-
-    Attributes:
-        tests, trains: how what is to see of the examples of each set is read, or None where there
-            is nothing.
-        class_names: of all classes, or None.
-        notes: what is to be told of the result, such as why there are no pictures.
-    """
-
-    tests: ExampleFormat | None = None
-    trains: ExampleFormat | None = None
-    class_names: Sequence[str] | None = None
-    notes: tuple[str, ...] = ()
-
-    @staticmethod
-    def of(
-        test: FeatureManifest,
-        train: FeatureManifest,
-        class_names: Sequence[str] | None,
-        sum_positions: bool = False,
-    ) -> ReportWanted:
-        """For two sets."""
-        notes = [
-            f"{name} set: {note}"
-            for name, one in (("Test", test), ("Training", train))
-            if (note := why_no_pictures(one))
-        ]
-        if test.settings.get("labels") == "predicted":
-            notes.append(
-                "Labels of the test examples are the model's own predictions: the first are those "
-                "that it is least certain of."
-            )
-        if sum_positions:
-            notes.append(
-                "Scores are sums over all pairs of positions of two examples; the probability of "
-                "labels is a mean over positions."
-            )
-        return ReportWanted(preview_format(test), preview_format(train), class_names, tuple(notes))
+def notes_of(
+    test: FeatureManifest, train: FeatureManifest, config: ScoringConfig
+) -> tuple[str, ...]:
+    """Returns sentences for the report that follow from the feature sets and the scoring."""
+    notes = [
+        f"{name} set: {note}"
+        for name, manifest in (("Test", test), ("Training", train))
+        if (note := why_no_pictures(manifest))
+    ]
+    if test.settings.get("labels") == "predicted":
+        notes.append(
+            "Labels of the test examples are the model's own predictions: the first are those "
+            "that it is least certain of."
+        )
+    if config.sum_positions:
+        notes.append(
+            "Scores are sums over all pairs of positions of two examples; the probability of "
+            "labels is a mean over positions."
+        )
+    return tuple(notes)
 
 
 @dataclasses.dataclass
 class WriteInfluence(beam.PTransform):
-    """Writes scored blocks as rows, and a report, and commits them with a manifest: ((row number,
-    ScoredBlock), test FeatureSet (one), training FeatureSet (one)) → Manifest (one).
+    """Writes scored blocks as rows, with a report, and commits them: ((row number, ScoredBlock),
+    test FeatureSet (one), training FeatureSet (one)) → Manifest (one).
+
+    The manifest is that of `plan.influence_draft`. A complete result with the same settings stands;
+    one with other settings is refused, or with `overwrite` withdrawn before the first row is
+    written.
 
     Attributes:
-        directory: where to.
-        draft: the manifest, its files and counts still missing.
-        task, outputs: decide the type of labels; see `schema`.
-        rows: rows of a file; blocks do not cross its border.
+        output: directory of the result.
+        config: how the blocks were scored.
+        report: what the report shows besides the rows.
         overwrite: whether a complete result is replaced.
-        report: how the report is made.
-        beside: small files to be committed with the rows, (name, content); or None.
-        sum_positions: whether blocks are SummedBlocks, of examples whose records are positions.
+        settings: further settings of the result that the rows depend on.
+        beside: small files that are committed with the rows, (name, content); or None.
     """
 
-    directory: str
-    draft: Manifest
-    task: str
-    outputs: int
-    rows: int
-    overwrite: bool
-    report: ReportWanted
+    output: str
+    config: ScoringConfig
+    report: InfluenceReportConfig = dataclasses.field(default_factory=InfluenceReportConfig)
+    overwrite: bool = False
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     beside: beam.PCollection | None = None
-    sum_positions: bool = False
+
+    def _draft(self, test: FeatureSet, train: FeatureSet) -> Manifest:
+        names = self.report.class_names
+        return influence_draft(test.manifest, train.manifest, self.config, names, self.settings)
+
+    def _withdraw(self, _: None, test: FeatureSet, train: FeatureSet) -> None:
+        manifests.withdraw_old(self.output, self._draft(test, train), self.overwrite)
 
     def _write(
-        self, grouped: tuple[int, Iterable[tuple[int, ScoredBlock | SummedBlock]]], _: list[None]
+        self,
+        grouped: tuple[int, Iterable[tuple[int, ScoredBlock]]],
+        train: FeatureSet,
+        _: list[None],
     ) -> WrittenRows:
-        return write_rows(
-            self.directory, *grouped, schema(self.task, self.outputs, self.sum_positions)
-        )
+        schema = protocol_of(self.config).schema(train.manifest.task, train.manifest.outputs)
+        return write_rows(self.output, *grouped, schema)
 
     def _choose(self, _: None, parts: Sequence[WrittenRows]) -> Iterator[Trace]:
-        yield from traces.worst(one for part in parts for one in part.worst)
+        yield from traces.worst(trace for part in parts for trace in part.worst)
 
     def _commit(
         self,
         _: None,
+        test: FeatureSet,
+        train: FeatureSet,
         parts: Sequence[WrittenRows],
         shown: Sequence[Trace],
         tests: Sequence[tuple[str, Preview]],
@@ -107,46 +101,46 @@ class WriteInfluence(beam.PTransform):
     ) -> Manifest:
         ordered = sorted(parts, key=lambda part: part.shard)
         count = sum(part.jsonl.count for part in ordered)
-        wanted = self.report
+        draft = self._draft(test, train)
         page = report_page.render(
             traces.worst(shown),
             count,
-            self.draft.settings,
+            draft.settings,
             (dict(tests), dict(trains)),
-            wanted.class_names,
-            wanted.notes,
+            self.report.class_names,
+            notes_of(test.manifest, train.manifest, self.config) + self.report.notes,
         )
         rows = (file for part in ordered for file in (part.jsonl, part.parquet))
         more = [
-            filesystems.write(self.directory, name, content, 0) for name, content in sorted(beside)
+            filesystems.write(self.output, name, content, 0) for name, content in sorted(beside)
         ]
         committed = dataclasses.replace(
-            self.draft,
-            files=(*rows, filesystems.write(self.directory, "report.html", page, 1), *more),
+            draft,
+            files=(*rows, filesystems.write(self.output, "report.html", page, 1), *more),
             counts={"rows": count},
         )
-        return manifests.commit(self.directory, committed, overwrite=False)
+        return manifests.commit(self.output, committed, overwrite=False)
 
     def expand(
         self, collections: tuple[beam.PCollection, beam.PCollection, beam.PCollection]
     ) -> beam.PCollection:
         blocks, test, train = collections
+        sides = beam.pvalue.AsSingleton(test), beam.pvalue.AsSingleton(train)
+        shard_rows = rows_per_file(self.config.k)
         ready = (
             blocks.pipeline
             | "StartWriting" >> beam.Create([None])
-            | "WithdrawOldResult"
-            >> beam.Map(
-                lambda _: manifests.withdraw_old(self.directory, self.draft, self.overwrite)
-            )  # None
+            | "WithdrawOldResult" >> beam.Map(self._withdraw, *sides)  # None
         )
         written = (
             blocks
             | "KeyByFile"
             >> beam.MapTuple(
-                lambda start, block, rows=self.rows: (start // rows, (start, block))
+                lambda start, block: (start // shard_rows, (start, block))
             )  # (shard, (row, ScoredBlock))
             | "GroupByFile" >> beam.GroupByKey()  # (shard, [(row, ScoredBlock)])
-            | "WriteRows" >> beam.Map(self._write, beam.pvalue.AsList(ready))  # WrittenRows
+            | "WriteRows"
+            >> beam.Map(self._write, sides[1], beam.pvalue.AsList(ready))  # WrittenRows
         )
         shown = (
             blocks.pipeline
@@ -155,16 +149,14 @@ class WriteInfluence(beam.PTransform):
         )
         seen = [
             (sets, shown)
-            | f"See{name}Examples" >> SeeExamples(trains, form, self.sum_positions)  # (id, Preview)
-            for name, sets, trains, form in (
-                ("Test", test, False, self.report.tests),
-                ("Train", train, True, self.report.trains),
-            )
+            | f"See{name}Examples"
+            >> SeeExamples(trains, self.config.sum_positions)  # (id, Preview)
+            for name, sets, trains in (("Test", test, False), ("Train", train, True))
         ]
         gathered = [written, shown, *seen, *([] if self.beside is None else [self.beside])]
         return (
             blocks.pipeline
             | "StartCommit" >> beam.Create([None])
             | "CommitInfluence"
-            >> beam.Map(self._commit, *map(beam.pvalue.AsList, gathered))  # Manifest
+            >> beam.Map(self._commit, *sides, *map(beam.pvalue.AsList, gathered))  # Manifest
         )

@@ -18,6 +18,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import os
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -79,8 +80,12 @@ class GradientSearch:
         self._best: list[Ranking | None] = [None, None]
         self.counts = dict.fromkeys(COUNTS, 0)
 
-    def scan(self, train: Gradients) -> None:
-        """Searches a chunk of training examples."""
+    def scan(self, train: Gradients) -> Iterator[int]:
+        """Searches a chunk of training examples; yields the number of pairs, once they are done."""
+        self._scan(train)
+        yield len(self._test) * len(train)
+
+    def _scan(self, train: Gradients) -> None:
         strengths = _strengths(train, self._scoring.divides_train)
         columns = np.argsort(-strengths, kind="stable")[
             : np.count_nonzero(train.self_influence > 0)

@@ -25,6 +25,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -65,6 +66,10 @@ class Gradients:
 
     def __len__(self) -> int:
         return len(self.example_ids)
+
+    def take(self, rows: Any) -> Gradients:
+        """Returns the gradients of some rows: a slice, an index array or a mask."""
+        return Gradients(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
 
 def canonical_scores(

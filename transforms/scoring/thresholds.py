@@ -6,11 +6,10 @@ each for itself, every one has to find its own, and the first pairs of each pass
 could tell the others its k-th best; but of many parts, the k-th best of all lies far above that of
 each. If the first part is a sample like any other, it holds a share s of the k best of all, `k s`
 of them on average and seldom many more; so its score of a rank that it is next to impossible for so
-many of them to reach is about the k-th best of all, and nearly as useful. That is a guess, and what
-is found by it is checked: where k training examples reach the guess, all that could be among the k
-best were looked for, and the result is proven. Where they do not, as in a training set that is
-sorted by class, the test example is searched once more, by the k-th best of what was found, which
-is proven.
+many of them to reach is about the k-th best of all, and nearly as useful. That is an estimate, and
+a result by it is checked: where k training examples reach the estimate, all that could be among the
+k best were looked for, and the result is proven. Where they do not, as in a training set that is
+sorted by class, the test example is searched once more, by the k-th best found, which is proven.
 """
 
 from __future__ import annotations
@@ -21,31 +20,33 @@ import numpy as np
 
 from transforms.core.topk import Ranking, TopK
 
-# How many standard deviations above its mean the number of the k best in the first part may be, and
-# by how many examples more: so rare that in a block of ten thousand test examples none is to be
-# searched again.
+# An estimate assumes that the first part holds no more of the k best than so many standard
+# deviations above the mean, and so many examples more: so rare that in a block of ten thousand test
+# examples none is to be searched again.
 _DEVIATIONS, _MORE = 5.0, 3
 
 
 def nth(ranking: Ranking, tests: int, n: int) -> np.ndarray:
-    """The n-th best |score| of each test example, 0 where there are fewer: [tests] float64."""
+    """Returns the n-th best |score| of each test example, 0 where there are fewer: [tests]
+    float64.
+    """
     starts = ranking.offsets(tests)
-    found = np.zeros(tests)
+    scores = np.zeros(tests)
     full = np.flatnonzero(np.diff(starts) >= n)
-    found[full] = np.abs(ranking.scores[starts[full] + n - 1])
-    return found
+    scores[full] = np.abs(ranking.scores[starts[full] + n - 1])
+    return scores
 
 
 def proven(best: TopK, tests: int, k: int) -> np.ndarray:
-    """The k-th best |score| of each sign, which k training examples reach; 0 where there are fewer:
-    [2, tests] float64.
+    """Returns the k-th best |score| of each sign, which k training examples reach, 0 where there
+    are fewer: [2, tests] float64.
     """
     return np.stack([nth(ranking, tests, k) for ranking in (best.proponents, best.opponents)])
 
 
-def guessed(first: TopK, tests: int, k: int, share: float) -> np.ndarray:
-    """What the k-th best |score| of all training examples is hardly below: [2, tests] float64, 0
-    where nothing is guessed.
+def estimated(first: TopK, tests: int, k: int, share: float) -> np.ndarray:
+    """Estimates the k-th best |score| of all training examples, seldom too high: [2, tests]
+    float64, 0 where there is no estimate.
 
     `first` is the best of a part that holds a share of them, above 0 and at most 1.
     """
@@ -53,8 +54,8 @@ def guessed(first: TopK, tests: int, k: int, share: float) -> np.ndarray:
     return proven(first, tests, min(rank, k))
 
 
-def unproven(best: TopK, tests: int, k: int, guesses: np.ndarray) -> np.ndarray:
-    """Test examples of which too little was looked for, if it was by `guesses` [2, tests]: their
-    rows, ascending.
+def unproven(best: TopK, tests: int, k: int, estimates: np.ndarray) -> np.ndarray:
+    """Returns the rows, ascending, of test examples that were searched by too high estimates [2,
+    tests].
     """
-    return np.flatnonzero((proven(best, tests, k) < guesses).any(axis=0))
+    return np.flatnonzero((proven(best, tests, k) < estimates).any(axis=0))

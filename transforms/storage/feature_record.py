@@ -19,9 +19,9 @@ Further keys of an example (`keep_keys`) are copied under their own names.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow as tf
 
 from transforms.core.features import DTYPES, NO_LABEL, Features
 from transforms.core.ids import id_array
@@ -40,6 +40,9 @@ from transforms.storage.example_wire import (
     text_rows,
     varint_rows,
 )
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 FIELDS = (
     "example_id",
@@ -84,7 +87,7 @@ def encode_columns(
     It frames the fields itself, whose heads are the same from record to record: to build a message
     of every one takes longer than a small network takes to compute them.
     """
-    stored = DTYPES[feature_dtype].as_numpy_dtype
+    stored = DTYPES[feature_dtype]
     sources = [source.encode() for source in origins.sources]
     payloads: dict[str, tuple[int, np.ndarray | Sequence[bytes]]] = {
         "example_id": (BYTES_LIST, text_rows(features.example_ids)),
@@ -111,6 +114,8 @@ def encode_columns(
 
 def relocate(serialized: bytes, source: str, offset: int) -> bytes:
     """A feature record as `encode` would give it, had its example been at this place."""
+    import tensorflow as tf
+
     feature = tf.train.Example.FromString(serialized).features.feature
     feature["source"].bytes_list.value[:] = [source.encode()]
     feature["offset"].int64_list.value[:] = [offset]
@@ -133,8 +138,10 @@ def decode(
     """Parses n feature records of `checkpoints` T, `outputs` C and `units` D (the trailing 1 of a
     bias counted).
     """
+    import tensorflow as tf
+
     n = len(serialized)
-    stored = DTYPES[feature_dtype]
+    stored = tf.dtypes.as_dtype(DTYPES[feature_dtype])
     label = tf.io.RaggedFeature(tf.int64 if integer_labels else tf.float32)
     text = tf.io.FixedLenFeature([], tf.string)
     # On the CPU by name: strings live nowhere else.
@@ -177,6 +184,8 @@ def decode(
 
 def example_ids(serialized: Sequence[bytes]) -> list[bytes]:
     """The ids of n feature records; nothing else of them is parsed."""
+    import tensorflow as tf
+
     with tf.device("/CPU:0"):
         parsed = tf.io.parse_example(
             tf.constant(serialized, tf.string, shape=[len(serialized)]),
@@ -188,6 +197,8 @@ def example_ids(serialized: Sequence[bytes]) -> list[bytes]:
 
 def kept_texts(serialized: Sequence[bytes], keys: Sequence[str]) -> dict[str, list[str]]:
     """What n feature records keep under these keys, as text: [n] for each."""
+    import tensorflow as tf
+
     features = (
         [tf.train.Example.FromString(one).features.feature for one in serialized] if keys else []
     )
@@ -210,6 +221,8 @@ def _number_text(value: float) -> str:
 
 def origins(serialized: Sequence[bytes]) -> list[Origin]:
     """Where n feature records came from, without kept keys; those of one file share its name."""
+    import tensorflow as tf
+
     text = tf.io.FixedLenFeature([], tf.string)
     wanted = {"source": text, "offset": tf.io.FixedLenFeature([], tf.int64), "content_digest": text}
     with tf.device("/CPU:0"):

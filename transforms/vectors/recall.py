@@ -11,7 +11,9 @@ import apache_beam as beam
 import numpy as np
 import orjson
 
-from transforms.influence.blocks import MergeTopK, ScoredBlock
+from transforms.influence.protocol import ScoredBlock
+from transforms.influence.records import RecordBlock
+from transforms.influence.score import MergeTopK
 from transforms.scoring.exact_search import Search
 from transforms.storage.feature_set import FeatureSet
 from transforms.vectors.files import Shard, plan_shards
@@ -50,7 +52,7 @@ def search_exactly(
     for span in shard.spans:
         for _ in search.scan(train.read([span])):
             pass
-    yield None, ScoredBlock.of(tests, search.result(), plan.scoring)
+    yield None, RecordBlock.of(tests, search.result(), plan.scoring)
 
 
 def ids_by_test(block: ScoredBlock) -> dict[bytes, tuple[set[bytes], set[bytes]]]:

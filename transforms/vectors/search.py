@@ -19,7 +19,9 @@ from transforms.core import topk
 from transforms.core.errors import InputError
 from transforms.core.features import Features
 from transforms.core.topk import Ranking, TopK
-from transforms.influence.blocks import MergeTopK, ScoredBlock
+from transforms.influence.protocol import ScoredBlock
+from transforms.influence.records import RecordBlock
+from transforms.influence.score import MergeTopK
 from transforms.runtime import counters
 from transforms.scoring import exact_search, tiles
 from transforms.scoring.influence import Scoring
@@ -249,7 +251,7 @@ class IndexSearcher:
             candidates = np.where(near < 0, -1, near + start)
             best = score_candidates(tests, candidates, train, plan.scoring)
             counters.add("tests-searched", len(tests))
-            return ScoredBlock.of(tests, best, plan.scoring)
+            return RecordBlock.of(tests, best, plan.scoring)
 
 
 def score_candidates(

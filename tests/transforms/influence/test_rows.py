@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from transforms.core.topk import Ranking, TopK
-from transforms.influence.blocks import ScoredBlock, SummedBlock
-from transforms.influence.rows import schema, to_table, write_rows
+from transforms.influence.protocol import ScoredBlock
+from transforms.influence.records import RecordBlock, RecordScoring
+from transforms.influence.rows import to_table, write_rows
+from transforms.influence.sums import SumBlock, SumScoring
 from transforms.storage.tabular import to_jsonl
 
 
@@ -28,24 +30,32 @@ def block(
     nothing = found.take(np.zeros(3, bool))
     ids = np.array([f"{name}{i}".encode() for i in range(n)])
     own = np.array(probabilities, np.float32)
-    return ScoredBlock(
-        ids, labels, labels, own, own, np.arange(n, dtype=np.float64), TopK(found, nothing)
+    return RecordBlock(
+        test_ids=ids,
+        label_probabilities=own,
+        self_influence=np.arange(n, dtype=np.float64),
+        best=TopK(found, nothing),
+        labels=labels,
+        predictions=labels,
+        probabilities=own,
     )
 
 
+CLASS_SCHEMA = RecordScoring().schema("class", 10)
 CLASSES = block(np.array([[3], [4], [5]]), np.array([[7], [8], [9]]), [0.5, 0.25, 1.0])
 
 
 def test_rows_of_summed_positions_tell_numbers_and_null_where_there_are_none():
     best = block(np.zeros((3, 1)), np.array([[7], [8], [9]]), [0.5] * 3).best
-    own = (
-        np.array([b"t0", b"t1", b"t2"]),
-        np.array([4, 1, 2]),
-        np.array([3, 0, -1]),
-        np.array([0.5, 1.0, np.nan]),
-        np.arange(3.0),
+    summed = SumBlock(
+        test_ids=np.array([b"t0", b"t1", b"t2"]),
+        label_probabilities=np.array([0.5, 1.0, np.nan]),
+        self_influence=np.arange(3.0),
+        best=best,
+        positions=np.array([4, 1, 2]),
+        wrong=np.array([3, 0, -1]),
     )
-    rows = to_table(SummedBlock(*own, best), schema("class", 10, sum_positions=True)).to_pylist()
+    rows = to_table(summed, SumScoring().schema("class", 10)).to_pylist()
     assert rows[0] == {
         "test_id": "t0",
         "test_positions": 4,
@@ -64,7 +74,8 @@ def test_rows_of_summed_positions_tell_numbers_and_null_where_there_are_none():
 
 def test_rows_hold_the_documented_fields():
     rows = [
-        json.loads(line) for line in to_jsonl(to_table(CLASSES, schema("class", 10))).splitlines()
+        json.loads(line)
+        for line in to_jsonl(to_table(CLASSES, RecordScoring().schema("class", 10))).splitlines()
     ]
     assert rows[0] == {
         "test_id": "t0",
@@ -107,7 +118,8 @@ def test_rows_hold_the_documented_fields():
 def test_labels_of_every_task(task, outputs, labels, candidates, expected, first_candidate):
     probability = [np.nan] * 3 if task == "regression" else [0.5] * 3
     table = to_table(
-        block(np.array(labels), np.array(candidates), probability), schema(task, outputs)
+        block(np.array(labels), np.array(candidates), probability),
+        RecordScoring().schema(task, outputs),
     )
     rows = [json.loads(line) for line in to_jsonl(table).splitlines()]
     assert [row["test_label"] for row in rows] == expected
@@ -120,7 +132,7 @@ def test_files_hold_the_blocks_in_order_whatever_order_they_come_in(tmp_path):
         (0, CLASSES),
         (3, block(np.array([[1], [2], [3]]), np.array([[7], [8], [9]]), [0.5] * 3, "u")),
     ]
-    rows = schema("class", 10)
+    rows = RecordScoring().schema("class", 10)
     one = write_rows(str(tmp_path / "one"), 0, blocks, rows)
     other = write_rows(str(tmp_path / "other"), 0, reversed(blocks), rows)
     assert one == other

@@ -14,11 +14,19 @@ from tests.synthetic import assert_same, draw, full_sort
 from transforms.core.errors import InputError
 from transforms.core.features import Features
 from transforms.core.origins import Origin
-from transforms.influence.blocks import MergeTopK
-from transforms.influence.plan import ScoringPlan
-from transforms.influence.score import ScoreInfluence, TileScorer, guess_thresholds, plan_tiles
+from transforms.influence.config import ScoringConfig
+from transforms.influence.plan import check_memory, plan_tiles, protocol_of, scoring_of
+from transforms.influence.protocol import ScoredBlock
+from transforms.influence.score import (
+    Again,
+    MergeTopK,
+    ScoreInfluence,
+    TileScorer,
+    estimate_thresholds,
+)
 from transforms.runtime import counters
 from transforms.scoring.influence import Scoring, self_influence
+from transforms.scoring.tiles import Tile, spans
 from transforms.storage import feature_record, feature_set, filesystems, tfrecords
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
@@ -72,13 +80,24 @@ def sets(arrays, tmp_path_factory):
     )
 
 
-def score_all(test: FeatureSet, train: FeatureSet, plan: ScoringPlan):
+def score_tile(
+    scorer: TileScorer,
+    tile: Tile,
+    sets: tuple[FeatureSet, FeatureSet],
+    config: ScoringConfig,
+    estimates: np.ndarray | None = None,
+    again: Again | None = None,
+) -> ScoredBlock:
+    protocol, scoring = protocol_of(config), scoring_of(config, sets[1].manifest)
+    return scorer.score(tile, *sets, protocol, scoring, estimates, again)
+
+
+def score_all(test: FeatureSet, train: FeatureSet, config: ScoringConfig):
     scorer = TileScorer()
     blocks: dict[int, list] = {}
-    for tile in plan_tiles(test, train, plan):
-        blocks.setdefault(tile.test_start, []).append(
-            scorer.score(tile, test, train, plan.scoring(train.manifest))
-        )
+    for tile in plan_tiles(test, train, config):
+        block = score_tile(scorer, tile, (test, train), config)
+        blocks.setdefault(tile.test_start, []).append(block)
     return blocks
 
 
@@ -88,9 +107,9 @@ def score_all(test: FeatureSet, train: FeatureSet, plan: ScoringPlan):
 def test_any_grid_gives_the_full_sort(arrays, sets, test_rows, train_rows):
     test, train = arrays
     scoring = Scoring((0.1, 0.02), 6)
-    plan = ScoringPlan(None, 6, "none", 2.0, 1, test_rows, train_rows)
+    config = ScoringConfig(k=6, test_rows_per_tile=test_rows, train_rows_per_tile=train_rows)
     expected = full_sort(test, train, scoring)
-    for start, blocks in score_all(*sets, plan).items():
+    for start, blocks in score_all(*sets, config).items():
         combine = MergeTopK(6)
         # In every order, and through accumulators merged in two groups, as a runner may.
         for order in itertools.islice(itertools.permutations(blocks), 6):
@@ -121,8 +140,6 @@ def test_any_grid_gives_the_full_sort(arrays, sets, test_rows, train_rows):
 
 
 def test_reading_gives_what_was_written_in_any_spans(arrays, sets):
-    from transforms.scoring.tiles import spans
-
     _, train = arrays
     for start, stop in ((0, 170), (39, 41), (169, 170), (5, 100)):
         found = sets[1].read(spans(sets[1].counts, start, stop))
@@ -140,21 +157,21 @@ def test_a_flipped_byte_is_found(arrays, tmp_path):
     content[500] ^= 1
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"{path} is damaged"):
-        score_all(damaged, damaged, ScoringPlan(None, 3, "none", 2.0))
+        score_all(damaged, damaged, ScoringConfig(k=3))
 
 
 def test_an_empty_training_set_is_refused_and_an_empty_test_set_has_no_tiles(
     arrays, sets, tmp_path
 ):
     empty = committed(tmp_path, arrays[0].take(slice(0, 0)), 9)
-    assert list(plan_tiles(empty, sets[1], ScoringPlan(None, 3, "none", 2.0))) == []
+    assert list(plan_tiles(empty, sets[1], ScoringConfig(k=3))) == []
     with pytest.raises(InputError, match="holds no example"):
-        list(plan_tiles(sets[0], empty, ScoringPlan(None, 3, "none", 2.0)))
+        list(plan_tiles(sets[0], empty, ScoringConfig(k=3)))
 
 
 def test_another_learning_rate_is_another_score_of_the_same_features(arrays, sets):
-    plan = ScoringPlan((0.5, 0.5), 4, "none", 2.0)
-    (blocks,) = score_all(*sets, plan).values()
+    config = ScoringConfig(k=4, learning_rates=(0.5, 0.5))
+    (blocks,) = score_all(*sets, config).values()
     assert_same(blocks[0].best, full_sort(*arrays, Scoring((0.5, 0.5), 4)))
 
 
@@ -168,37 +185,35 @@ def test_another_learning_rate_is_another_score_of_the_same_features(arrays, set
 )
 def test_unusable_learning_rates_are_refused(sets, rates, message):
     with pytest.raises(InputError, match=message):
-        ScoringPlan(rates, 4, "none", 2.0).scoring(sets[1].manifest)
+        scoring_of(ScoringConfig(k=4, learning_rates=rates), sets[1].manifest)
 
 
 def test_too_little_memory_is_said_before_the_start(sets):
     with pytest.raises(InputError, match=r"`memory_gb=0\.1`: .* too little"):
-        ScoringPlan(None, 4, "none", 0.1).check_memory(sets[1].shape)
+        check_memory(ScoringConfig(k=4, memory_gb=0.1), sets[1].shape, 1)
     # How many workers share a machine is known there only.
-    ScoringPlan(None, 4, "none", 0.1, processes=None).check_memory(sets[1].shape)
+    check_memory(ScoringConfig(k=4, memory_gb=0.1), sets[1].shape, None)
 
 
 def test_a_tile_knows_the_thresholds_of_the_tiles_before_it(arrays, sets):
     # What leaves the tiles shrinks: a candidate below the k-th best of an earlier tile is not among
     # the k best of all.
-    plan = ScoringPlan(None, 6, "none", 2.0, 1, 23, 40)
-    scoring = plan.scoring(sets[1].manifest)
-    tiles = list(plan_tiles(*sets, plan))
-    together, alone = TileScorer(), []
-    in_turn = [together.score(tile, *sets, scoring) for tile in tiles]
-    for tile in tiles:
-        alone.append(TileScorer().score(tile, *sets, scoring))
+    config = ScoringConfig(k=6, test_rows_per_tile=23, train_rows_per_tile=40)
+    tiles = list(plan_tiles(*sets, config))
+    together = TileScorer()
+    in_turn = [score_tile(together, tile, sets, config) for tile in tiles]
+    alone = [score_tile(TileScorer(), tile, sets, config) for tile in tiles]
     assert sum(len(block.best.proponents) for block in in_turn) < sum(
         len(block.best.proponents) for block in alone
     )
     assert sum(block.nbytes for block in in_turn) < sum(block.nbytes for block in alone)
     # Another k, or another set, knows nothing of them.
-    again = together.score(tiles[-1], *sets, dataclasses.replace(scoring, k=7))
+    again = score_tile(together, tiles[-1], sets, dataclasses.replace(config, k=7))
     assert len(again.best.proponents) > len(in_turn[-1].best.proponents)
 
 
 @pytest.mark.parametrize("order", ["as drawn", "the strongest first", "the strongest last"])
-def test_thresholds_that_are_guessed_change_nothing(tmp_path, order):
+def test_thresholds_that_are_estimated_change_nothing(tmp_path, order):
     rng = np.random.default_rng(5)
     test, train = (
         draw(rng, 30, 2, 3, 6, "test-", spread=0.3),
@@ -213,8 +228,8 @@ def test_thresholds_that_are_guessed_change_nothing(tmp_path, order):
         }[order]
     )
     sets = committed(tmp_path / "test", test, 9), committed(tmp_path / "train", train, 150)
-    plan = ScoringPlan(None, 20, "none", 2.0, 1, 10, 100)
-    expected = full_sort(test, train, plan.scoring(sets[1].manifest))
+    config = ScoringConfig(k=20, test_rows_per_tile=10, train_rows_per_tile=100)
+    expected = full_sort(test, train, scoring_of(config, sets[1].manifest))
 
     def compare(blocks: list) -> None:
         assert sorted(start for start, _ in blocks) == [0, 10, 20]
@@ -234,9 +249,9 @@ def test_thresholds_that_are_guessed_change_nothing(tmp_path, order):
             pipeline | f"Name{name}Set" >> beam.Create([one])
             for name, one in zip(("Test", "Train"), sets, strict=True)
         ]
-        assert_that(tuple(named) | ScoreInfluence(plan), compare)
+        assert_that(tuple(named) | ScoreInfluence(config), compare)
     counts = counters.snapshot()
-    # A part that is stronger than all others lets guess too much, and it is seen.
+    # A part that is stronger than all others lets estimate too much, and it is seen.
     assert (counts.get("tests-again", 0) > 0) == (order == "the strongest first")
     assert (
         sum(counts[f"pairs-{name}"] for name in ("zero", "blocks", "loss_gradients", "products"))
@@ -249,21 +264,20 @@ def test_thresholds_that_are_guessed_change_nothing(tmp_path, order):
     )
 
 
-def test_what_leaves_the_tiles_shrinks_by_what_the_first_lets_guess(arrays, sets):
-    plan = ScoringPlan(None, 6, "none", 2.0, 1, 23, 20)
-    scoring = plan.scoring(sets[1].manifest)
-    first, *others = plan_tiles(*sets, plan)
-    ((start, guesses),) = guess_thresholds(
-        (0, TileScorer().score(first, *sets, scoring)), *sets, plan
+def test_what_leaves_the_tiles_shrinks_by_what_the_first_lets_estimate(arrays, sets):
+    config = ScoringConfig(k=6, test_rows_per_tile=23, train_rows_per_tile=20)
+    first, *others = plan_tiles(*sets, config)
+    ((start, estimates),) = estimate_thresholds(
+        (0, score_tile(TileScorer(), first, sets, config)), *sets, config
     )
     assert start == 0
     for tile in others:
         told, untold = (
-            TileScorer().score(tile, *sets, scoring, known) for known in (guesses, None)
+            score_tile(TileScorer(), tile, sets, config, known) for known in (estimates, None)
         )
         for sign, name in enumerate(("proponents", "opponents")):
             own, all_of_them = getattr(told.best, name), getattr(untold.best, name)
-            high = np.abs(all_of_them.scores) >= guesses[sign][all_of_them.rows]
+            high = np.abs(all_of_them.scores) >= estimates[sign][all_of_them.rows]
             assert own.scores.tobytes() == all_of_them.scores[high].tobytes()
             assert own.ids.tolist() == all_of_them.ids[high].tolist()
         assert told.nbytes < untold.nbytes
@@ -271,8 +285,8 @@ def test_what_leaves_the_tiles_shrinks_by_what_the_first_lets_guess(arrays, sets
 
 def test_what_is_counted_adds_up_to_all_pairs(arrays, sets):
     counters.reset()
-    plan = ScoringPlan(None, 6, "none", 2.0, 1, 23, 40)
-    score_all(*sets, plan)
+    config = ScoringConfig(k=6, test_rows_per_tile=23, train_rows_per_tile=40)
+    score_all(*sets, config)
     counts = counters.snapshot()
     assert (
         sum(counts[f"pairs-{name}"] for name in ("zero", "blocks", "loss_gradients", "products"))

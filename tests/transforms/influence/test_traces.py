@@ -13,8 +13,8 @@ from transforms.core.ids import id_array
 from transforms.core.origins import Origin
 from transforms.core.topk import Ranking, TopK
 from transforms.influence import traces
-from transforms.influence.blocks import ScoredBlock
-from transforms.influence.rows import schema, to_table
+from transforms.influence.records import RecordBlock, RecordScoring
+from transforms.influence.rows import to_table
 from transforms.storage import feature_record
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
@@ -22,7 +22,7 @@ from transforms.storage.feature_set import FeatureSet
 
 def block(
     ids: list[str], label_probabilities: np.ndarray, self_influence: np.ndarray, candidates: int = 8
-) -> ScoredBlock:
+) -> RecordBlock:
     n = len(ids)
     rows = np.repeat(np.arange(n, dtype=np.int32), candidates)
     scores = np.tile(np.arange(candidates, 0, -1.0), n)
@@ -32,14 +32,14 @@ def block(
         Ranking(rows, scores, names, np.zeros((len(rows), 1), int)),
         Ranking(rows, -scores, names, np.ones((len(rows), 1), int)),
     )
-    return ScoredBlock(
-        id_array([one.encode() for one in ids]),
-        np.zeros((n, 1), int),
-        np.zeros((n, 1), int),
-        own,
-        own,
-        self_influence,
-        best,
+    return RecordBlock(
+        test_ids=id_array([one.encode() for one in ids]),
+        label_probabilities=own,
+        self_influence=self_influence,
+        best=best,
+        labels=np.zeros((n, 1), int),
+        predictions=np.zeros((n, 1), int),
+        probabilities=own,
     )
 
 
@@ -54,9 +54,9 @@ def test_shown_are_the_least_probable_or_else_the_most_influenced(known):
         block(ids[a : a + 50], probabilities[a : a + 50], influence[a : a + 50])
         for a in range(0, 200, 50)
     ]
-    fields = schema("class", 3)
+    fields = RecordScoring().schema("class", 3)
 
-    def of_file(blocks: list[ScoredBlock]) -> list[traces.Trace]:
+    def of_file(blocks: list[RecordBlock]) -> list[traces.Trace]:
         return traces.of_rows(pa.concat_tables([to_table(one, fields) for one in blocks]), blocks)
 
     found = traces.worst([*of_file(parts[:1]), *of_file(parts[1:])])

@@ -149,8 +149,8 @@ def full_sort(test: Gradients, train: Gradients, scoring: Scoring) -> TopK:
 
 def search(test: Gradients, chunks: Sequence[Gradients], scoring: Scoring) -> GradientSearch:
     found = GradientSearch(test, scoring)
-    for chunk in chunks:
-        found.scan(chunk)
+    pairs = sum(sum(found.scan(chunk)) for chunk in chunks)
+    assert pairs == len(test) * sum(map(len, chunks))
     assert sum(found.counts[name] for name in COUNTS[:3]) == len(test) * sum(map(len, chunks))
     return found
 
@@ -353,7 +353,7 @@ def test_floors_of_another_search_hide_only_what_is_below_them() -> None:
     first = search(test, train, scoring)
     again = GradientSearch(test, scoring, first.floors)
     for chunk in train:
-        again.scan(chunk)
+        assert list(again.scan(chunk)) == [9 * len(chunk)]
     assert_same(again.result(), first.result())
     assert again.counts["scored"] == 9 * 2 * 3
 

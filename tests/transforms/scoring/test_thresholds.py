@@ -1,4 +1,4 @@
-"""Thresholds that are guessed from a part of the training set."""
+"""Thresholds that are estimated from a part of the training set."""
 
 from __future__ import annotations
 
@@ -35,39 +35,41 @@ def test_the_nth_best_is_counted_from_the_best_and_0_where_there_are_fewer():
 @pytest.mark.parametrize(
     ("k", "parts"), [(50, 2), (50, 8), (50, 64), (1, 4), (10, 100), (1000, 16)]
 )
-def test_what_a_sample_lets_guess_is_seldom_too_high_and_nearly_as_high_as_the_threshold(k, parts):
+def test_an_estimate_is_seldom_too_high_and_nearly_as_high_as_the_threshold(k, parts):
     rng = np.random.default_rng(k + parts)
     scores = rng.standard_t(3, (200, 20_000))
     first = scores[:, : scores.shape[1] // parts]
-    guesses = thresholds.guessed(best_of(first, k), 200, k, 1 / parts)
+    estimates = thresholds.estimated(best_of(first, k), 200, k, 1 / parts)
     true, own = (
         thresholds.proven(best_of(scores, k), 200, k),
         thresholds.proven(best_of(first, k), 200, k),
     )
-    assert (guesses <= true).all()
-    assert (guesses >= own).all()
+    assert (estimates <= true).all()
+    assert (estimates >= own).all()
     if parts > 2 and k > 10:
         # As much of the way from the first part's threshold to that of all as makes it worth the
         # while.
-        assert np.median((guesses - own) / (true - own)) > 0.25
+        assert np.median((estimates - own) / (true - own)) > 0.25
 
 
-def test_of_the_whole_the_guess_is_the_threshold():
+def test_of_the_whole_the_estimate_is_the_threshold():
     scores = np.random.default_rng(0).normal(size=(20, 300))
     best = best_of(scores, 7)
-    assert thresholds.guessed(best, 20, 7, 1.0).tolist() == thresholds.proven(best, 20, 7).tolist()
+    assert (
+        thresholds.estimated(best, 20, 7, 1.0).tolist() == thresholds.proven(best, 20, 7).tolist()
+    )
 
 
-def test_what_was_found_by_too_high_a_guess_is_not_proven():
+def test_what_was_found_by_too_high_an_estimate_is_not_proven():
     scores = np.array([[5.0, 4.0, 3.0, 2.0, 1.0, -1.0, -2.0]] * 3)
-    guesses = np.array([[3.0, 3.5, 0.0], [0.0, 0.0, 2.0]])
+    estimates = np.array([[3.0, 3.5, 0.0], [0.0, 0.0, 2.0]])
     found = np.where(
-        np.where(scores > 0, scores >= guesses[0][:, None], -scores >= guesses[1][:, None]),
+        np.where(scores > 0, scores >= estimates[0][:, None], -scores >= estimates[1][:, None]),
         scores,
         0,
     )
     # Three reach 3; only two reach 3.5; of the third, only one opponent was looked for.
-    assert thresholds.unproven(best_of(found, 3), 3, 3, guesses).tolist() == [1, 2]
+    assert thresholds.unproven(best_of(found, 3), 3, 3, estimates).tolist() == [1, 2]
     assert thresholds.unproven(best_of(scores, 3), 3, 3, np.zeros((2, 3))).tolist() == []
 
 

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 from google.cloud.bigquery import SchemaField
 
-from transforms.influence.rows import schema
+from transforms.influence.records import RecordScoring
+from transforms.influence.sums import SumScoring
 from transforms.storage import bigquery
 from transforms.storage.bigquery import Computed, TableName, TableRows
 
@@ -24,7 +25,7 @@ def test_a_name_is_its_three_parts(project: str) -> None:
 def test_lists_are_repeated_and_structures_are_records() -> None:
     label = SchemaField("train_label", "INTEGER", "REPEATED")
     candidates = [SchemaField("train_id", "STRING"), label, SchemaField("score", "FLOAT")]
-    assert bigquery.fields(schema("multilabel", 3)) == [
+    assert bigquery.fields(RecordScoring().schema("multilabel", 3)) == [
         SchemaField("test_id", "STRING"),
         SchemaField("test_label", "INTEGER", "REPEATED"),
         SchemaField("test_prediction", "INTEGER", "REPEATED"),
@@ -36,7 +37,7 @@ def test_lists_are_repeated_and_structures_are_records() -> None:
 
 
 def test_rows_of_summed_positions_have_columns_of_their_own() -> None:
-    found = bigquery.fields(schema("multilabel", 3, sum_positions=True))
+    found = bigquery.fields(SumScoring().schema("multilabel", 3))
     assert [(one.name, one.field_type, one.mode) for one in found] == [
         ("test_id", "STRING", "NULLABLE"),
         ("test_positions", "INTEGER", "NULLABLE"),

@@ -11,7 +11,7 @@ import pytest
 from tests.synthetic import full_sort
 from tests.vector_sets import RATES, build_index, feature_set, features_of
 from transforms.core.topk import Ranking, TopK
-from transforms.influence.blocks import ScoredBlock
+from transforms.influence.records import RecordBlock
 from transforms.scoring.influence import Scoring
 from transforms.vectors.config import ProjectionConfig, SearchConfig
 from transforms.vectors.files import plan_shards
@@ -75,7 +75,7 @@ def test_the_exact_answer_is_that_of_a_full_sort(
     ((_, exact),) = search_exactly(shard, test, trains, plan, blocks)
     tests = features_of(test_set).take(sampled_rows(blocks, 7))
     best = full_sort(tests, features_of(train), Scoring(RATES, 5))
-    expected = ScoredBlock.of(tests, best, plan.scoring)
+    expected = RecordBlock.of(tests, best, plan.scoring)
     assert ids_by_test(exact) == ids_by_test(expected)
     assert recalls(exact, [expected]) == (
         pytest.approx([1.0] * len(recalls(exact, [expected])[0])),
