@@ -77,7 +77,7 @@ def test_checkpoints_that_differ_are_refused(trained: keras.Model, tmp_path: Pat
         units: int = 8, classes: int = C, name: str = "head", width: int = D_IN, loss: str = "mse"
     ) -> str:
         made = keras.Sequential(
-            [keras.Input((width,)), L.Dense(units), L.Dense(classes, name=name)]
+            [keras.Input((width,)), L.Dense(units, name="hidden"), L.Dense(classes, name=name)]
         )
         made.compile(loss=loss)
         return save(made, tmp_path / f"{units}-{classes}-{name}-{width}-{loss}.keras")
