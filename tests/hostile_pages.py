@@ -10,7 +10,7 @@ NAMES = ["<b>bold</b>", "\"quoted' & <img src=x onerror=window.hacked=1>", "{{ 7
 
 def hostile_page() -> bytes:
     """The report of an audit whose ids, names and texts try to be more than text."""
-    from transforms.audit import report_page
+    from transforms.audit import report
     from transforms.reports.pictures import encode_picture
     from transforms.reports.previews import Preview
 
@@ -134,7 +134,7 @@ def hostile_page() -> bytes:
         [{**shown[i], "similarity": 1.0} for i in (0, 1)],
         [{**shown[i], "similarity": 0.995} for i in (2, 3, 4)],
     ]
-    return report_page.render(summary, shown, previews, NAMES, near, groups)
+    return report.render(summary, shown, previews, NAMES, near, groups)
 
 
 def hostile_influence_page() -> bytes:

@@ -7,20 +7,24 @@ from __future__ import annotations
 import csv
 import json
 import pathlib
+import re
 import shutil
 
+import apache_beam as beam
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import main
 from tests.conftest import CLASSES, RATES, Tiny, example, write_records
 from transforms.audit import suspicion
+from transforms.audit.config import AuditConfig, AuditTuning
+from transforms.audit.judge import AuditLabels
 from transforms.audit.suspicion import LabelCounts, LeaveOneOut
-from transforms.audit.write import shown
+from transforms.audit.write import WriteAudit
 from transforms.core.features import Features
 from transforms.core.shapes import Span
+from transforms.duplicates.config import DuplicateTuning
 from transforms.storage import manifests
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
@@ -65,10 +69,8 @@ def audit(features: pathlib.Path, tmp_path_factory) -> pathlib.Path:
 
 
 def read_all(directory: pathlib.Path) -> Features:
-    found = manifests.read(str(directory), FeatureManifest, "features")
-    return FeatureSet(str(directory), found).read(
-        [Span(i, 0, file.count) for i, file in enumerate(found.files)]
-    )
+    features = read_set(directory)
+    return features.read([Span(i, 0, count) for i, count in enumerate(features.counts)])
 
 
 def rows(directory: pathlib.Path, name: str = "examples-*.parquet") -> list[dict]:
@@ -81,6 +83,26 @@ def damaged_copy(features: pathlib.Path, copy: pathlib.Path) -> tuple[pathlib.Pa
     damaged = sorted(copy.glob("features-*.tfrecord"))[3]
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     return copy, damaged
+
+
+def read_set(directory: pathlib.Path) -> FeatureSet:
+    return FeatureSet(str(directory), manifests.read(str(directory), FeatureManifest, "features"))
+
+
+def audit_by_library(
+    config: AuditConfig,
+    output: pathlib.Path,
+    train: pathlib.Path,
+    test: pathlib.Path | None = None,
+    tuning: AuditTuning | None = None,
+) -> None:
+    """Composes an audit of committed feature sets in a pipeline of its own."""
+    labels = AuditLabels(config, str(output), tuning or AuditTuning())
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        sets = pipeline | "Train" >> beam.Create([read_set(train)])
+        if test:
+            sets = {"train": sets, "test": pipeline | "Test" >> beam.Create([read_set(test)])}
+        sets | labels | WriteAudit(config, str(output))
 
 
 def content(directory: pathlib.Path) -> dict[str, bytes]:
@@ -257,30 +279,16 @@ def test_names_of_other_classes_are_refused(features, tracin, tmp_path):
         )
 
 
-def test_shown_are_the_worst_and_the_worst_of_each_label():
-    rng = np.random.default_rng(0)
-    labels = np.where(np.arange(1000) < 700, 0, rng.integers(0, 20, 1000))
-    table = pa.table({"label": labels, "row": np.arange(1000)})
-    chosen = shown(table)["row"].to_numpy()
-    assert (
-        len(chosen) == 200
-        and (np.diff(chosen) > 0).all()
-        and chosen[:100].tolist() == list(range(100))
-    )
-    rest = chosen[100:]
-    counts = np.bincount(labels[rest], minlength=20)
-    assert (
-        counts[1:].min() >= 4
-        and counts.max() - counts.min() <= 101 - counts[1:].sum() + counts[1:].min()
-    )
-    assert shown(table.slice(0, 7))["row"].to_pylist() == list(range(7))
-
-
 def test_several_processes_write_the_same_bytes(audit, features, tracin, tmp_path):
     output = tmp_path / "audit"
     status, _, err = tracin("audit", f"--features={features}", f"--output={output}", *TWO_WORKERS)
     assert status == 0, err
     assert content(output) == content(audit)
+
+
+def test_the_library_writes_the_same_bytes(audit, features, tmp_path):
+    audit_by_library(AuditConfig(), tmp_path / "audit", features)
+    assert content(tmp_path / "audit") == content(audit)
 
 
 def test_a_complete_audit_is_no_work_and_other_settings_are_refused(audit, features, tracin):
@@ -649,7 +657,7 @@ def cosines(features: Features) -> np.ndarray:
 
 
 def test_duplicates_are_the_equal_ones_and_the_alike_ones_with_other_labels(
-    repeated, tracin, tmp_path, monkeypatch
+    repeated, tracin, tmp_path
 ):
     words = ["audit", f"--features={repeated}", "--min_similarity=0.98"]
     status, out, err = tracin(*words, f"--output={tmp_path / 'audit'}")
@@ -708,40 +716,28 @@ def test_duplicates_are_the_equal_ones_and_the_alike_ones_with_other_labels(
     status, _, err = tracin(*words, f"--output={tmp_path / 'two'}", *TWO_WORKERS)
     assert status == 0, err
     assert content(tmp_path / "two") == content(tmp_path / "audit")
-    # As sets that are too large for one place are looked at.
-    monkeypatch.setattr("transforms.duplicates.find._ROWS_IN_ONE_PLACE", 0)
-    monkeypatch.setattr("transforms.duplicates.find._ROWS_PER_PART", 1 << 10)
-    status, _, err = tracin(*words, f"--output={tmp_path / 'spread'}")
-    assert status == 0, err
-    assert content(tmp_path / "spread") == content(tmp_path / "audit")
+    # Larger sets are compared part by part.
+    tuning = AuditTuning(duplicates=DuplicateTuning(rows_at_once=0, rows_per_part=1 << 10))
+    audit_by_library(AuditConfig(min_similarity=0.98), tmp_path / "parts", repeated, tuning=tuning)
+    assert content(tmp_path / "parts") == content(tmp_path / "audit")
 
 
-def test_pairs_beyond_the_budget_are_counted(repeated, tracin, tmp_path, monkeypatch):
-    monkeypatch.setattr("transforms.duplicates.find._VECTOR_BYTES", 0)
-    status, _, err = tracin(
-        "audit", f"--features={repeated}", "--min_similarity=0.9", f"--output={tmp_path / 'audit'}"
-    )
-    assert status == 0, err
+def test_pairs_beyond_the_budget_are_counted(repeated, tmp_path):
+    tuning = AuditTuning(duplicates=DuplicateTuning(vector_bytes=0))
+    audit_by_library(AuditConfig(min_similarity=0.9), tmp_path / "audit", repeated, tuning=tuning)
     told = json.loads((tmp_path / "audit" / "summary.json").read_text())["duplicates"]
     assert told["pairs_left_out"] > 0 and told["groups"] == 6
 
 
-def test_suspects_stand_beside_what_is_most_alike_with_another_label(
-    repeated, tracin, tmp_path, monkeypatch
-):
-    from transforms.audit import write
-
-    asked = []
-    render = write.report_page.render
-    monkeypatch.setattr(
-        "transforms.audit.write.report_page.render",
-        lambda *words: asked.append(words) or render(*words),
-    )
+def test_suspects_stand_beside_their_neighbours_with_another_label(repeated, tracin, tmp_path):
     status, _, err = tracin(
         "audit", f"--features={repeated}", "--min_suspicion=0.02", f"--output={tmp_path / 'audit'}"
     )
     assert status == 0, err
-    ((_, suspects, previews, _, neighbours, *_),) = asked
+    page = (tmp_path / "audit" / "report.html").read_text()
+    cards = re.findall(r'<li data-id="([^"]*)".*?<ul class="near">(.*?)</ul>', page, re.DOTALL)
+    suspects = rows(tmp_path / "audit", "suspects.parquet")
+    assert [example_id for example_id, _ in cards] == [row["example_id"] for row in suspects]
     whole = read_all(repeated)
     ids, labels, alike = (
         [one.decode() for one in whole.example_ids.tolist()],
@@ -749,7 +745,8 @@ def test_suspects_stand_beside_what_is_most_alike_with_another_label(
         cosines(whole),
     )
     assert len(suspects) > 5
-    for i, row in enumerate(suspects):
+    shown = set()
+    for row, (_, near) in zip(suspects, cards, strict=True):
         own = ids.index(row["example_id"])
         wanted = (
             labels == row["suggested_label"]
@@ -759,15 +756,17 @@ def test_suspects_stand_beside_what_is_most_alike_with_another_label(
         best = sorted(
             np.flatnonzero(wanted).tolist(), key=lambda j: (-round(alike[own, j], 9), ids[j])
         )[:3]
-        found = [one for one in neighbours if one["example"] == i]
-        assert [one["similarity"] for one in found] == pytest.approx(
+        neighbours = re.findall(r"<li>(.*?)</li>", near, re.DOTALL)
+        names = [re.search("<bdi>(.*?)</bdi>", item)[1] for item in neighbours]
+        assert [alike[own, ids.index(name)] for name in names] == pytest.approx(
             [alike[own, j] for j in best], abs=1e-6
         )
-        assert [one["label"] for one in found] == [
-            labels[ids.index(one["example_id"])] for one in found
-        ]
-        assert all(previews[one["source"], one["offset"]].picture for one in found)
-    assert len({one["example_id"] for one in neighbours}) > 5
+        assert all(wanted[ids.index(name)] for name in names)
+        similarities = [float(re.search('dim">(.*?)<', item)[1]) for item in neighbours]
+        assert similarities == pytest.approx([alike[own, j] for j in best], abs=6e-4)
+        assert all('<img src="data:image/png;base64,' in item for item in neighbours)
+        shown |= set(names)
+    assert len(shown) > 5
 
 
 def test_a_test_set_is_extracted_in_the_same_graph_and_sliced_by_its_keys(
@@ -862,9 +861,7 @@ def test_a_test_set_is_extracted_in_the_same_graph_and_sliced_by_its_keys(
     )
 
 
-def test_slices_beyond_the_budget_are_left_out_and_told(
-    features, tiny, tracin, tmp_path, monkeypatch
-):
+def test_slices_beyond_the_budget_are_left_out_and_told(features, tiny, tmp_path):
     payloads = [
         example(
             image=tiny.images[i], label=int(tiny.labels[i]), id=f"t-{i}", serial=f"{i}", half=i % 2
@@ -876,14 +873,13 @@ def test_slices_beyond_the_budget_are_left_out_and_told(
         main(extraction(tiny, tmp_path / "test", tmp_path / "examples", "--keep_keys=serial,half"))
         == 0
     )
-    monkeypatch.setattr("transforms.audit.slices._MOST_VALUES", 30)
-    words = [
-        f"--features={features}",
-        f"--test_features={tmp_path / 'test'}",
-        "--slice_keys=serial,half",
-    ]
-    status, _, err = tracin("audit", *words, f"--output={tmp_path / 'audit'}")
-    assert status == 0, err
+    audit_by_library(
+        AuditConfig(slice_keys=("serial", "half")),
+        tmp_path / "audit",
+        features,
+        tmp_path / "test",
+        AuditTuning(slice_values=30),
+    )
     told = json.loads((tmp_path / "audit" / "summary.json").read_text())["test"]
     assert told["slice_keys_left_out"] == ["serial"] and [
         one["value"] for one in told["slices"]

@@ -1,8 +1,8 @@
-"""What changed between two audits: examples, suspects, and how self-influence is distributed in
-each class.
+"""Drift: the changes of examples, of suspects, and of each class's distribution of self-influence
+between two audits.
 
-Examples are matched by id. Both audits' rows are spread over buckets by a hash of the id, as
-arrays, and each bucket is compared at once.
+Examples are matched by id. The rows of both audits are spread over buckets by a hash of the id, and
+buckets are compared one by one. The changed examples and suspects are rows of `changes-*.parquet`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from transforms.storage import filesystems
 from transforms.storage.filesystems import StoredFile
 from transforms.storage.manifests import Manifest
 
+# Rows of the previous audit in a bucket, about; a join of so many takes some 10 MB.
 _ROWS_PER_BUCKET = 50_000
-# Self-influences are told apart to a sixteenth of an octave.
+# Resolution of distributions: a sixteenth of an octave, 4 %.
 _BINS_PER_OCTAVE = 16
+# The bin of a self-influence of 0, below that of any float64.
 _LOWEST_BIN = -(1 << 15)
 
 EXAMPLE_CHANGES = ("new", "gone", "changed", "relabelled")
@@ -35,22 +37,21 @@ COLUMNS = ("example_id", "content_digest", "label", "suspicion", "self_influence
 
 
 def spread(table: pa.Table, buckets: int) -> Iterator[tuple[int, pa.Table]]:
-    """Rows of an audit by bucket: (bucket, the columns that are compared)."""
-    kept = table.select(COLUMNS)
-    place = (id_hashes(one.encode() for one in kept["example_id"].to_pylist()) % buckets).astype(
-        np.int64
-    )
-    for bucket in np.unique(place).tolist():
-        yield bucket, kept.filter(pa.array(place == bucket))
+    """Yields the rows of an audit by bucket: (bucket, the columns that are compared)."""
+    compared = table.select(COLUMNS)
+    hashes = id_hashes(example_id.encode() for example_id in compared["example_id"].to_pylist())
+    numbers = (hashes % buckets).astype(np.int64)
+    for bucket in np.unique(numbers).tolist():
+        yield bucket, compared.filter(pa.array(numbers == bucket))
 
 
 def buckets(previous: Manifest) -> int:
-    """How many buckets there are."""
+    """Returns the number of buckets."""
     return max(1, previous.counts["examples"] // _ROWS_PER_BUCKET)
 
 
 def read_rows(file: StoredFile, directory: str, count: int) -> Iterator[tuple[int, pa.Table]]:
-    """Reads, verifies and spreads a file of the previous audit's rows."""
+    """Reads, verifies and spreads a file of the previous audit's rows over `count` buckets."""
     yield from spread(
         pq.read_table(
             io.BytesIO(filesystems.read_verified(directory, file)), columns=list(COLUMNS)
@@ -60,14 +61,14 @@ def read_rows(file: StoredFile, directory: str, count: int) -> Iterator[tuple[in
 
 
 def example_files(previous: Manifest) -> list[StoredFile]:
-    """The files of rows of an audit."""
+    """Returns the files of rows of an audit."""
     return [file for file in previous.files if file.name.startswith("examples-")]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Distributions:
-    """How many examples of each label have which self-influence; equal in whatever order they are
-    added.
+    """Distributions of self-influence by label, as counts; they are equal in whatever order they
+    are added.
 
     Attributes:
         keys: [m, 2] int64, ascending: label and bin.
@@ -90,17 +91,17 @@ class Distributions:
 
     @staticmethod
     def merge(parts: Sequence[Distributions]) -> Distributions:
-        """Adds counts up."""
-        keys, places = np.unique(
+        """Adds counts."""
+        keys, indices = np.unique(
             np.concatenate([part.keys for part in parts]), axis=0, return_inverse=True
         )
         counts = np.zeros(len(keys), np.int64)
-        np.add.at(counts, places.reshape(-1), np.concatenate([part.counts for part in parts]))
+        np.add.at(counts, indices.reshape(-1), np.concatenate([part.counts for part in parts]))
         return Distributions(keys, counts)
 
     def octaves(self) -> list[tuple[float, float, int]]:
-        """How many examples of any label there are from each power of two to the next, without
-        gaps; zeros are left out.
+        """Counts the examples of all labels from each power of two to the next, without gaps: (low,
+        high, count). Self-influences of 0 are left out.
         """
         above = self.keys[:, 1] != _LOWEST_BIN
         octave = self.keys[above, 1] // _BINS_PER_OCTAVE
@@ -115,22 +116,23 @@ class Distributions:
 
 
 def shift(now: Distributions, then: Distributions, label: int) -> tuple[float | None, float | None]:
-    """The Kolmogorov-Smirnov distance between a label's self-influences, and the p-value of their
-    being drawn from one distribution.
+    """Returns the Kolmogorov-Smirnov distance between two distributions of a label's
+    self-influence, and the p-value of equal distributions.
 
-    Both None where one of them has no example of the label. The distance is that of the binned
-    values, at most the exact one; the p-value is the asymptotic one (Stephens 1970).
+    Both are None where either side has no example of the label. The distance is that of the binned
+    values, at most the exact distance. The p-value is asymptotic (Stephens 1970).
     """
-    chosen = [one.keys[:, 0] == label for one in (now, then)]
-    counts = [one.counts[rows] for one, rows in zip((now, then), chosen, strict=True)]
-    sizes = [int(one.sum()) for one in counts]
+    sides = (now, then)
+    chosen = [side.keys[:, 0] == label for side in sides]
+    counts = [side.counts[rows] for side, rows in zip(sides, chosen, strict=True)]
+    sizes = [int(count.sum()) for count in counts]
     if not all(sizes):
         return None, None
-    bins = [one.keys[rows, 1] for one, rows in zip((now, then), chosen, strict=True)]
+    bins = [side.keys[rows, 1] for side, rows in zip(sides, chosen, strict=True)]
     every = np.union1d(*bins)
     cumulative = [
-        np.concatenate([[0], np.cumsum(count)])[np.searchsorted(one, every, side="right")] / size
-        for one, count, size in zip(bins, counts, sizes, strict=True)
+        np.concatenate([[0], np.cumsum(count)])[np.searchsorted(own, every, side="right")] / size
+        for own, count, size in zip(bins, counts, sizes, strict=True)
     ]
     distance = float(np.abs(cumulative[0] - cumulative[1]).max())
     root = math.sqrt(sizes[0] * sizes[1] / (sizes[0] + sizes[1]))
@@ -146,14 +148,14 @@ def shift(now: Distributions, then: Distributions, label: int) -> tuple[float | 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Changes:
-    """What changed in a bucket.
+    """The changes in a bucket.
 
     Attributes:
         bucket: its number.
-        rows: the examples and suspects that changed, by id; see `compare`.
-        examples, suspects: how many there are of each kind of change; an example may be `changed`
-            and `relabelled`.
-        now, then: self-influences.
+        rows: a row of `ROWS` for each example or suspect that changed, by id.
+        examples, suspects: number of changes of each kind; an example may be `changed` and
+            `relabelled`.
+        now, then: distributions of self-influence in the new and in the previous audit.
     """
 
     bucket: int
@@ -180,73 +182,105 @@ ROWS = pa.schema(
 def compare(
     bucket: int, now: pa.Table, then: pa.Table, min_suspicion: float, previous_min_suspicion: float
 ) -> Changes:
-    """Compares the rows of a bucket, each with the suspicion from which on an example is a
-    suspect.
+    """Compares the rows of a bucket in the new and in the previous audit, each with its own least
+    suspicion of a suspect.
     """
     joined = (
         now.join(then, "example_id", join_type="full outer", left_suffix="", right_suffix="_then")
         .sort_by("example_id")
         .combine_chunks()
     )
-    column = {
-        name: joined[name].to_numpy(zero_copy_only=False)
-        for name in joined.column_names
-        if name != "example_id"
-    }
+    examples = _example_changes(joined)
+    suspects = _suspect_changes(joined, min_suspicion, previous_min_suspicion)
+    listed = np.logical_or.reduce([*examples.values(), suspects["appeared"], suspects["fixed"]])
+    rows = pa.table(
+        [
+            joined["example_id"],
+            _last_true(examples),
+            _last_true(suspects),
+            *(joined[name] for name in ("label", "label_then", "suspicion", "suspicion_then")),
+        ],
+        schema=ROWS,
+    ).filter(pa.array(listed))
+    return Changes(
+        bucket,
+        rows,
+        _counts(examples),
+        _counts(suspects),
+        _distributions(now),
+        _distributions(then),
+    )
+
+
+def _counts(masks: Mapping[str, np.ndarray]) -> dict[str, int]:
+    return {name: int(mask.sum()) for name, mask in masks.items()}
+
+
+def _distributions(table: pa.Table) -> Distributions:
+    return Distributions.of(table["label"].to_numpy(), table["self_influence"].to_numpy())
+
+
+def _example_changes(joined: pa.Table) -> dict[str, np.ndarray]:
+    """Masks of the joined rows by kind of change."""
     here, there = (~joined[name].is_null().to_numpy() for name in ("label", "label_then"))
     both = here & there
-    suspect, was = (
-        present & (np.nan_to_num(column[name].astype(np.float64), nan=-1) >= least)
-        for present, name, least in (
-            (here, "suspicion", min_suspicion),
-            (there, "suspicion_then", previous_min_suspicion),
-        )
-    )
-    found = {
+    # `relabelled` comes last, since the content of a relabelled example always changes, too.
+    return {
         "new": here & ~there,
         "gone": there & ~here,
-        "changed": both & (column["content_digest"] != column["content_digest_then"]),
-        "relabelled": both & (column["label"] != column["label_then"]),
+        "changed": both & _differ(joined, "content_digest"),
+        "relabelled": both & _differ(joined, "label"),
     }
-    suspects = {
+
+
+def _suspect_changes(
+    joined: pa.Table, min_suspicion: float, previous_min_suspicion: float
+) -> dict[str, np.ndarray]:
+    """Masks of the joined rows by kind of change."""
+    here = ~joined["label"].is_null().to_numpy()
+    # A missing row has no suspicion.
+    suspect, was = (
+        np.nan_to_num(_column(joined, name).astype(np.float64), nan=-1) >= least
+        for name, least in (
+            ("suspicion", min_suspicion),
+            ("suspicion_then", previous_min_suspicion),
+        )
+    )
+    return {
         "appeared": suspect & ~was,
         "stayed": suspect & was,
         "fixed": was & here & ~suspect,
         "gone": was & ~here,
     }
-    # Of an example with another label it says more that it has one than that its content is
-    # another, which it always is.
-    what, how = (np.full(len(here), None, object) for _ in range(2))
-    for names, column_of in ((found, what), (suspects, how)):
-        for name, rows in names.items():
-            column_of[rows] = name
-    told = np.logical_or.reduce(list(found.values())) | suspects["appeared"] | suspects["fixed"]
-    rows = pa.table(
-        [
-            joined["example_id"],
-            pa.array(what, pa.string()),
-            pa.array(how, pa.string()),
-            *(joined[name] for name in ("label", "label_then", "suspicion", "suspicion_then")),
-        ],
-        schema=ROWS,
-    ).filter(pa.array(told))
-    counted = ({name: int(rows.sum()) for name, rows in one.items()} for one in (found, suspects))
-    influences = (
-        Distributions.of(table["label"].to_numpy(), table["self_influence"].to_numpy())
-        for table in (now, then)
-    )
-    return Changes(bucket, rows, next(counted), next(counted), next(influences), next(influences))
+
+
+def _column(joined: pa.Table, name: str) -> np.ndarray:
+    return joined[name].to_numpy(zero_copy_only=False)
+
+
+def _differ(joined: pa.Table, name: str) -> np.ndarray:
+    return _column(joined, name) != _column(joined, f"{name}_then")
+
+
+def _last_true(masks: Mapping[str, np.ndarray]) -> pa.Array:
+    """For each row the name of the last mask that is true there, or null."""
+    names = np.full(len(next(iter(masks.values()))), None, object)
+    for name, mask in masks.items():
+        names[mask] = name
+    return pa.array(names, pa.string())
 
 
 def summarize(parts: Sequence[Changes], previous: Mapping[str, Any]) -> dict[str, Any]:
-    """What `summary.json` holds of all buckets; `previous` says with what was compared."""
+    """Summarises the changes of all buckets for `summary.json`; `previous` describes the previous
+    audit.
+    """
     now, then = (
         Distributions.merge([getattr(part, name) for part in parts]) for name in ("now", "then")
     )
     table = []
     for label in np.union1d(now.keys[:, 0], then.keys[:, 0]).tolist():
         distance, p_value = shift(now, then, label)
-        sizes = (int(one.counts[one.keys[:, 0] == label].sum()) for one in (now, then))
+        sizes = (int(side.counts[side.keys[:, 0] == label].sum()) for side in (now, then))
         table.append(
             {
                 "label": label,
@@ -264,85 +298,45 @@ def summarize(parts: Sequence[Changes], previous: Mapping[str, Any]) -> dict[str
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Thresholds:
-    """What an audit may find at most before somebody is told; None where anything goes.
-
-    Attributes:
-        max_suspect_fraction: suspects among the examples.
-        max_appeared_suspects: suspects that were none, or not there, in the previous audit.
-        max_shift: the Kolmogorov-Smirnov distance of self-influence, of any class.
-    """
-
-    max_suspect_fraction: float | None = None
-    max_appeared_suspects: int | None = None
-    max_shift: float | None = None
-
-    def crossed(self, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The thresholds that an audit's summary crosses: name, limit, and what was found."""
-        found: dict[str, tuple[float, str]] = {
-            "max_suspect_fraction": (
-                summary["suspects"] / summary["examples"],
-                "the fraction of suspects among the examples",
-            ),
-        }
-        if "drift" in summary:
-            shifts = [
-                row["distance"]
-                for row in summary["drift"]["classes"]
-                if row["distance"] is not None
-            ]
-            found["max_appeared_suspects"] = (
-                summary["drift"]["suspects"]["appeared"],
-                "the number of suspects that appeared",
-            )
-            found["max_shift"] = (
-                max(shifts, default=0.0),
-                "the largest shift of a class's self-influence",
-            )
-        return [
-            {"threshold": name, "limit": limit, "found": value, "what": what}
-            for name, (value, what) in found.items()
-            for limit in (getattr(self, name),)
-            if limit is not None and value > limit
-        ]
-
-
 @dataclasses.dataclass
 class CompareAudits(beam.PTransform):
-    """Compares an audit's rows with those of a previous one: pa.Table → Changes of each bucket.
+    """Compares an audit's rows with those of a previous audit: (rows: pa.Table, previous: Manifest
+    (one)) → Changes of each bucket.
 
     Attributes:
-        directory, previous: of the previous audit.
-        min_suspicion: from which suspicion on an example is a suspect now.
+        directory: of the previous audit.
+        min_suspicion: least suspicion of a suspect in the new audit.
     """
 
     directory: str
-    previous: Manifest
     min_suspicion: float
 
-    def _compare(self, joined: tuple[int, Mapping[str, Iterable[pa.Table]]]) -> Changes:
+    def _read(self, file: StoredFile, previous: Manifest) -> Iterator[tuple[int, pa.Table]]:
+        yield from read_rows(file, self.directory, buckets(previous))
+
+    def _compare(
+        self, joined: tuple[int, Mapping[str, Iterable[pa.Table]]], previous: Manifest
+    ) -> Changes:
         bucket, sides = joined
         now, then = (pa.concat_tables([_EMPTY, *sides[name]]) for name in ("now", "then"))
-        return compare(
-            bucket, now, then, self.min_suspicion, self.previous.settings["min_suspicion"]
-        )
+        return compare(bucket, now, then, self.min_suspicion, previous.settings["min_suspicion"])
 
-    def expand(self, tables: beam.PCollection) -> beam.PCollection:
-        count = buckets(self.previous)
+    def expand(self, collections: tuple[beam.PCollection, beam.PCollection]) -> beam.PCollection:
+        rows, manifests = collections
+        previous = beam.pvalue.AsSingleton(manifests)
         then = (
-            tables.pipeline
-            | "ListPreviousFiles"
-            >> beam.Create(example_files(self.previous), reshuffle=False)  # StoredFile
+            manifests
+            | "ListPreviousFiles" >> beam.FlatMap(example_files)  # StoredFile
             | "SpreadPreviousFiles" >> beam.Reshuffle()  # StoredFile
-            | "ReadPreviousRows"
-            >> beam.FlatMap(read_rows, self.directory, count)  # (bucket, pa.Table)
+            | "ReadPreviousRows" >> beam.FlatMap(self._read, previous)  # (bucket, pa.Table)
         )
-        now = tables | "SpreadRows" >> beam.FlatMap(spread, count)  # (bucket, pa.Table)
+        now = rows | "SpreadRows" >> beam.FlatMap(
+            lambda table, previous: spread(table, buckets(previous)), previous
+        )  # (bucket, pa.Table)
         return (
             {"now": now, "then": then}
             | "JoinRows" >> beam.CoGroupByKey()  # (bucket, {now: [pa.Table], then: [pa.Table]})
-            | "CompareRows" >> beam.Map(self._compare)  # Changes
+            | "CompareRows" >> beam.Map(self._compare, previous)  # Changes
         )
 
 

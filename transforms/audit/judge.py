@@ -1,9 +1,9 @@
-"""The audit of a training set: what each example's features, seen beside all others', say of its
-label.
+"""The audit of a training set: the evidence that all other examples give on each label.
 
-Sums over all activations are made first, then each record is read once more and judged. What
-travels is sums and a few numbers per example, never features. All sums are added in an order that
-the feature set alone decides, so that runners and their bundles make no difference.
+The activations of all examples are summed first. Then each record is read once more and its label
+is judged. Sums and a few numbers for each example travel between workers, never features. Sums are
+added in an order that the feature set alone decides, so runners and their bundles make no
+difference.
 """
 
 from __future__ import annotations
@@ -16,11 +16,18 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
-from transforms.audit import pending, suspicion
-from transforms.audit.pending import AuditedExamples
+from transforms.audit import rows, suspicion
+from transforms.audit.config import (
+    AuditConfig,
+    AuditPlan,
+    AuditTuning,
+    check_not_empty,
+    class_count,
+    plan_audit,
+)
+from transforms.audit.rows import AuditedExamples
 from transforms.audit.slices import GradientSums, SumGradients
 from transforms.audit.suspicion import LabelCounts, LeaveOneOut, Moments, Noise
-from transforms.core.errors import InputError
 from transforms.core.shapes import Span
 from transforms.duplicates.directions import Directions
 from transforms.duplicates.find import FindDuplicates
@@ -31,92 +38,49 @@ from transforms.storage import feature_record
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
 
-# What all groups' sums of one audit may take.
-_MOMENT_BYTES = 1 << 32
-_GROUPS = 64
 _SIGNATURES, _COUNTS = "signatures", "counts"
 
 
-def classes(found: FeatureManifest) -> int:
-    """K, how many classes there are."""
-    return max(2, found.outputs)
-
-
-def check_not_empty(found: FeatureManifest, name: str) -> None:
-    """Makes sure that there is something to audit.
-
-    Raises:
-        InputError: the set `name` holds no example.
-    """
-    if not found.examples:
-        raise InputError(f"{name} holds no example: there is nothing to audit")
-
-
-def check_labels(found: FeatureManifest, name: str) -> None:
-    """Makes sure that there are labels to audit.
-
-    Raises:
-        InputError: the examples of `name` do not have one class each, as somebody gave it.
-    """
-    if found.task not in ("class", "binary"):
-        raise InputError(
-            f"{name} has labels of the kind {found.task}: an audit needs one class per example "
-            "(tasks class and binary)"
-        )
-    if found.settings["labels"] != "given":
-        raise InputError(
-            f"{name} was extracted with predicted labels, which cannot be audited: extract it with "
-            "`labels=given`"
-        )
-
-
-def _has_one(found: FeatureManifest) -> bool:
-    return bool(found.settings["include_bias"])
-
-
-def plan_groups(found: FeatureSet) -> Iterator[tuple[int, int, int]]:
-    """Runs of files whose sums are made at once: (group, first file, file after the last).
+def plan_groups(features: FeatureSet, tuning: AuditTuning) -> Iterator[tuple[int, int, int]]:
+    """Yields runs of files whose sums are made together: (group, first file, file after the last).
 
     Raises:
         InputError: the set is empty.
     """
-    manifest = found.manifest
-    check_not_empty(manifest, found.directory)
+    check_not_empty(features)
+    manifest = features.manifest
     counters.add("examples-planned", manifest.examples)
     units = manifest.units + 1
-    size = 8 * len(manifest.checkpoints) * units * (units + classes(manifest))
-    count = max(1, min(len(manifest.files), _GROUPS, _MOMENT_BYTES // size))
+    size = 8 * len(manifest.checkpoints) * units * (units + class_count(manifest))
+    count = max(1, min(len(manifest.files), tuning.groups, tuning.moment_bytes // size))
     borders = [len(manifest.files) * i // count for i in range(count + 1)]
     logging.getLogger(__name__).info("%d examples in %d groups", manifest.examples, count)
     yield from zip(range(count), borders[:-1], borders[1:], strict=True)
 
 
 def sum_moments(
-    group: tuple[int, int, int], found: FeatureSet
+    group: tuple[int, int, int], features: FeatureSet
 ) -> Iterator[tuple[int, tuple[int, Moments]]]:
-    """The moments of a group of files at each checkpoint: (checkpoint, (group, Moments))."""
-    manifest = found.manifest
+    """Sums the moments of a group of files at each checkpoint: (checkpoint, (group, Moments))."""
+    manifest = features.manifest
     number, start, stop = group
-    one = _has_one(manifest)
+    has_bias, classes = _has_bias(manifest), class_count(manifest)
     totals = [
-        suspicion.no_moments(manifest.units + (not one), classes(manifest))
-        for _ in manifest.checkpoints
+        suspicion.no_moments(manifest.units + (not has_bias), classes) for _ in manifest.checkpoints
     ]
     for file in range(start, stop):
-        features = found.read([Span(file, 0, manifest.files[file].count)])
+        part = features.read([Span(file, 0, manifest.files[file].count)])
         for t in range(len(totals)):
             totals[t] += suspicion.moments(
-                suspicion.with_one(features.activations[:, t], one),
-                features.labels[:, 0],
-                classes(manifest),
+                suspicion.with_bias(part.activations[:, t], has_bias), part.labels[:, 0], classes
             )
-        counters.add("examples-summed", len(features))
+        counters.add("examples-summed", len(part))
     for t, total in enumerate(totals):
         yield t, (number, total)
 
 
 def fit(grouped: tuple[int, Iterable[tuple[int, Moments]]]) -> tuple[int, LeaveOneOut]:
-    """The classifiers of a checkpoint, from the moments of all groups."""
+    """Fits the classifiers of a checkpoint to the moments of all groups."""
     t, parts = grouped
     first, *others = (moments for _, moments in sorted(parts, key=lambda part: part[0]))
     for moments in others:
@@ -126,125 +90,163 @@ def fit(grouped: tuple[int, Iterable[tuple[int, Moments]]]) -> tuple[int, LeaveO
 
 def weigh(
     file: int,
-    found: FeatureSet,
-    rates: Sequence[float],
+    features: FeatureSet,
+    plan: AuditPlan,
     directory: str,
     fitted: Sequence[tuple[int, LeaveOneOut]],
     tests: Sequence[GradientSums],
 ) -> Iterator[Any]:
-    """Reads a feature file and finds what there is for and against each example's label, and its
-    influence on the test set, if any: Weighed, a file in `directory`, and Signatures and
-    LabelCounts as outputs of their own.
+    """Reads a feature file, and stores its audited examples and the evidence on their labels in
+    `directory`.
+
+    Yields the PendingExamples, and Signatures and LabelCounts as tagged outputs. `tests` holds the
+    sums of the test set's gradients, or nothing.
     """
-    (test,) = tests or (None,)
-    manifest = found.manifest
-    payloads = found.payloads(Span(file, 0, manifest.files[file].count))
-    features = found.decode(payloads)
-    labels = features.labels[:, 0]
-    ordered = [one for _, one in sorted(fitted, key=lambda pair: pair[0])]
+    manifest = features.manifest
+    payloads = features.payloads(Span(file, 0, manifest.files[file].count))
+    part = features.decode(payloads)
+    labels = part.labels[:, 0]
+    classifiers = _in_order(fitted)
     activations = [
-        suspicion.with_one(features.activations[:, t], _has_one(manifest))
-        for t in range(len(ordered))
+        suspicion.with_bias(part.activations[:, t], _has_bias(manifest))
+        for t in range(len(classifiers))
     ]
-    counters.add("examples-audited", len(features))
+    counters.add("examples-audited", len(part))
     yield beam.pvalue.TaggedOutput(
-        _SIGNATURES, Signatures.of(file, features.activations, labels, directions_of(ordered))
+        _SIGNATURES, Signatures.of(file, part.activations, labels, directions_of(classifiers))
     )
-    evidence = suspicion.all_evidence(ordered, activations, labels)
-    yield beam.pvalue.TaggedOutput(_COUNTS, LabelCounts.of(evidence, labels, classes(manifest)))
-    known = AuditedExamples(
+    evidence = suspicion.all_evidence(classifiers, activations, labels)
+    yield beam.pvalue.TaggedOutput(_COUNTS, LabelCounts.of(evidence, labels, plan.classes))
+    (test,) = tests or (None,)
+    examples = AuditedExamples(
         file,
-        features.example_ids,
+        part.example_ids,
         feature_record.packed_origins(payloads),
         labels,
-        features.predictions[:, 0],
-        features.probabilities,
-        features.label_probabilities.astype(np.float64).mean(axis=1),
-        self_influence(features, rates),
-        test.influence(features, rates) if test else None,
+        part.predictions[:, 0],
+        part.probabilities,
+        part.label_probabilities.astype(np.float64).mean(axis=1),
+        self_influence(part, plan.learning_rates),
+        test.influence(part, plan.learning_rates) if test else None,
         test.slices if test else None,
     )
-    yield pending.write(directory, known, evidence)
+    yield rows.write_pending(directory, examples, evidence)
 
 
 def directions_of(fitted: Sequence[LeaveOneOut]) -> Directions:
-    """The directions of a set, from the class means of each checkpoint."""
-    return Directions(np.stack([one.counts @ one.means / one.counts.sum() for one in fitted]))
+    """Returns the directions of a set, whose centres follow from the class means of each
+    checkpoint.
+    """
+    return Directions(
+        np.stack([model.counts @ model.means / model.counts.sum() for model in fitted])
+    )
 
 
-def _directions(_: None, fitted: Sequence[tuple[int, LeaveOneOut]]) -> Directions:
-    return directions_of([one for _, one in sorted(fitted, key=lambda pair: pair[0])])
+def _in_order(fitted: Sequence[tuple[int, LeaveOneOut]]) -> list[LeaveOneOut]:
+    return [model for _, model in sorted(fitted, key=lambda pair: pair[0])]
 
 
-def _noise(counts: LabelCounts, found: FeatureSet) -> Noise:
-    return suspicion.estimate_noise(counts.surest(classes(found.manifest)))
+def _has_bias(manifest: FeatureManifest) -> bool:
+    """Whether activations have a trailing 1."""
+    return bool(manifest.settings["include_bias"])
+
+
+def _noise(counts: LabelCounts, plan: AuditPlan) -> Noise:
+    return suspicion.estimate_noise(counts.surest(plan.classes))
 
 
 @dataclasses.dataclass
 class AuditLabels(beam.PTransform):
-    """Judges the labels of a feature set: sets: FeatureSet (one), and tests: FeatureSet (one),
-    where influence on a test set is measured → weighed: Weighed of each feature file, noise: Noise
-    (one), with which they are judged, duplicates: Duplicates (one), directions: Directions (one),
-    and sets.
+    """Weighs the evidence on every label of a training set, and finds duplicates.
+
+    Input: `train`: FeatureSet (one), alone or in a mapping with `test`: FeatureSet (one), on which
+    influence is measured. Both are checked first; see `config.plan_audit`.
+
+    Output, which `WriteAudit` reads: a mapping of
+
+        train: FeatureSet (one)
+        plan: AuditPlan (one)
+        pending: PendingExamples of each feature file
+        noise: Noise (one), with which the evidence is judged
+        duplicates: Duplicates (one)
+        directions: Directions (one), with which neighbours are found
 
     Attributes:
-        learning_rates: η of each checkpoint.
-        directory: where weighed examples wait until all are.
-        min_similarity: the similarity from which on examples with different labels are duplicates.
-        slice_keys: kept keys of the test set whose values are slices of it, besides its labels.
+        config: settings.
+        output: directory of the audit, where evidence waits as files.
+        tuning: limits of memory and parallelism.
     """
 
-    learning_rates: Sequence[float]
-    directory: str
-    min_similarity: float
-    slice_keys: Sequence[str] = ()
+    config: AuditConfig
+    output: str
+    tuning: AuditTuning = dataclasses.field(default_factory=AuditTuning)
 
-    def expand(self, collections: Mapping[str, beam.PCollection]) -> Mapping[str, beam.PCollection]:
-        sets = collections["sets"]
-        found = beam.pvalue.AsSingleton(sets)
-        fitted = (
-            sets
-            | "PlanGroups" >> beam.FlatMap(plan_groups)  # (group, first file, file after the last)
+    def _plan(self, _: None, train: FeatureSet, test: Sequence[FeatureSet]) -> AuditPlan:
+        return plan_audit(self.config, self.output, train, *test)
+
+    def _fit(self, train: beam.PCollection) -> beam.PCollection:
+        return (
+            train
+            | "PlanGroups" >> beam.FlatMap(plan_groups, self.tuning)
+            # (group, first file, file after the last)
             | "SpreadGroups" >> beam.Reshuffle()  # (group, first file, file after the last)
-            | "SumMoments" >> beam.FlatMap(sum_moments, found)  # (checkpoint, (group, Moments))
+            | "SumMoments" >> beam.FlatMap(sum_moments, beam.pvalue.AsSingleton(train))
+            # (checkpoint, (group, Moments))
             | "GroupMoments" >> beam.GroupByKey()  # (checkpoint, [(group, Moments)])
             | "FitClassifiers" >> beam.Map(fit)  # (checkpoint, LeaveOneOut)
         )
-        if "tests" in collections:
-            tests = collections["tests"] | "SumGradients" >> SumGradients(
-                self.slice_keys
-            )  # GradientSums
-        else:
-            tests = sets.pipeline | "TestNothing" >> beam.Create([])
-        outputs = (
-            sets
-            | "ListFiles" >> beam.FlatMap(lambda one: range(len(one.manifest.files)))  # file
+
+    def expand(
+        self, sets: beam.PCollection | Mapping[str, beam.PCollection]
+    ) -> Mapping[str, beam.PCollection]:
+        if not isinstance(sets, Mapping):
+            sets = {"train": sets}
+        train, test = sets["train"], sets.get("test")
+        nothing = train.pipeline | "TestNothing" >> beam.Create([])
+        start = train.pipeline | "StartAudit" >> beam.Create([None])
+        features = beam.pvalue.AsSingleton(train)
+        plan = start | "PlanAudit" >> beam.Map(
+            self._plan, features, beam.pvalue.AsList(nothing if test is None else test)
+        )  # AuditPlan
+        fitted = beam.pvalue.AsList(self._fit(train))
+        sums = (
+            nothing
+            if test is None
+            else test | "SumGradients" >> SumGradients(self.config.slice_keys, self.tuning)
+        )  # GradientSums
+        weighed = (
+            train
+            | "ListFiles" >> beam.FlatMap(lambda train: range(len(train.manifest.files)))  # file
             | "SpreadFiles" >> beam.Reshuffle()  # file
             | "WeighLabels"
             >> beam.FlatMap(
                 weigh,
-                found,
-                self.learning_rates,
-                self.directory,
-                beam.pvalue.AsList(fitted),
-                beam.pvalue.AsList(tests),
-            ).with_outputs(_SIGNATURES, _COUNTS, main="weighed")  # Weighed, Signatures, LabelCounts
+                features,
+                beam.pvalue.AsSingleton(plan),
+                self.output,
+                fitted,
+                beam.pvalue.AsList(sums),
+            ).with_outputs(_SIGNATURES, _COUNTS, main="pending")
+            # PendingExamples, Signatures, LabelCounts
         )
-        directions = (
-            sets.pipeline
-            | "StartDirections" >> beam.Create([None])
-            | "CentreActivations" >> beam.Map(_directions, beam.pvalue.AsList(fitted))
+        directions = start | "CentreActivations" >> beam.Map(
+            lambda _, fitted: directions_of(_in_order(fitted)), fitted
         )  # Directions
         noise = (
-            outputs[_COUNTS]
+            weighed[_COUNTS]
             | "AddLabelCounts" >> beam.CombineGlobally(LabelCounts.merge)  # LabelCounts
-            | "EstimateNoise" >> beam.Map(_noise, found)  # Noise
+            | "EstimateNoise" >> beam.Map(_noise, beam.pvalue.AsSingleton(plan))  # Noise
+        )
+        duplicates = (
+            (train, weighed[_SIGNATURES], directions)
+            | "FindDuplicates"
+            >> FindDuplicates(self.config.min_similarity, self.tuning.duplicates)  # Duplicates
         )
         return {
-            "sets": sets,
-            "directions": directions,
-            "weighed": outputs["weighed"],
+            "train": train,
+            "plan": plan,
+            "pending": weighed["pending"],
             "noise": noise,
-            "duplicates": (sets, outputs[_SIGNATURES], directions)
-            | "FindDuplicates" >> FindDuplicates(self.min_similarity),  # Duplicates
+            "duplicates": duplicates,
+            "directions": directions,
         }

@@ -1,26 +1,29 @@
-"""How likely a given label is wrong, from the activations and the given labels alone.
+"""Suspicion: the probability that a given label is wrong, from activations and given labels.
 
-A network that was trained on wrong labels has learned some of them, so its own probabilities do not
-tell. Here each example is judged by what the others say of it: by two linear classifiers on the
-activations of each checkpoint, fitted to all given labels and evaluated as if the example had been
-left out, which both have in closed form. A noise matrix, estimated from the examples that both are
-surest of, tells which labels are confused with which; Bayes' rule joins the two.
+A network that was trained on wrong labels has learned some of them, so its own probabilities are
+no proof. All other examples give the evidence on each label: two linear classifiers on the
+activations of each checkpoint, fitted to all given labels, and evaluated in closed form as if the
+example had been left out. A noise matrix, estimated from the examples of which both classifiers are
+most certain, says which labels are confused with which. Bayes' rule joins the two.
 
 | symbol | meaning |
 |---|---|
-| `r_tk` | ridge regression of one-hot labels on `[h_t, 1]`, left-one-out (Allen's PRESS residuals) |
-| `g_tk` | log posterior of a linear discriminant analysis on `h_t`, its own class's mean without the example |
+| `r_tk` | leave-one-out ridge regression of one-hot labels on `[h_t, 1]` (Allen's PRESS) |
+| `g_tk` | log posterior of a linear discriminant on `h_t`, the class's mean without the example |
 | `s_k` | `5 · mean_t r_tk + 0.15 · mean_t g_tk`, the evidence for class k |
-| `N_kl` | how often the surest examples of class k (those whose s leads most) are labelled l |
-| `P(l ∣ k)` | `N` shrunk towards a uniform error by empirical Bayes (a gamma prior of shape a for each cell, by marginal likelihood) |
-| `u` | `a / (a + 1)`: near 1 where errors are spread evenly, near 0 where they go from certain classes to others |
-| `q` | `softmax((s + u · (0.3 · mean_t g_t + 2 · e_l · logit p̄)) / (1 + 2 u))`, p̄ the label's mean probability at the checkpoints |
+| `N_kl` | how often the most certain examples of class k (by the lead of s) are labelled l |
+| `P(l ∣ k)` | N, shrunk towards a uniform error by empirical Bayes |
+| `a` | the shape of the gamma prior of each cell of N, by marginal likelihood |
+| `u` | `a / (a + 1)`: near 1 for errors spread evenly, near 0 for errors between certain classes |
+| `p̄` | the mean probability of the label l at the checkpoints |
+| `q` | `softmax((s + u · (0.3 · mean_t g_t + 2 · e_l · logit p̄)) / (1 + 2 u))` |
 
-`suspicion = 1 − P(k = l ∣ l)` with `P(k ∣ l) ∝ q_k P(l ∣ k)`. A network learns errors that have a
-pattern and not those that have none, so its own probability counts by u. The constants were chosen
-on noises, networks and trainings other than those that the benchmark reports: the best mean of
-average precision among those that hardly lost to the mean of `1 − p` anywhere, with sums of
-suspicion near the number of errors.
+`suspicion = 1 − P(k = l ∣ l)` with `P(k ∣ l) ∝ q_k P(l ∣ k)`. A network learns errors with a
+pattern, and not those without, so its own probability counts by u.
+
+The weights were chosen on noises, networks and trainings other than those of the benchmark
+(`benchmarks.audit`): the best mean of average precision among those that hardly lost to the mean of
+`1 − p` anywhere, with sums of suspicion near the number of errors.
 """
 
 from __future__ import annotations
@@ -31,17 +34,24 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+# Weights of r and g in s; see above for their choice, also of the next three.
 RIDGE_WEIGHT, DISCRIMINANT_WEIGHT = 5.0, 0.15
-# What errors without a pattern add.
+# Weights in q that count by u, and of u in its divisor.
 EVEN_DISCRIMINANT_WEIGHT, EVEN_PROBABILITY_WEIGHT, EVEN_TEMPERATURE = 0.3, 2.0, 2.0
-# Added to the diagonal of what is inverted, as a part of its mean diagonal entry.
+# Added to the diagonal of a matrix before it is inverted, as a fraction of the diagonal's mean.
 _SHRINKAGE = 1e-3
-# Of an example at most so many classes are weighed, its label among them.
+# Largest number of classes that are weighed for an example, its label among them; the others are
+# far less likely.
 CANDIDATES = 16
+# Fraction of the examples of a class from which noise is estimated: the most certain tenth.
 _SUREST = 0.1
+# Resolution of the lead of s, so that counts of examples can be added in any order.
 _MARGIN_BINS = 1024
+# Least q: no class with evidence is impossible.
 _LEAST_EVIDENCE = 1e-12
+# p̄ is clipped to this distance from 0 and 1, where its logit is infinite.
 _LEAST_PROBABILITY = 1e-6
+# Examples that are evaluated at once; bounds temporary arrays of [rows, K] and [rows, D].
 _ROWS = 1024
 
 
@@ -62,18 +72,18 @@ class Moments:
 
     @property
     def examples(self) -> int:
-        """How many were summed."""
+        """The number of examples."""
         return int(self.sums[:, -1].sum())
 
 
-def with_one(activations: np.ndarray, has_one: bool) -> np.ndarray:
-    """Activations [n, D] as float64, with a trailing 1, which they may have already."""
+def with_bias(activations: np.ndarray, has_bias: bool) -> np.ndarray:
+    """Returns activations [n, D] as float64 with a trailing 1, unless they have it already."""
     wide = activations.astype(np.float64)
-    return wide if has_one else np.concatenate([wide, np.ones((len(wide), 1))], axis=1)
+    return wide if has_bias else np.concatenate([wide, np.ones((len(wide), 1))], axis=1)
 
 
 def moments(activations: np.ndarray, labels: np.ndarray, classes: int) -> Moments:
-    """The moments of activations [n, D] with a trailing 1, and labels [n] below `classes`."""
+    """Sums activations [n, D] with a trailing 1, by labels [n] below `classes`."""
     sums = np.zeros((classes, activations.shape[1]))
     order = np.argsort(labels, kind="stable")
     present, starts = np.unique(labels[order], return_index=True)
@@ -83,22 +93,20 @@ def moments(activations: np.ndarray, labels: np.ndarray, classes: int) -> Moment
 
 
 def no_moments(units: int, classes: int) -> Moments:
-    """The moments of no example; `units` counts the trailing 1."""
+    """Returns the moments of no example; `units` counts the trailing 1."""
     return Moments(np.zeros((units, units)), np.zeros((classes, units)))
 
 
 def _inverse(matrix: np.ndarray) -> np.ndarray:
-    """The inverse of a positive semidefinite matrix whose diagonal is raised by a part of its
-    mean.
-    """
+    """The inverse of a positive semidefinite matrix after its diagonal is raised."""
     mean = float(np.trace(matrix)) / max(1, len(matrix))
     return np.linalg.inv(matrix + (_SHRINKAGE * mean if mean > 0 else 1.0) * np.eye(len(matrix)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LeaveOneOut:
-    """Both classifiers of one checkpoint, fitted to all examples, and evaluated without the one
-    that is asked for.
+    """The two classifiers of one checkpoint, fitted to all examples, and evaluated for each example
+    as if it had been left out.
 
     Attributes:
         inverse: [D, D], of `Σ h hᵀ + λ I`.
@@ -115,25 +123,25 @@ class LeaveOneOut:
     counts: np.ndarray
 
     @staticmethod
-    def fit(found: Moments) -> LeaveOneOut:
-        """Fits both to the moments of at least one example."""
-        counts = found.sums[:, -1]
-        inverse = _inverse(found.products)
-        means = found.sums[:, :-1] / np.maximum(counts, 1)[:, None]
-        within = found.products[:-1, :-1] - (means * counts[:, None]).T @ means
+    def fit(moments: Moments) -> LeaveOneOut:
+        """Fits both classifiers to the moments of at least one example."""
+        counts = moments.sums[:, -1]
+        inverse = _inverse(moments.products)
+        means = moments.sums[:, :-1] / np.maximum(counts, 1)[:, None]
+        within = moments.products[:-1, :-1] - (means * counts[:, None]).T @ means
         return LeaveOneOut(
-            inverse, inverse @ found.sums.T, _inverse(within / counts.sum()), means, counts
+            inverse, inverse @ moments.sums.T, _inverse(within / counts.sum()), means, counts
         )
 
     def evidence(
         self, activations: np.ndarray, labels: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What both say of examples that were among those fitted: r and g, [n, K] float64; g is −∞
-        for a class that no example has.
+        """Returns r and g of examples that were among those fitted: [n, K] float64 each. g is −∞
+        for a class without examples.
 
-        `activations` [n, D] have a trailing 1. The discriminant's covariance holds the example too,
-        which hardly moves it. Of the only example of a class nothing is known without it: its
-        distance to its class is taken to be 0.
+        `activations` [n, D] have a trailing 1. The discriminant's covariance includes the example,
+        which hardly moves it. The only example of a class has a distance of 0 to its class, since
+        nothing else is known of the class.
         """
         parts = [
             self._evidence(activations[i : i + _ROWS], labels[i : i + _ROWS])
@@ -169,13 +177,13 @@ class LeaveOneOut:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evidence:
-    """The classes that examples may be of.
+    """The evidence on the labels of n examples: their likeliest classes R, the label among them.
 
     Attributes:
-        classes: [n, R] int32, ascending: those with the most evidence, and the label.
-        values: [n, R] float32, s of each.
-        discriminants: [n, R] float32, the mean of g of each.
-        margins: [n] float32, by how much the first class of all leads the second in s.
+        classes: [n, R] int32, ascending: the classes with the most evidence, and the label.
+        values: [n, R] float32, s of each class.
+        discriminants: [n, R] float32, the mean over the checkpoints of g of each class.
+        margins: [n] float32, the lead in s of the first class of all K over the second.
     """
 
     classes: np.ndarray
@@ -185,8 +193,8 @@ class Evidence:
 
     @staticmethod
     def of(ridge: np.ndarray, discriminant: np.ndarray, labels: np.ndarray) -> Evidence:
-        """What is kept of the means of r and g over the checkpoints, [n, K] each: at most
-        `CANDIDATES` classes.
+        """Chooses at most `CANDIDATES` classes by the means of r and g over the checkpoints, [n, K]
+        each.
         """
         values = RIDGE_WEIGHT * ridge + DISCRIMINANT_WEIGHT * discriminant
         kept = min(values.shape[1], CANDIDATES)
@@ -197,21 +205,21 @@ class Evidence:
         best.sort(axis=1)
         margins = leads[:, 0] - leads[:, 1] if kept > 1 else np.zeros(len(labels))
         ordered = [
-            np.take_along_axis(one, best, axis=1).astype(np.float32)
-            for one in (values, discriminant)
+            np.take_along_axis(array, best, axis=1).astype(np.float32)
+            for array in (values, discriminant)
         ]
         return Evidence(best, ordered[0], ordered[1], margins.astype(np.float32))
 
     @property
     def first(self) -> np.ndarray:
-        """The class with the most evidence of each example: [n]."""
+        """The class with the most evidence, of each example: [n]."""
         return self.classes[np.arange(len(self.classes)), self.values.argmax(axis=1)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelCounts:
-    """How many examples there are of each class with the most evidence, margin and label; equal
-    whatever order they are added in.
+    """Numbers of examples by the class with the most evidence, margin and label; they are equal in
+    whatever order they are added.
 
     Attributes:
         keys: [m] int64, ascending: `(class · bins + bin) · K + label`, the bins from the largest
@@ -239,40 +247,41 @@ class LabelCounts:
 
     @staticmethod
     def merge(parts: Iterable[LabelCounts]) -> LabelCounts:
-        """Adds counts up."""
+        """Adds counts."""
         known = list(parts)
-        keys, places = np.unique(
+        keys, indices = np.unique(
             np.concatenate([np.empty(0, np.int64), *(part.keys for part in known)]),
             return_inverse=True,
         )
         counts = np.zeros(len(keys), np.int64)
         np.add.at(
             counts,
-            places.reshape(-1),
+            indices.reshape(-1),
             np.concatenate([np.empty(0, np.int64), *(part.counts for part in known)]),
         )
         return LabelCounts(keys, counts)
 
     def surest(self, classes: int) -> np.ndarray:
-        """Labels of the tenth of each class whose margin is largest, and of those that equal the
-        least of them: [K, K] int64.
+        """Counts the labels of the most certain examples of each class: [K, K] int64.
+
+        They are the tenth with the largest margins, and all whose margin equals the least of these.
         """
-        found = np.zeros((classes, classes), np.int64)
-        place, labels = np.divmod(self.keys, classes)
+        surest = np.zeros((classes, classes), np.int64)
+        bins, labels = np.divmod(self.keys, classes)
         for k in range(classes):
-            low, high = np.searchsorted(place, [k * _MARGIN_BINS, (k + 1) * _MARGIN_BINS])
+            low, high = np.searchsorted(bins, [k * _MARGIN_BINS, (k + 1) * _MARGIN_BINS])
             if low == high:
                 continue
             running = np.cumsum(self.counts[low:high])
-            last = place[low:high][np.searchsorted(running, _SUREST * running[-1])]
-            chosen = slice(low, low + int(np.searchsorted(place[low:high], last, side="right")))
-            np.add.at(found[k], labels[chosen], self.counts[chosen])
-        return found
+            last = bins[low:high][np.searchsorted(running, _SUREST * running[-1])]
+            chosen = slice(low, low + int(np.searchsorted(bins[low:high], last, side="right")))
+            np.add.at(surest[k], labels[chosen], self.counts[chosen])
+        return surest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Noise:
-    """How labels go wrong.
+    """The noise of labels.
 
     Attributes:
         matrix: [K, K] float64, P(label ∣ class).
@@ -284,12 +293,13 @@ class Noise:
 
 
 def estimate_noise(surest: np.ndarray) -> Noise:
-    """The noise, from how often the surest examples of each class have each label: [K, K], K at
-    least 2.
+    """Estimates the noise from the counts N [K, K], K at least 2, of the labels (columns) of the
+    most certain examples of each class (rows).
 
-    Each wrong cell of a row has the prior mean `e · n_k / (K − 1)`, e being the rate of errors over
-    all classes, and the shape of a gamma prior that makes all counts likeliest (negative binomial);
-    so a few counts leave a cell near the mean, and many speak for themselves.
+    Each wrong cell of row k has a gamma prior with the mean `e · n_k / (K − 1)`, where e is the
+    rate of errors over all classes. The priors' common shape maximises the marginal (negative
+    binomial) likelihood of all counts. So a few counts leave a cell near the mean, and many counts
+    outweigh it.
     """
     classes = len(surest)
     totals = surest.sum(axis=1).astype(np.float64)
@@ -297,13 +307,13 @@ def estimate_noise(surest: np.ndarray) -> Noise:
     rate = min((surest[off].sum() + 0.5) / (totals.sum() + 1), 1 - 1 / classes)
     seen = surest[off].astype(np.float64)
     means = np.repeat(totals, classes - 1) * rate / (classes - 1)
-    numbers, places = np.unique(seen, return_inverse=True)
+    numbers, indices = np.unique(seen, return_inverse=True)
 
     def likelihood(shape: float) -> float:
         rising = np.array([math.lgamma(number + shape) for number in numbers]) - math.lgamma(shape)
         return float(
             (
-                rising[places.reshape(-1)]
+                rising[indices.reshape(-1)]
                 + shape * np.log(shape / (shape + means))
                 + seen * np.log(means / (shape + means) + 1e-300)
             ).sum()
@@ -318,12 +328,12 @@ def estimate_noise(surest: np.ndarray) -> Noise:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Judgement:
-    """What becomes of evidence.
+    """The judgement of n labels.
 
     Attributes:
         suspicion: [n] float64, the probability that the label is wrong.
-        suggested_labels: [n] int64, the likeliest class; where the label is as likely, the label.
-        suggested_probabilities: [n] float64, of it.
+        suggested_labels: [n] int64, the likeliest class; the label where it is as likely.
+        suggested_probabilities: [n] float64, the probability of the likeliest class.
     """
 
     suspicion: np.ndarray
@@ -334,8 +344,9 @@ class Judgement:
 def judge(
     evidence: Evidence, labels: np.ndarray, label_probabilities: np.ndarray, noise: Noise
 ) -> Judgement:
-    """Weighs evidence with the noise; `label_probabilities` [n] are p̄, or NaN where they are not
-    known, and u counts as 0.
+    """Judges labels [n] by the evidence and the noise.
+
+    `label_probabilities` [n] are p̄; where they are unknown (NaN), u counts as 0.
     """
     rows = np.arange(len(labels))
     own = evidence.classes == labels[:, None]
@@ -368,10 +379,12 @@ def judge(
 def all_evidence(
     fitted: Sequence[LeaveOneOut], activations: Sequence[np.ndarray], labels: np.ndarray
 ) -> Evidence:
-    """The evidence of all checkpoints; `activations` holds [n, D] for each, with a trailing 1."""
+    """Joins the evidence of all checkpoints; `activations` holds [n, D] for each, with a trailing
+    1.
+    """
     ridge, discriminant = fitted[0].evidence(activations[0], labels)
-    for one, h in zip(fitted[1:], activations[1:], strict=True):
-        more = one.evidence(h, labels)
+    for model, h in zip(fitted[1:], activations[1:], strict=True):
+        more = model.evidence(h, labels)
         ridge += more[0]
         discriminant += more[1]
     return Evidence.of(ridge / len(fitted), discriminant / len(fitted), labels)

@@ -1,1 +1,1 @@
-"""Which examples are alike to the model, and which of their labels conflict."""
+"""Duplicates: examples that are alike to the model, and groups of them whose labels conflict."""

@@ -10,7 +10,11 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Directions:
-    """What makes activations directions.
+    """The centres from which activations are directions.
+
+    The similarity of two examples is the mean over the checkpoints of the cosine of `h_t −
+    centre_t`, from −1 to 1. Without a centre any two examples would be alike, by what all
+    activations share after a ReLU.
 
     Attributes:
         centres: [T, D−1] float64, the mean activations at each checkpoint, without the trailing 1.
@@ -19,10 +23,10 @@ class Directions:
     centres: np.ndarray
 
     def vectors(self, activations: np.ndarray) -> np.ndarray:
-        """Unit vectors [n, T·(D−1)] float32 whose dot product is the similarity; of activations [n,
-        T, D] or [n, T, D−1].
+        """Returns unit vectors [n, T·(D−1)] float32 whose dot products are similarities.
 
-        What lies at the centre of a checkpoint has no direction there: its part is zero.
+        `activations` are [n, T, D] or, without the trailing 1, [n, T, D−1]. At a checkpoint where
+        an activation equals the centre it has no direction: that part of its vector is 0.
         """
         moved = activations[:, :, : self.centres.shape[1]].astype(np.float64) - self.centres
         lengths = np.sqrt(np.square(moved).sum(axis=2, keepdims=True))
@@ -30,3 +34,8 @@ class Directions:
             len(self.centres)
         )
         return unit.reshape(len(unit), -1).astype(np.float32)
+
+
+def similarities(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Returns the similarities of n pairs of vectors [n, d]: [n] float64, at most 1."""
+    return np.minimum((first.astype(np.float64) * second).sum(axis=1), 1.0)

@@ -1,9 +1,8 @@
-"""Examples that are copies of each other, and labels that conflict among them: of signatures,
-groups.
+"""The search for duplicates: signatures propose pairs, exact similarities decide, and connected
+pairs are groups.
 
-What is compared closely is few: pairs that signatures say are alike and whose labels differ. Their
-features are read again, the closest pairs first, as many as fit into a budget of memory; how many
-were left out is told.
+Features are read again for those pairs alone that signatures propose and whose labels differ: the
+closest pairs first, as many as fit into a budget of memory. The others are counted.
 """
 
 from __future__ import annotations
@@ -17,50 +16,51 @@ import numpy as np
 
 from transforms.core.shapes import Span
 from transforms.duplicates import signatures
-from transforms.duplicates.directions import Directions
+from transforms.duplicates.config import DuplicateTuning
+from transforms.duplicates.directions import Directions, similarities
 from transforms.duplicates.groups import Groups, group
 from transforms.duplicates.signatures import TABLES, Pairs, Signatures
 from transforms.runtime import counters
 from transforms.storage.feature_set import FeatureSet
 
-# Of sets up to this size all signatures are looked at in one place (0.2 GB); of larger ones, each
-# part of each table in its own.
-_ROWS_IN_ONE_PLACE = 1 << 22
-_ROWS_PER_PART = 1 << 20
-# What the vectors of all pairs that are compared closely may take.
-_VECTOR_BYTES = 256 << 20
-_EVERY_TABLE = -1
-# Pairs are sorted out when so many wait.
-_WAITING_PAIRS = 1 << 20
+_ALL_TABLES = -1
+
+# Pairs whose similarities are computed at once; bounds the float64 copies of their vectors.
+_PAIRS_AT_ONCE = 4096
 
 
-def spread(signatures: Signatures, examples: int) -> Iterator[tuple[tuple[int, int], Signatures]]:
-    """The signatures of a feature file by where they are looked at: ((table, part), Signatures)."""
-    if examples <= _ROWS_IN_ONE_PLACE:
-        yield (_EVERY_TABLE, 0), signatures
-        return
-    bits = (examples // _ROWS_PER_PART).bit_length()
-    for table in range(TABLES):
-        parts = (signatures.keys(table) >> np.uint64(64 - bits)).astype(np.int64)
-        for part in np.unique(parts).tolist():
-            yield (table, part), signatures.take(parts == part)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Duplicates:
+    """The duplicates of a feature set.
 
+    Attributes:
+        groups: groups of duplicates.
+        left_out: number of proposed pairs that were not compared, for lack of memory.
+    """
 
-def pair_limit(found: FeatureSet) -> int:
-    """How many pairs are compared closely."""
-    return _VECTOR_BYTES // (2 * 4 * len(found.manifest.checkpoints) * found.manifest.units)
+    groups: Groups
+    left_out: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidates:
-    """Pairs to compare closely, the closest first, and about how many more there would be."""
+    """Pairs to compare, the closest first, and about how many more were proposed."""
 
     pairs: Pairs
     left_out: int
 
     @staticmethod
-    def of(parts: Iterable[Pairs], limit: int, left_out: int = 0) -> Candidates:
-        """The closest pairs; those of equal inputs need no comparison and are all kept."""
+    def of(
+        parts: Iterable[Pairs],
+        limit: int,
+        left_out: int = 0,
+        waiting_pairs: int = DuplicateTuning.waiting_pairs,
+    ) -> Candidates:
+        """Returns the `limit` closest pairs, and all pairs of equal inputs, which need no
+        comparison.
+
+        `left_out` pairs were left out before. While parts come, about `waiting_pairs` are held.
+        """
         kept = Pairs.merge([])
         waiting: list[Pairs] = []
         worst = math.inf
@@ -68,8 +68,7 @@ class Candidates:
             near = part.distances <= worst
             left_out += len(near) - int(near.sum())
             waiting.append(part.take(near))
-            # Where nearly all examples are alike there are many times as many as are wanted.
-            if sum(len(one.distances) for one in waiting) > _WAITING_PAIRS:
+            if sum(len(pairs.distances) for pairs in waiting) > waiting_pairs:
                 kept, more = _closest([kept, *waiting], limit)
                 left_out += more
                 waiting = []
@@ -79,80 +78,68 @@ class Candidates:
 
 
 def _closest(parts: Sequence[Pairs], limit: int) -> tuple[Pairs, int]:
-    """Pairs of equal inputs, the closest others, and how many more there are."""
+    """The pairs of equal inputs, the `limit` closest others, and the number of further pairs."""
     pairs = Pairs.merge(parts)
     kept = min(len(pairs.distances), int((pairs.distances < 0).sum()) + limit)
     return pairs.take(np.arange(kept)), len(pairs.distances) - kept
 
 
-def _find(
-    grouped: tuple[tuple[int, int], Iterable[Signatures]], found: FeatureSet, least: float
-) -> Candidates:
-    (table, _), parts = grouped
-    tables = range(TABLES) if table == _EVERY_TABLE else (table,)
-    return Candidates.of(
-        signatures.candidates(Signatures.concatenate(parts), tables, least), pair_limit(found)
+def spread(
+    signatures: Signatures, examples: int, tuning: DuplicateTuning
+) -> Iterator[tuple[tuple[int, int], Signatures]]:
+    """Yields the signatures of a feature file by where they are compared: ((table, part),
+    Signatures); `examples` is the size of the whole set.
+    """
+    if examples <= tuning.rows_at_once:
+        yield (_ALL_TABLES, 0), signatures
+        return
+    bits = (examples // tuning.rows_per_part).bit_length()
+    for table in range(TABLES):
+        parts = (signatures.keys(table) >> np.uint64(64 - bits)).astype(np.int64)
+        for part in np.unique(parts).tolist():
+            yield (table, part), signatures.take(parts == part)
+
+
+def pair_limit(features: FeatureSet, tuning: DuplicateTuning) -> int:
+    """Returns how many pairs are compared: two float32 vectors [T·D] each fit into the budget."""
+    return tuning.vector_bytes // (
+        2 * 4 * len(features.manifest.checkpoints) * features.manifest.units
     )
-
-
-def _choose(_: None, parts: Sequence[Candidates], found: FeatureSet) -> Candidates:
-    chosen = Candidates.of(
-        (one.pairs for one in parts), pair_limit(found), sum(one.left_out for one in parts)
-    )
-    counters.add("pairs-compared", int((chosen.pairs.distances >= 0).sum()))
-    return chosen
-
-
-def _list_places(chosen: Candidates) -> Iterator[tuple[int, np.ndarray]]:
-    places = np.unique(chosen.pairs.places[chosen.pairs.distances >= 0])
-    for file in np.unique(places >> 32).tolist():
-        yield file, places[places >> 32 == file]
 
 
 def read_vectors(
-    wanted: tuple[int, np.ndarray], found: FeatureSet, directions: Directions
+    wanted: tuple[int, np.ndarray], features: FeatureSet, directions: Directions
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a feature file again: places [n] and vectors [n, d] of those of its examples that are
-    wanted.
+    """Reads some examples of a feature file, (file, record numbers [n]): returns the record numbers
+    and the vectors [n, d].
     """
-    file, places = wanted
-    payloads = found.payloads(Span(file, 0, found.manifest.files[file].count))
-    features = found.decode([payloads[row] for row in (places & 0xFFFFFFFF).tolist()])
-    return places, directions.vectors(features.activations)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Duplicates:
-    """The groups of a set.
-
-    Attributes:
-        groups: of copies.
-        left_out: candidates that were not compared, for want of memory.
-    """
-
-    groups: Groups
-    left_out: int
+    file, records = wanted
+    payloads = features.payloads(Span(file, 0, features.manifest.files[file].count))
+    chosen = features.decode([payloads[i] for i in signatures.indices_of(records).tolist()])
+    return records, directions.vectors(chosen.activations)
 
 
 def join(
-    chosen: Candidates, vectors: Iterable[tuple[np.ndarray, np.ndarray]], least: float
+    candidates: Candidates,
+    vectors: Iterable[tuple[np.ndarray, np.ndarray]],
+    min_similarity: float,
 ) -> Duplicates:
-    """Groups of what has equal inputs, and of what is at least so similar with another label."""
+    """Groups equal inputs, and examples with different labels and at least this similarity."""
     known = sorted(vectors, key=lambda pair: int(pair[0][0]))
-    places = np.concatenate([np.empty(0, np.int64), *(one for one, _ in known)])
-    pairs = chosen.pairs
+    records = np.concatenate([np.empty(0, np.int64), *(own for own, _ in known)])
+    pairs = candidates.pairs
     similar = np.ones(len(pairs.distances))
     near = np.flatnonzero(pairs.distances >= 0)
     if len(near):
-        rows = np.searchsorted(places, pairs.places[near])
-        stacked = np.concatenate([one for _, one in known])
-        for start in range(0, len(near), 4096):
-            part = slice(start, start + 4096)
-            similar[near[part]] = signatures.similarities(
-                stacked[rows[part, 0]], stacked[rows[part, 1]]
-            )
-    kept = (pairs.distances < 0) | (similar >= least)
-    return Duplicates(group(pairs.places[kept], pairs.labels[kept], similar[kept]), chosen.left_out)
+        rows = np.searchsorted(records, pairs.records[near])
+        stacked = np.concatenate([own for _, own in known])
+        for start in range(0, len(near), _PAIRS_AT_ONCE):
+            part = slice(start, start + _PAIRS_AT_ONCE)
+            similar[near[part]] = similarities(stacked[rows[part, 0]], stacked[rows[part, 1]])
+    kept = (pairs.distances < 0) | (similar >= min_similarity)
+    return Duplicates(
+        group(pairs.records[kept], pairs.labels[kept], similar[kept]), candidates.left_out
+    )
 
 
 @dataclasses.dataclass
@@ -161,40 +148,71 @@ class FindDuplicates(beam.PTransform):
     Duplicates (one).
 
     Attributes:
-        least: the similarity from which on examples with different labels are copies.
+        min_similarity: least similarity of duplicates with different labels.
+        tuning: limits of memory.
     """
 
-    least: float
+    min_similarity: float
+    tuning: DuplicateTuning = dataclasses.field(default_factory=DuplicateTuning)
+
+    def _propose(
+        self, grouped: tuple[tuple[int, int], Iterable[Signatures]], features: FeatureSet
+    ) -> Candidates:
+        (table, _), parts = grouped
+        tables = range(TABLES) if table == _ALL_TABLES else (table,)
+        return Candidates.of(
+            signatures.candidates(Signatures.concatenate(parts), tables, self.min_similarity),
+            pair_limit(features, self.tuning),
+            waiting_pairs=self.tuning.waiting_pairs,
+        )
+
+    def _choose(self, _: None, parts: Sequence[Candidates], features: FeatureSet) -> Candidates:
+        chosen = Candidates.of(
+            (part.pairs for part in parts),
+            pair_limit(features, self.tuning),
+            sum(part.left_out for part in parts),
+            self.tuning.waiting_pairs,
+        )
+        counters.add("pairs-compared", int((chosen.pairs.distances >= 0).sum()))
+        return chosen
 
     def expand(
         self, collections: tuple[beam.PCollection, beam.PCollection, beam.PCollection]
     ) -> beam.PCollection:
         sets, signatures, directions = collections
-        found = beam.pvalue.AsSingleton(sets)
-        chosen = (
+        features = beam.pvalue.AsSingleton(sets)
+        proposed = (
             signatures
             | "SpreadSignatures"
             >> beam.FlatMap(
-                lambda one, sets: spread(one, sets.manifest.examples), found
+                lambda part, features: spread(part, features.manifest.examples, self.tuning),
+                features,
             )  # ((table, part), Signatures)
             | "GroupSignatures" >> beam.GroupByKey()  # ((table, part), [Signatures])
-            | "FindCandidates" >> beam.Map(_find, found, self.least)  # Candidates
+            | "FindCandidates" >> beam.Map(self._propose, features)  # Candidates
         )
         candidates = (
             signatures.pipeline
             | "StartDuplicates" >> beam.Create([None])
             | "ChooseCandidates"
-            >> beam.Map(_choose, beam.pvalue.AsList(chosen), found)  # Candidates
+            >> beam.Map(self._choose, beam.pvalue.AsList(proposed), features)  # Candidates
         )
         vectors = (
             candidates
-            | "ListCandidates" >> beam.FlatMap(_list_places)  # (file, places)
-            | "SpreadCandidates" >> beam.Reshuffle()  # (file, places)
+            | "ListCandidates" >> beam.FlatMap(_list_records)  # (file, record numbers)
+            | "SpreadCandidates" >> beam.Reshuffle()  # (file, record numbers)
             | "ReadCandidates"
-            >> beam.Map(
-                read_vectors, found, beam.pvalue.AsSingleton(directions)
-            )  # (places, vectors)
+            >> beam.Map(read_vectors, features, beam.pvalue.AsSingleton(directions))
+            # (record numbers, vectors)
         )
         return candidates | "JoinDuplicates" >> beam.Map(
-            join, beam.pvalue.AsList(vectors), self.least
+            join, beam.pvalue.AsList(vectors), self.min_similarity
         )  # Duplicates
+
+
+def _list_records(candidates: Candidates) -> Iterator[tuple[int, np.ndarray]]:
+    """The examples to read again, by feature file: (file, record numbers)."""
+    records = np.unique(candidates.pairs.records[candidates.pairs.distances >= 0])
+    files = signatures.files_of(records)
+    for file in np.unique(files).tolist():
+        yield file, records[files == file]

@@ -1,9 +1,9 @@
-"""The training examples most alike to a few, among those with another label: all records against
-the few, in one scan.
+"""The training examples most similar to a few queries, among those with another label: one scan of
+all records for all queries.
 
-Rows of neighbours are a table: `example` (the number of the one that was asked for), `similarity`,
-`example_id`, `label`, `source`, `offset`, `content_digest`; of each example the most similar first,
-equal ones by id.
+Neighbours are rows of a table: `example` (the index of the query), `similarity`, `example_id`,
+`label`, `source`, `offset`, `content_digest`; for each query the most similar first, equal ones by
+id.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from transforms.core.shapes import Span
-from transforms.duplicates import signatures
-from transforms.duplicates.directions import Directions
+from transforms.duplicates.directions import Directions, similarities
 from transforms.duplicates.find import read_vectors
+from transforms.duplicates.signatures import files_of
 from transforms.storage import feature_record
 from transforms.storage.feature_set import FeatureSet
 
@@ -36,27 +36,23 @@ _SCHEMA = pa.schema(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Asked:
-    """The examples whose neighbours are asked for.
+class Queries:
+    """The examples whose neighbours are searched.
 
     Attributes:
-        places: [n] int64, as in `similarity.Signatures`.
-        labels: [n] int64, their own.
-        wanted: [n] int64, the label of the neighbours; where it is their own, any other.
+        records: [n] int64, record numbers; see `signatures`.
+        labels: [n] int64, their labels.
+        neighbour_labels: [n] int64, the label of the neighbours; where it equals the query's, the
+            neighbours have any other.
     """
 
-    places: np.ndarray
+    records: np.ndarray
     labels: np.ndarray
-    wanted: np.ndarray
-
-
-def _list_places(asked: Asked) -> Iterator[tuple[int, np.ndarray]]:
-    for file in np.unique(asked.places >> 32).tolist():
-        yield file, asked.places[asked.places >> 32 == file]
+    neighbour_labels: np.ndarray
 
 
 def best(table: pa.Table, count: int) -> pa.Table:
-    """The first `count` rows of each example, in order."""
+    """Returns the first `count` neighbours of each query, in order."""
     ordered = table.sort_by(
         [("example", "ascending"), ("similarity", "descending"), ("example_id", "ascending")]
     )
@@ -68,51 +64,58 @@ def best(table: pa.Table, count: int) -> pa.Table:
 
 def scan(
     file: int,
-    found: FeatureSet,
+    features: FeatureSet,
     directions: Directions,
-    asked: Asked,
+    queries: Queries,
     vectors: Iterable[tuple[np.ndarray, np.ndarray]],
     count: int,
 ) -> pa.Table:
-    """The best of a feature file."""
-    payloads = found.payloads(Span(file, 0, found.manifest.files[file].count))
-    features = found.decode(payloads)
-    labels = features.labels[:, 0]
-    own = directions.vectors(features.activations)
-    known = {
-        place: row
-        for places, rows in vectors
-        for place, row in zip(places.tolist(), rows, strict=True)
-    }
-    queries = np.stack([known[place] for place in asked.places.tolist()])
-    products = queries @ own.T
+    """Returns the best neighbours in a feature file; `vectors` are those of the queries, as
+    `read_vectors` returns them.
+    """
+    payloads = features.payloads(Span(file, 0, features.manifest.files[file].count))
+    own = features.decode(payloads)
+    labels = own.labels[:, 0]
+    own_vectors = directions.vectors(own.activations)
+    query_vectors = _in_order(queries, vectors)
+    products = query_vectors @ own_vectors.T
     allowed = np.where(
-        (asked.wanted == asked.labels)[:, None],
-        labels != asked.labels[:, None],
-        labels == asked.wanted[:, None],
+        (queries.neighbour_labels == queries.labels)[:, None],
+        labels != queries.labels[:, None],
+        labels == queries.neighbour_labels[:, None],
     )
     products[~allowed] = -np.inf
-    # One more for each, since the order of the products is that of float32.
-    kept = min(len(own), 2 * count)
+    # Twice as many, since float32 products may order near ties differently than similarities do.
+    kept = min(len(own_vectors), 2 * count)
     rows = np.argpartition(-products, kept - 1, axis=1)[:, :kept]
-    examples, places = np.nonzero(np.take_along_axis(allowed, rows, axis=1))
-    rows = rows[examples, places]
+    examples, columns = np.nonzero(np.take_along_axis(allowed, rows, axis=1))
+    rows = rows[examples, columns]
     origins = feature_record.origins([payloads[row] for row in rows.tolist()])
     return best(
         pa.table(
             [
                 examples,
-                signatures.similarities(queries[examples], own[rows]),
-                pa.array(features.example_ids[rows].tolist(), pa.binary()).cast(pa.string()),
+                similarities(query_vectors[examples], own_vectors[rows]),
+                pa.array(own.example_ids[rows].tolist(), pa.binary()).cast(pa.string()),
                 labels[rows],
-                [one.source for one in origins],
-                [one.offset for one in origins],
-                [one.content_digest for one in origins],
+                [origin.source for origin in origins],
+                [origin.offset for origin in origins],
+                [origin.content_digest for origin in origins],
             ],
             schema=_SCHEMA,
         ),
         count,
     )
+
+
+def _in_order(queries: Queries, vectors: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The vectors [n, d] of the queries, in their order."""
+    by_record = {
+        record: row
+        for records, rows in vectors
+        for record, row in zip(records.tolist(), rows, strict=True)
+    }
+    return np.stack([by_record[record] for record in queries.records.tolist()])
 
 
 class _Best(beam.CombineFn):
@@ -136,57 +139,60 @@ class _Best(beam.CombineFn):
 
 @dataclasses.dataclass
 class FindNeighbours(beam.PTransform):
-    """Finds neighbours with other labels: (FeatureSet (one), Directions (one), Asked (at most one))
-    → pa.Table (one).
+    """Finds neighbours with other labels: (FeatureSet (one), Directions (one), Queries (at most
+    one)) → pa.Table (one).
 
     Attributes:
-        count: how many of each.
+        count: number of neighbours of each query.
     """
 
     count: int
 
+    def _scan(
+        self,
+        file: int,
+        features: FeatureSet,
+        directions: Directions,
+        queries: Sequence[Queries],
+        vectors: Sequence[tuple[np.ndarray, np.ndarray]],
+    ) -> pa.Table:
+        return scan(file, features, directions, queries[0], vectors, self.count)
+
     def expand(
         self, collections: tuple[beam.PCollection, beam.PCollection, beam.PCollection]
     ) -> beam.PCollection:
-        sets, directions, asked = collections
-        found, centred = beam.pvalue.AsSingleton(sets), beam.pvalue.AsSingleton(directions)
+        sets, directions, queries = collections
+        features, centred = beam.pvalue.AsSingleton(sets), beam.pvalue.AsSingleton(directions)
+        asked = beam.pvalue.AsList(queries)
         vectors = (
-            asked
-            | "ListAsked" >> beam.FlatMap(_list_places)  # (file, places)
-            | "SpreadAsked" >> beam.Reshuffle()  # (file, places)
-            | "ReadAsked" >> beam.Map(read_vectors, found, centred)  # (places, vectors)
+            queries
+            | "ListQueries" >> beam.FlatMap(_list_records)  # (file, record numbers)
+            | "SpreadQueries" >> beam.Reshuffle()  # (file, record numbers)
+            | "ReadQueries" >> beam.Map(read_vectors, features, centred)
+            # (record numbers, vectors)
         )
         return (
-            # Not from the set itself: a runner that fused this with what reads the set would wait
-            # for the rows before it makes them.
+            # Not from the set itself: a runner would fuse this with the steps that read the set,
+            # and then wait for the rows before making them.
             sets.pipeline
             | "StartScan" >> beam.Create([None])
-            | "ListScanned" >> beam.FlatMap(_files, found, beam.pvalue.AsList(asked))  # file
+            | "ListScanned" >> beam.FlatMap(_list_files, features, asked)  # file
             | "SpreadScanned" >> beam.Reshuffle()  # file
             | "ScanNeighbours"
             >> beam.Map(
-                _scan,
-                found,
-                centred,
-                beam.pvalue.AsList(asked),
-                beam.pvalue.AsList(vectors),
-                self.count,
+                self._scan, features, centred, asked, beam.pvalue.AsList(vectors)
             )  # pa.Table
             | "MergeNeighbours" >> beam.CombineGlobally(_Best(self.count))  # pa.Table
         )
 
 
-def _files(_: None, found: FeatureSet, asked: Sequence[Asked]) -> Iterator[int]:
-    """All files, or none where nothing is asked for."""
-    yield from range(len(found.manifest.files) if asked else 0)
+def _list_records(queries: Queries) -> Iterator[tuple[int, np.ndarray]]:
+    """The queries to read, by feature file: (file, record numbers)."""
+    files = files_of(queries.records)
+    for file in np.unique(files).tolist():
+        yield file, queries.records[files == file]
 
 
-def _scan(
-    file: int,
-    found: FeatureSet,
-    directions: Directions,
-    asked: Sequence[Asked],
-    vectors: Sequence[tuple[np.ndarray, np.ndarray]],
-    count: int,
-) -> pa.Table:
-    return scan(file, found, directions, asked[0], vectors, count)
+def _list_files(_: None, features: FeatureSet, queries: Sequence[Queries]) -> Iterator[int]:
+    """All feature files, or none without queries."""
+    yield from range(len(features.manifest.files) if queries else 0)

@@ -1,15 +1,15 @@
-"""How alike examples are to the model, whatever their labels: the directions of their activations,
-and signatures to find alike ones by.
+"""Signatures of activations, and the pairs of examples that they propose as duplicates.
 
-Loss gradients point opposite ways under different labels, so copies whose labels conflict are far
-apart in them; activations know nothing of the label. Two examples are as alike as the mean over the
-checkpoints of the cosine of `h_t − mean h_t`: without its mean, what all examples share after a
-ReLU, any two would be alike.
+Loss gradients point opposite ways under different labels, so copies with conflicting labels are far
+apart in them. Activations know nothing of the label; see `directions` for the similarity.
 
-All pairs are never looked at. A signature has a bit for the side of each of 256 random planes that
-a direction is on; two directions at an angle θ differ in about 256 θ / π bits. Sorted by their bits
-from each of eight places on, alike ones come near each other, and each is compared with the next
-few.
+Comparing all pairs would take too long. A signature has a bit for the side of each of 256 random
+hyperplanes on which a direction lies; two directions at an angle θ differ in about 256 θ / π bits
+(Charikar 2002). Eight tables sort the signatures by their bits from another start each. Alike
+examples come near each other in some table, and each is compared with the next few.
+
+A record number identifies an example of a feature set: the index of its feature file times 2³² plus
+the index of its record in that file.
 """
 
 from __future__ import annotations
@@ -24,15 +24,33 @@ import numpy as np
 
 from transforms.duplicates.directions import Directions
 
+# Bits of a signature. At a similarity of 0.99, 12 ± 3 of them differ.
 _BITS = 256
 
+# One for each 32-bit word of a signature, which is then the start of the bits sorted by.
 TABLES = 8
 
-# Each example is compared with so many of those that follow it in a table.
+# How many of the next signatures in a table each is compared with.
 _WINDOW = 32
 
-# Bits by which a pair may exceed what is expected of the least similarity, in standard deviations.
+# By how many standard deviations a pair's differing bits may exceed the number expected of the
+# least similarity: 1 pair in 700 exceeds 3.
 _SLACK = 3.0
+
+
+def record_numbers(file: int, count: int) -> np.ndarray:
+    """Returns the record numbers [count] int64 of a feature file."""
+    return (np.int64(file) << 32) + np.arange(count)
+
+
+def files_of(records: np.ndarray) -> np.ndarray:
+    """Returns the indices of the feature files of record numbers."""
+    return records >> 32
+
+
+def indices_of(records: np.ndarray) -> np.ndarray:
+    """Returns the indices of records in their files, of record numbers."""
+    return records & 0xFFFFFFFF
 
 
 @functools.lru_cache(maxsize=1)
@@ -42,16 +60,16 @@ def _planes(size: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Signatures:
-    """What is known of n examples to find alike ones by.
+    """Signatures of n examples.
 
     Attributes:
-        places: [n] int64, the feature file times 2³² plus the record in it.
+        records: [n] int64, record numbers.
         labels: [n] int32.
-        hashes: [n] uint64, of all activations: equal inputs give equal ones.
+        hashes: [n] uint64, of all activations: equal inputs have equal hashes.
         bits: [n, 4] uint64.
     """
 
-    places: np.ndarray
+    records: np.ndarray
     labels: np.ndarray
     hashes: np.ndarray
     bits: np.ndarray
@@ -60,8 +78,8 @@ class Signatures:
     def of(
         file: int, activations: np.ndarray, labels: np.ndarray, directions: Directions
     ) -> Signatures:
-        """The signatures of a feature file's examples; of those without any activation above or
-        below 0 nothing is known.
+        """Returns the signatures of a feature file, without the examples whose activations are all
+        0: nothing is known of them.
         """
         own = np.ascontiguousarray(activations[:, :, : directions.centres.shape[1]])
         hashes = [
@@ -71,32 +89,31 @@ class Signatures:
         vectors = directions.vectors(own)
         bits = np.packbits(vectors @ _planes(vectors.shape[1]) > 0, axis=1).view(np.uint64)
         alive = own.any(axis=(1, 2))
-        places = (np.int64(file) << 32) + np.arange(len(own))
         return Signatures(
-            places[alive],
+            record_numbers(file, len(own))[alive],
             labels[alive].astype(np.int32),
             np.array(hashes, np.uint64)[alive],
             bits[alive],
         )
 
     def take(self, rows: np.ndarray) -> Signatures:
-        """Some of them: a mask or indices."""
+        """Returns some of the signatures, by a mask or by indices."""
         return Signatures(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
     @staticmethod
     def concatenate(parts: Iterable[Signatures]) -> Signatures:
-        """All of them (at least one part), in the order of their places."""
+        """Returns the signatures of all parts (at least one), ordered by record number."""
         known = list(parts)
         joined = Signatures(
             *(
-                np.concatenate([getattr(one, field.name) for one in known])
+                np.concatenate([getattr(part, field.name) for part in known])
                 for field in dataclasses.fields(Signatures)
             )
         )
-        return joined.take(np.argsort(joined.places))
+        return joined.take(np.argsort(joined.records))
 
     def keys(self, table: int) -> np.ndarray:
-        """What a table is sorted by: [n] uint64, the 64 bits from bit 32 · table on."""
+        """Returns the sort keys of a table: [n] uint64, the 64 bits from bit 32 · table on."""
         words = self.bits.view(np.uint32)
         return words[:, table].astype(np.uint64) << np.uint64(32) | words[:, (table + 1) % TABLES]
 
@@ -106,85 +123,84 @@ class Pairs:
     """Pairs of examples.
 
     Attributes:
-        places: [m, 2] int64, the smaller one first.
+        records: [m, 2] int64, record numbers, the smaller first.
         labels: [m, 2] int32.
-        distances: [m] int64, bits that differ, or −1 of equal inputs.
+        distances: [m] int64, the number of differing bits, or −1 for equal inputs.
     """
 
-    places: np.ndarray
+    records: np.ndarray
     labels: np.ndarray
     distances: np.ndarray
 
     def take(self, rows: np.ndarray) -> Pairs:
-        """Some of them: a mask or indices."""
-        return Pairs(self.places[rows], self.labels[rows], self.distances[rows])
+        """Returns some of the pairs, by a mask or by indices."""
+        return Pairs(self.records[rows], self.labels[rows], self.distances[rows])
 
     @staticmethod
     def merge(parts: Iterable[Pairs]) -> Pairs:
-        """All of them, each once, the closest first."""
+        """Returns the pairs of all parts, each once, the closest first."""
         known = list(parts)
         joined = Pairs(
-            np.concatenate([np.empty((0, 2), np.int64), *(one.places for one in known)]),
-            np.concatenate([np.empty((0, 2), np.int32), *(one.labels for one in known)]),
-            np.concatenate([np.empty(0, np.int64), *(one.distances for one in known)]),
+            np.concatenate([np.empty((0, 2), np.int64), *(part.records for part in known)]),
+            np.concatenate([np.empty((0, 2), np.int32), *(part.labels for part in known)]),
+            np.concatenate([np.empty(0, np.int64), *(part.distances for part in known)]),
         )
-        _, first = np.unique(joined.places, axis=0, return_index=True)
+        _, first = np.unique(joined.records, axis=0, return_index=True)
         joined = joined.take(first)
-        return joined.take(np.lexsort((joined.places[:, 1], joined.places[:, 0], joined.distances)))
+        return joined.take(
+            np.lexsort((joined.records[:, 1], joined.records[:, 0], joined.distances))
+        )
 
 
 def most_bits(similarity: float) -> int:
-    """By how many bits a pair with at least this similarity hardly ever differs."""
+    """Returns a number of bits that pairs with at least this similarity hardly ever exceed."""
     share = math.acos(max(-1.0, min(1.0, similarity))) / math.pi
     return math.ceil(_BITS * share + _SLACK * math.sqrt(_BITS * share * (1 - share)))
 
 
-def candidates(found: Signatures, tables: Iterable[int], similarity: float) -> Iterator[Pairs]:
-    """Pairs that may be copies of each other, piece by piece, since there may be many, and some of
-    them several times: first equal inputs with any labels, each with the next, then alike ones
-    whose labels differ.
+def candidates(signatures: Signatures, tables: Iterable[int], similarity: float) -> Iterator[Pairs]:
+    """Yields the pairs that may be duplicates: first equal inputs with any labels, each with the
+    next, then alike ones with different labels.
+
+    Pairs come in parts, since there may be many, and some of them several times.
     """
-    by_input = np.lexsort((found.places, found.labels, found.hashes))
-    same = found.hashes[by_input[1:]] == found.hashes[by_input[:-1]]
-    yield _pairs(found, by_input[:-1][same], by_input[1:][same], np.full(same.sum(), -1))
-    # Of equal inputs with one label one stands for all, or they would fill each other's windows.
+    by_input = np.lexsort((signatures.records, signatures.labels, signatures.hashes))
+    same = signatures.hashes[by_input[1:]] == signatures.hashes[by_input[:-1]]
+    yield _pairs(signatures, by_input[:-1][same], by_input[1:][same], np.full(same.sum(), -1))
+    # Equal inputs with equal labels would fill each other's windows: the first represents all.
     again = np.concatenate(
-        [[False], same & (found.labels[by_input[1:]] == found.labels[by_input[:-1]])]
+        [[False], same & (signatures.labels[by_input[1:]] == signatures.labels[by_input[:-1]])]
     )
-    distinct = found.take(np.sort(by_input[~again[: len(by_input)]]))
+    distinct = signatures.take(np.sort(by_input[~again[: len(by_input)]]))
     limit = most_bits(similarity)
     for table in tables:
-        ordered = distinct.take(np.lexsort((distinct.places, distinct.keys(table))))
-        for step in range(1, min(_WINDOW + 1, len(ordered.places))):
+        ordered = distinct.take(np.lexsort((distinct.records, distinct.keys(table))))
+        for step in range(1, min(_WINDOW + 1, len(ordered.records))):
             (first,) = np.nonzero(
                 (ordered.labels[:-step] != ordered.labels[step:])
                 & (ordered.hashes[:-step] != ordered.hashes[step:])
-                # One word tells most that are too far apart.
-                & (_ones(ordered.bits[:-step, 0] ^ ordered.bits[step:, 0]) <= limit)
+                # A single word excludes most pairs that are too far apart.
+                & (count_bits(ordered.bits[:-step, 0] ^ ordered.bits[step:, 0]) <= limit)
             )
-            distances = _ones(ordered.bits[first] ^ ordered.bits[first + step]).sum(axis=1)
+            distances = count_bits(ordered.bits[first] ^ ordered.bits[first + step]).sum(axis=1)
             near = distances <= limit
             yield _pairs(ordered, first[near], first[near] + step, distances[near])
 
 
 def _pairs(
-    found: Signatures, first: np.ndarray, second: np.ndarray, distances: np.ndarray
+    signatures: Signatures, first: np.ndarray, second: np.ndarray, distances: np.ndarray
 ) -> Pairs:
     rows = np.stack([first, second], axis=1)
-    rows = np.where((found.places[rows[:, :1]] > found.places[rows[:, 1:]]), rows[:, ::-1], rows)
-    return Pairs(found.places[rows], found.labels[rows], distances.astype(np.int64))
+    records = signatures.records
+    rows = np.where((records[rows[:, :1]] > records[rows[:, 1:]]), rows[:, ::-1], rows)
+    return Pairs(records[rows], signatures.labels[rows], distances.astype(np.int64))
 
 
-def _ones(words: np.ndarray) -> np.ndarray:
-    """How many bits of each uint64 are set (NumPy's own count is not in its 1.26)."""
+def count_bits(words: np.ndarray) -> np.ndarray:
+    """Returns the number of set bits of each uint64 (NumPy 1.26 has no such function)."""
     words = words - (words >> np.uint64(1) & np.uint64(0x5555555555555555))
     words = (words & np.uint64(0x3333333333333333)) + (
         words >> np.uint64(2) & np.uint64(0x3333333333333333)
     )
     words = words + (words >> np.uint64(4)) & np.uint64(0x0F0F0F0F0F0F0F0F)
     return (words * np.uint64(0x0101010101010101) >> np.uint64(56)).astype(np.int64)
-
-
-def similarities(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Of n pairs of vectors [n, d]: [n] float64, at most 1."""
-    return np.minimum((first.astype(np.float64) * second).sum(axis=1), 1.0)

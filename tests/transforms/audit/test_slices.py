@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from transforms.audit.config import AuditTuning
 from transforms.audit.slices import GradientSums, label_slices, slice_limit
 from transforms.core.features import Features
 from transforms.storage.feature_manifest import FeatureManifest
@@ -120,7 +121,13 @@ def test_labels_are_slices_where_their_sums_are_small_enough():
             {},
         )
 
-    assert label_slices(manifest(10, 129)) == 10 and slice_limit(manifest(10, 129)) == 266
-    assert label_slices(manifest(1, 129)) == 2
-    assert label_slices(manifest(1000, 2049)) == 1 and slice_limit(manifest(1000, 2049)) == 1
-    assert label_slices(manifest(100, 600)) == 1 and slice_limit(manifest(100, 600)) == 46
+    tuning = AuditTuning(slice_bytes=64 << 20, slice_values=256)
+    for outputs, units, labels, limit in (
+        (10, 129, 10, 266),
+        (1, 129, 2, 258),
+        (1000, 2049, 1, 1),
+        (100, 600, 1, 46),
+    ):
+        found = manifest(outputs, units)
+        assert label_slices(found, tuning) == labels
+        assert slice_limit(found, tuning) == limit

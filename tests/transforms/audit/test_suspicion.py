@@ -21,7 +21,7 @@ def clusters(
     labels = rng.integers(0, classes, n)
     labels[:classes] = np.arange(classes)
     h = rng.normal(size=(classes, units))[labels] * distance + rng.normal(size=(n, units))
-    return suspicion.with_one(h.astype(np.float32), False), labels
+    return suspicion.with_bias(h.astype(np.float32), False), labels
 
 
 def even(values: np.ndarray, labels: np.ndarray) -> Evidence:
@@ -80,11 +80,11 @@ def test_moments_of_parts_add_up_to_those_of_the_whole(n, m, seed):
     assert parts.examples == n + m
 
 
-@pytest.mark.parametrize("has_one", [True, False])
-def test_a_trailing_one_is_there_once(has_one):
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_trailing_one_is_there_once(has_bias):
     h = np.array([[2.0, 1.0]], np.float32)
-    assert suspicion.with_one(h, has_one).tolist() == (
-        [[2.0, 1.0]] if has_one else [[2.0, 1.0, 1.0]]
+    assert suspicion.with_bias(h, has_bias).tolist() == (
+        [[2.0, 1.0]] if has_bias else [[2.0, 1.0, 1.0]]
     )
 
 

@@ -1,4 +1,4 @@
-"""Weighed examples as files."""
+"""Audited examples as files and as rows."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from transforms.audit import pending
-from transforms.audit.pending import AuditedExamples
+from transforms.audit.rows import AuditedExamples, read_pending, write_pending
 from transforms.audit.slices import Slices
 from transforms.audit.suspicion import Evidence
 from transforms.core.errors import InputError
@@ -64,21 +63,21 @@ def test_what_is_read_is_what_was_written(
     tmp_path: pathlib.Path, n: int, slices: Slices | None
 ) -> None:
     known, evidence = drawn(n, slices)
-    stored = pending.write(str(tmp_path), known, evidence)
+    stored = write_pending(str(tmp_path), known, evidence)
     assert (stored.file, stored.stored.count) == (7, n)
-    for one, other in zip((known, evidence), pending.read(str(tmp_path), stored), strict=True):
+    for one, other in zip((known, evidence), read_pending(str(tmp_path), stored), strict=True):
         assert_equal(one, other)
 
 
 def test_attempts_do_not_overwrite_each_other(tmp_path: pathlib.Path) -> None:
     known, evidence = drawn(3, None)
-    names = {pending.write(str(tmp_path), known, evidence).stored.name for _ in range(2)}
+    names = {write_pending(str(tmp_path), known, evidence).stored.name for _ in range(2)}
     assert len(names) == 2 and names == {path.name for path in tmp_path.iterdir()}
 
 
 def test_damage_is_told(tmp_path: pathlib.Path) -> None:
-    stored = pending.write(str(tmp_path), *drawn(3, None))
+    stored = write_pending(str(tmp_path), *drawn(3, None))
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(InputError, match="weighed-000007"):
-        pending.read(str(tmp_path), stored)
+        read_pending(str(tmp_path), stored)
