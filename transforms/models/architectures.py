@@ -26,7 +26,7 @@ from transforms.models.weights import (
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A Keras model with what it was compiled with."""
+    """A Keras model, and the loss that it was compiled with."""
 
     model: Any
     loss: Any

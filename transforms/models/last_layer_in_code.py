@@ -3,8 +3,8 @@
 A subclassed model, or one that ends in a layer of the user's own, has no graph to walk. It is run
 on random numbers instead, and two properties are checked for each checkpoint when it is loaded:
 
-- Nothing but a softmax or sigmoid follows the layer: other values put in the place of its output
-  come out of the model so.
+- Nothing but a softmax or sigmoid follows the layer: values that replace its output come out of the
+  model, unchanged or through that activation.
 - The layer is the only way from its kernel to the output: the kernel's gradient is the outer
   product of the layer's input and the gradient at its logits.
 """
@@ -33,8 +33,8 @@ from transforms.models.last_layer import (
 
 # Random examples that a model is run on: enough to tell coincidences from rules, for little time.
 _ROWS = 8
-# Standard deviations of the values put in the place of the layer's output, from row to row: small
-# ones leave a softmax unsaturated, large ones exceed limits that a model may clip at.
+# Standard deviations of the values that replace the layer's output, from row to row: small ones
+# leave a softmax unsaturated, large ones exceed limits that a model may clip at.
 _SMALLEST_OUTPUT, _LARGEST_OUTPUT = 0.1, 300
 # Differences that rounding may make, relative to the largest value.
 _TOLERANCES = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -199,7 +199,7 @@ def find_last_dense_layer(model: Any, choice: LayerChoice, path: str) -> LastDen
             f"{path}: no Dense layer of {trial.name} is the last one, followed by at most a "
             f"softmax or sigmoid: {'; '.join(reasons)}."
         )
-    # There is only one: the last layer discards values put in the place of any other.
+    # There is only one: a value that replaces the output of any other layer does not come out.
     tap, activation = fitting[0]
     dense = tap.dense
     check_dense(dense, choice.include_bias, path)

@@ -155,7 +155,7 @@ class _Walk:
         self._set_activation(activation)
 
     def _next_operation(self) -> tuple[Any, Any]:
-        """Enters and leaves models until the tensor is that of another operation.
+        """Enters and leaves models until an operation is reached that is no model.
 
         Returns:
             The operation and its node.
@@ -215,21 +215,21 @@ def _check_positions(
     call: _DenseCall, positions: tuple[int | None, ...], per_token: bool, path: str
 ) -> None:
     """Raises InputError unless the layer works on positions exactly where `per_token` says so."""
-    found, shape = describe(call.dense), _shape(call.hidden.shape)
+    layer, shape = describe(call.dense), _shape(call.hidden.shape)
     if positions and not per_token:
         raise InputError(
-            f"{path}: {found} works on each position of a tensor of shape {shape}: its gradient is "
+            f"{path}: {layer} works on each position of a tensor of shape {shape}: its gradient is "
             "a sum of outer products over the positions; expected one vector per example, or "
             "`per_token`, which makes a record of each position."
         )
     if per_token and not positions:
         raise InputError(
-            f"{path}: {found} works on one vector per example, shape {shape}; leave `per_token` "
+            f"{path}: {layer} works on one vector per example, shape {shape}; leave `per_token` "
             "out."
         )
     if None in positions:
         raise InputError(
-            f"{path}: {found} works on a free number of positions, shape {shape}; expected a fixed "
+            f"{path}: {layer} works on a free number of positions, shape {shape}; expected a fixed "
             "input shape."
         )
 
@@ -321,10 +321,10 @@ def _over_last_axis(operation: Any, tensor: Any) -> bool:
 
 def _obstacle(operation: Any, path: str, model: Any) -> InputError:
     """Makes the error for an operation that stands where the last dense layer is expected."""
-    found = describe(operation)
+    name = describe(operation)
     if isinstance(operation, keras.layers.Dense):
         return InputError(
-            f"{path}: {found} is a subclass of Dense, whose computation may differ; expected "
+            f"{path}: {name} is a subclass of Dense, whose computation may differ; expected "
             "keras.layers.Dense itself."
         )
     if isinstance(operation, keras.layers.InputLayer):
@@ -335,11 +335,10 @@ def _obstacle(operation: Any, path: str, model: Any) -> InputError:
     kernel = getattr(operation, "weights", None) and hasattr(operation, "kernel")
     if kernel or "Conv" in type(operation).__name__:
         return InputError(
-            f"{path} ends in {found}, which is not a Dense layer; expected a Dense layer at the "
-            "end."
+            f"{path} ends in {name}, which is not a Dense layer; expected a Dense layer at the end."
         )
     return InputError(
-        f"{path}: {found} stands at the end, after any Dense layer "
+        f"{path}: {name} stands at the end, after any Dense layer "
         f"({', '.join(_dense_names(model)) or 'there is none'}); expected a Dense layer followed "
         "by at most a softmax or sigmoid, dropout, reshapes and casts."
     )

@@ -51,8 +51,8 @@ def resolve(
     Args:
         compiled: `compile_config["loss"]` of a .keras archive: a name, a serialized loss, or a list
             or dict with one of them.
-        override: the value of `loss`: a Keras loss by name, with keyword literals if wanted, or
-            `package>name` of a registered one.
+        override: the value of `loss`: the name of a Keras loss, or `package>name` of a registered
+            one, and keyword literals in parentheses where it takes any.
         activation: the activation that follows the logits in the model: `linear`, `softmax` or
             `sigmoid`.
         outputs: C.
@@ -78,21 +78,40 @@ def resolve(
     weight = _loss_weight(loss_weights)
     _check_arguments(loss, per_token)
     _check_activation(loss, activation, outputs)
-    task = _task(loss, activation, outputs)
-    # Keras reads the probabilities as logits then; without from_logits the activation is folded in
-    # all the same.
+    # After no activation the output is the logits.
     detached = detached and activation != "linear"
+    arguments = (compiled, override, activation, outputs, loss_weights, detached, per_token)
+    resolved = _build(loss, activation, outputs, weight, detached, per_token, arguments)
+    if resolved.formula is Formula.AUTOMATIC:
+        trials.check_per_example(resolved, loss.name)
+        if per_token:
+            trials.check_per_position(resolved, loss.name)
+    return resolved
+
+
+def _build(
+    loss: KerasLoss,
+    activation: str,
+    outputs: int,
+    weight: float,
+    detached: bool,
+    per_token: bool,
+    arguments: tuple[Any, ...],
+) -> Loss:
+    """Chooses task, rule of labels and formula for a Keras loss; see `resolve`."""
+    task = _task(loss, activation, outputs)
     formula = _formula(loss, activation, detached)
-    ignored = loss.arguments.get("ignore_class")
-    # "none" is summed by the gradient.
-    means = loss.instance.reduction not in ("sum", "none", None)
-    means = means or isinstance(loss.instance, FunctionLoss)
-    resolved = Loss(
+    # Keras takes detached probabilities for logits under from_logits=True only; without it the
+    # activation is folded in all the same.
+    description = _describe(loss, formula, activation, weight, detached and loss.from_logits)
+    ignored, means = loss.arguments.get("ignore_class"), _means_positions(loss)
+    if per_token:
+        description += _describe_positions(ignored, means)
+    return Loss(
         task=task,
         outputs=outputs,
         activation=activation,
-        description=_describe(loss, formula, activation, weight, detached and loss.from_logits)
-        + (_describe_positions(ignored, means) if per_token else ""),
+        description=description,
         ignored_label=ignored,
         means_positions=means,
         label_rule=_label_rule(loss, task),
@@ -101,13 +120,8 @@ def resolve(
         weight=weight,
         detached=detached,
         keras_loss=loss.instance,
-        arguments=(compiled, override, activation, outputs, loss_weights, detached, per_token),
+        arguments=arguments,
     )
-    if formula is Formula.AUTOMATIC:
-        trials.check_per_example(resolved, loss.name)
-        if per_token:
-            trials.check_per_position(resolved, loss.name)
-    return resolved
 
 
 def _reduce(loss: Loss) -> tuple[Callable[..., Loss], tuple[Any, ...]]:
@@ -266,6 +280,16 @@ def _formula(loss: KerasLoss, activation: str, detached: bool) -> Formula:
     return formula
 
 
+def _means_positions(loss: KerasLoss) -> bool:
+    """Returns whether Keras reduces the losses of positions to their mean.
+
+    The gradient of a loss that is not reduced is that of the sum.
+    """
+    # Keras compiles a bare function with its default reduction, a mean.
+    is_function = isinstance(loss.instance, FunctionLoss)
+    return is_function or loss.instance.reduction not in ("sum", "none", None)
+
+
 def _label_smoothing(loss: KerasLoss) -> float:
     return float(loss.arguments.get("label_smoothing") or 0.0)
 
@@ -280,7 +304,7 @@ def _describe(
     Args:
         loss: the Keras loss.
         formula: how its gradient is computed.
-        activation: what follows the logits.
+        activation: the activation that follows the logits.
         weight: the loss weight.
         as_logits: whether the loss takes the probabilities for logits.
     """

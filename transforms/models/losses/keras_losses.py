@@ -51,7 +51,7 @@ class KerasLoss:
 
     @property
     def from_logits(self) -> bool:
-        """Whether the loss is told that it is given logits."""
+        """Whether the loss expects logits, instead of probabilities."""
         return bool(self.arguments.get("from_logits", False))
 
 

@@ -1,4 +1,4 @@
-"""Labels that a loss accepts: which ones are valid, and what a feature record holds of them."""
+"""Rules for labels, with reasons why a label breaks one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def invalid_labels(labels: np.ndarray, rule: LabelRule, outputs: int) -> list[st
 
     Args:
         labels: `[n, label_width]`, any numeric dtype.
-        rule: what each label must follow.
+        rule: the rule for each label.
         outputs: C, the number of classes of an index.
 
     Returns:

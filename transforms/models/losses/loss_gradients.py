@@ -85,9 +85,9 @@ def automatic(
     """Differentiates any loss whose examples do not depend on each other.
 
     Args:
-        values: gives the losses `[n]` of logits and labels.
+        values: computes the losses `[n]` of logits and labels.
         logits: `[n, C]` float32.
-        labels: what `values` takes.
+        labels: `[n, label_width]`.
 
     Returns:
         δ `[n, C]` float32, 0 where the loss does not depend on the logits.
