@@ -1,6 +1,4 @@
-"""A small model with everything that inference mode must get right, and how its checkpoints are
-made and run.
-"""
+"""A small model with layers that inference mode changes, and tools to save, load and run models."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ N, D_IN, C = 16, 6, 3
 
 
 def make_model() -> keras.Model:
-    """A model with everything that inference mode must get right: dropout, moved batch statistics,
-    a bias.
-    """
+    """A model with dropout, batch statistics that move, and a bias."""
     return keras.Sequential(
         [
             keras.Input((D_IN,), name="pixels"),
@@ -84,11 +80,10 @@ def assert_reference(
     rtol: float = 1e-4,
     atol: float = 1e-6,
 ) -> None:
-    """The factored gradients of the first checkpoint are the tape's on the whole model in inference
-    mode, example by example.
+    """Asserts that factored gradients of the first checkpoint are the tape's, example by example.
 
-    `inputs` is what the model is called with; `value` gives the loss of example i from the model's
-    output for it alone.
+    The tape is on the whole model in inference mode. `inputs` are the model's arguments; `value`
+    computes the loss of example i from the model's output for it alone.
     """
     names = [spec.name for spec in found.inputs]
     flat = inputs if not isinstance(inputs, dict) else [inputs[name] for name in names]
@@ -117,9 +112,7 @@ def assert_reference(
 
 
 def assert_refused(path: str, message: str) -> None:
-    """Loading the checkpoint at `path` is refused in one line that names it and matches
-    `message`.
-    """
+    """Asserts that a checkpoint is refused in one line that names it and matches `message`."""
     with pytest.raises(InputError, match=message) as caught:
         load(ModelSpec((path,), loss="mse"))
     assert path in str(caught.value) and "\n" not in str(caught.value)

@@ -94,7 +94,7 @@ def _inputs_of_code(model: Any, path: str) -> ModelInputs:
         config = keras.Layer.get_build_config(model) or {}
         if "input_shape" not in config:
             raise InputError(
-                f"{path} is a subclassed model ({type(model).__name__}) that does not tell the "
+                f"{path} is a subclassed model ({type(model).__name__}) that does not declare the "
                 "shapes of its inputs; set self.input_spec = "
                 "keras.InputSpec(shape=(None, ...), dtype=...) in it, or call it once before "
                 "saving."

@@ -140,7 +140,7 @@ class _TrialRun:
             )
             raise InputError(
                 f"{self.path}: {self.name} cannot be called with random numbers of {shapes} "
-                f"({first_line(error)}); declare what it takes as self.input_spec = "
+                f"({first_line(error)}); declare its inputs as self.input_spec = "
                 "keras.InputSpec(shape=(None, ...), dtype=...)."
             ) from error
 

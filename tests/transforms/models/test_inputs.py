@@ -1,6 +1,4 @@
-"""What a model takes and gives, by name: several outputs, dictionaries of inputs, and what a
-subclassed model tells.
-"""
+"""Inputs and outputs of a model, by name: several outputs, and inputs in lists and dictionaries."""
 
 from __future__ import annotations
 

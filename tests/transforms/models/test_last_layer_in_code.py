@@ -1,5 +1,5 @@
-"""Models whose end is code: the last dense layer is found by running them, its gradients are the
-tape's, and what cannot be is refused.
+"""Models that end in code: the last dense layer is found by running them, and its gradients are the
+tape's; models for which they would not be are refused.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ register = keras.saving.register_keras_serializable("test_tracing")
 
 
 class Base(keras.Model):
-    """A trunk with what inference mode must get right, and a head that is not the last layer to be
-    made.
-    """
+    """A trunk with layers that inference mode changes; the last dense layer is not made last."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -184,8 +182,9 @@ def test_weights_files_of_a_model_that_code_builds(
 
 @register
 class Tokens(keras.Model):
-    """Whole numbers and a second input, by name; what it takes is declared, because what it was
-    built with does not tell dtypes.
+    """Whole numbers and a second input, by name.
+
+    Its inputs are declared, because the shapes that it was built with have no dtypes.
     """
 
     def __init__(self, **kwargs: Any):
@@ -487,14 +486,14 @@ def test_a_stack_of_dense_layers_is_not_ambiguous(tmp_path: Path) -> None:
         load(ModelSpec((path,), loss="mse", layer="drop"))
 
 
-def test_what_it_takes_must_be_known(tmp_path: Path) -> None:
+def test_shapes_of_inputs_must_be_known(tmp_path: Path) -> None:
     path = save(Plain(), tmp_path / "m.keras")
     with pytest.raises(
-        InputError, match=r"subclassed model \(Plain\) that does not tell the shapes.*input_spec"
+        InputError, match=r"subclassed model \(Plain\) that does not declare the shapes.*input_spec"
     ):
         load(ModelSpec((path,), loss="mse"))
     declared = save(build_declared(), tmp_path / "n.keras")
-    with pytest.raises(InputError, match="does not tell the shapes"):
+    with pytest.raises(InputError, match="does not declare the shapes"):
         load(ModelSpec((declared,), loss="mse"))
 
 
@@ -592,6 +591,6 @@ def unchecked(kind: type[keras.Model]) -> keras.Model:
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_what_a_model_of_code_must_tell(name: str, tmp_path: Path) -> None:
+def test_models_that_cannot_be_run(name: str, tmp_path: Path) -> None:
     build, message = UNKNOWN[name]
     assert_refused(save(build(), tmp_path / "m.keras"), message)

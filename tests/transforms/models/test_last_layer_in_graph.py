@@ -1,4 +1,4 @@
-"""What the last dense layer may look like, and what may follow it."""
+"""Last dense layers in a graph, operations that may follow them, and models that are refused."""
 
 from __future__ import annotations
 
