@@ -1,1 +1,4 @@
-"""What users bring as models: checkpoints, their last dense layer, their loss."""
+"""Models that users bring: their checkpoints, last dense layer and loss.
+
+`checkpoints.load` gives logits and activations h; `losses` gives the loss gradient δ at the logits.
+"""
