@@ -30,11 +30,11 @@ from transforms.audit.write import WriteAudit
 from transforms.extraction.load_model import LoadedModel, load_model
 from transforms.extraction.prepare import ExtractFeatures
 from transforms.storage import filesystems, manifests
-from transforms.storage.bigquery import check_credentials
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
 from transforms.storage.manifests import Manifest
 from transforms.storage.read_feature_set import ReadFeatureSet
+from transforms.storage.tables.bigquery_client import check_credentials
 
 
 def run(argv: Sequence[str]) -> int:

@@ -23,9 +23,9 @@ from transforms.extraction.load_model import load_model
 from transforms.influence.plan import check_memory, influence_draft
 from transforms.reports.class_names import read_class_names
 from transforms.storage import filesystems, manifests
-from transforms.storage.bigquery import check_credentials
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.manifests import Manifest
+from transforms.storage.tables.bigquery_client import check_credentials
 
 
 def run(argv: Sequence[str]) -> int:

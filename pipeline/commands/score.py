@@ -27,10 +27,12 @@ from transforms.influence.score import ScoreInfluence
 from transforms.influence.write import WriteInfluence
 from transforms.reports.class_names import read_class_names
 from transforms.storage import filesystems, manifests
-from transforms.storage.bigquery import TableRows, WriteTable, check_credentials
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.manifests import Manifest
 from transforms.storage.read_feature_set import ReadFeatureSet, read_feature_set
+from transforms.storage.tables.bigquery_client import check_credentials
+from transforms.storage.tables.bigquery_rows import TableRows
+from transforms.storage.tables.bigquery_write import WriteTable
 
 
 def run(argv: Sequence[str]) -> int:

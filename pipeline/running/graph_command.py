@@ -13,8 +13,8 @@ from pipeline.running.command import Command, Invocation
 from pipeline.running.graph import run_graph
 from pipeline.running.outcomes import RunFailed
 from transforms.storage import filesystems, manifests
-from transforms.storage.bigquery import WriteTable
 from transforms.storage.manifests import Manifest
+from transforms.storage.tables.bigquery_write import WriteTable
 
 
 @dataclasses.dataclass(frozen=True)

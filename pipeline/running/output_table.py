@@ -14,9 +14,11 @@ from pipeline.running.graph import run_graph
 from pipeline.running.outcomes import read_back
 from pipeline.terminal import report
 from transforms.core.errors import InputError
-from transforms.storage import bigquery, manifests
-from transforms.storage.bigquery import TableName, TableRows, WriteTable
+from transforms.storage import manifests
 from transforms.storage.manifests import Manifest
+from transforms.storage.tables import bigquery_client
+from transforms.storage.tables.bigquery_rows import TableName, TableRows
+from transforms.storage.tables.bigquery_write import WriteTable
 
 
 def requested(
@@ -40,7 +42,7 @@ def check(table: WriteTable | None, beam_options: PipelineOptions) -> None:
         InputError: it cannot.
     """
     if table:
-        table.check(bigquery.connect(table.project, beam_options))
+        table.check(bigquery_client.connect(table.project, beam_options))
 
 
 def holds(table: WriteTable | None, beam_options: PipelineOptions) -> bool:
@@ -87,7 +89,7 @@ def summarise(table: WriteTable | None) -> None:
 
 def _is_written(table: WriteTable, beam_options: PipelineOptions) -> bool:
     return table.is_written(
-        bigquery.connect(table.project, beam_options), _committed(table.directory)
+        bigquery_client.connect(table.project, beam_options), _committed(table.directory)
     )
 
 

@@ -30,9 +30,12 @@ from tests.transforms.influence.test_rows import block
 from transforms.core.errors import InputError
 from transforms.influence.records import RecordScoring
 from transforms.influence.rows import read_rows, to_table
-from transforms.storage import bigquery, filesystems, manifests
-from transforms.storage.bigquery import TableName, TableRows, WriteTable
+from transforms.storage import filesystems, manifests
 from transforms.storage.manifests import Manifest
+from transforms.storage.tables import bigquery_client
+from transforms.storage.tables.bigquery_client import JobTuning
+from transforms.storage.tables.bigquery_rows import TableName, TableRows
+from transforms.storage.tables.bigquery_write import WriteTable
 
 Run = Callable[..., Outcome]
 ROOT = pathlib.Path(__file__).parents[2]
@@ -56,7 +59,7 @@ def servers() -> Iterator[tuple[Store, Warehouse]]:
         # As if Beam had looked for credentials and found none, for which it takes half a minute.
         patch.setattr(auth._Credentials, "_credentials_init", True)
         patch.setattr(auth._Credentials, "_credentials", None)
-        patch.setattr(bigquery, "_PAUSE", 0.01)
+        patch.setattr(bigquery_client, "DEFAULT_TUNING", JobTuning(pause=0.01))
         yield store, warehouse
 
 
@@ -207,7 +210,7 @@ def writer(
 def client() -> Any:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    return bigquery.connect(PROJECT, PipelineOptions())
+    return bigquery_client.connect(PROJECT, PipelineOptions())
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ from transforms.audit.suspicion import Evidence, Judgement
 from transforms.core.origins import Origins
 from transforms.duplicates.signatures import record_numbers
 from transforms.storage import filesystems
-from transforms.storage.bigquery import Computed, TableRows
 from transforms.storage.filesystems import StoredFile
+from transforms.storage.tables.bigquery_rows import Computed, TableRows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -40,11 +40,11 @@ from transforms.duplicates.find import Duplicates
 from transforms.reports.previews import Preview
 from transforms.runtime import counters
 from transforms.storage import filesystems, manifests
-from transforms.storage.bigquery import WriteTable
 from transforms.storage.filesystems import StoredFile
 from transforms.storage.manifests import Manifest
-from transforms.storage.spreadsheets import to_csv
-from transforms.storage.tabular import to_jsonl
+from transforms.storage.tables.bigquery_write import WriteTable
+from transforms.storage.tables.spreadsheets import to_csv
+from transforms.storage.tables.tabular import to_jsonl
 
 # Feature files whose examples are rows of a shard: at most 131,072 rows.
 _FILES_PER_SHARD = 16

@@ -19,7 +19,7 @@ from transforms.scoring.influence import Scoring, self_influence
 from transforms.scoring.tiles import Footprint, Grid, Tile
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.tabular import label_array, label_type
+from transforms.storage.tables.tabular import label_array, label_type
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -35,7 +35,7 @@ from transforms.runtime import counters
 from transforms.storage import filesystems, manifests
 from transforms.storage.filesystems import StoredFile
 from transforms.storage.manifests import Manifest
-from transforms.storage.tabular import label_array, string_array, to_jsonl
+from transforms.storage.tables.tabular import label_array, string_array, to_jsonl
 
 
 def to_table(block: ScoredBlock, schema: pa.Schema) -> pa.Table:

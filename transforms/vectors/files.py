@@ -21,7 +21,7 @@ from transforms.storage import filesystems, manifests
 from transforms.storage.feature_set import FeatureSet
 from transforms.storage.filesystems import StoredFile
 from transforms.storage.manifests import Manifest
-from transforms.storage.tabular import label_type
+from transforms.storage.tables.tabular import label_type
 from transforms.vectors import faiss_index, formats
 from transforms.vectors.config import DEFAULT_TUNING, ProjectionConfig, VectorTuning
 from transforms.vectors.fit import FitProjection, ProjectionPlan, check_not_empty

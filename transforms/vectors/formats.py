@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from transforms.core.features import NO_LABEL, Features
 from transforms.storage import example_wire, tfrecords
-from transforms.storage.tabular import label_array, string_array
+from transforms.storage.tables.tabular import label_array, string_array
 from transforms.vectors import faiss_index
 
 FORMATS = ("npy", "parquet", "tfrecord", "faiss", "vertex")

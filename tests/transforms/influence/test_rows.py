@@ -14,7 +14,7 @@ from transforms.influence.protocol import ScoredBlock
 from transforms.influence.records import RecordBlock, RecordScoring
 from transforms.influence.rows import to_table, write_rows
 from transforms.influence.sums import SumBlock, SumScoring
-from transforms.storage.tabular import to_jsonl
+from transforms.storage.tables.tabular import to_jsonl
 
 
 def block(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.storage.spreadsheets import harmless, to_csv
+from transforms.storage.tables.spreadsheets import harmless, to_csv
 
 
 @pytest.mark.parametrize(

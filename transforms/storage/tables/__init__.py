@@ -1,0 +1,1 @@
+"""Rows as tables: Arrow columns, lines of JSON, CSV for spreadsheets, BigQuery."""
