@@ -81,7 +81,7 @@ def test_sorting_and_filtering(page):
         )
     ]
     assert influence == sorted(influence, reverse=True) and shown(page) != first
-    page.select_option("#sort", "place")
+    page.select_option("#sort", "rank")
     assert shown(page) == first
 
 

@@ -1,1 +1,1 @@
-"""Pages for a person: templates, pictures, names of classes."""
+"""HTML reports: pages and their templates, previews of examples, names of classes."""

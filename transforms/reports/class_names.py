@@ -1,4 +1,4 @@
-"""The names of classes, for those who read a report."""
+"""Names of classes, for the readers of a report."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from transforms.storage import filesystems
 from transforms.storage.feature_manifest import FeatureManifest
 
 
-def read_class_names(path: str | None, found: FeatureManifest) -> list[str] | None:
-    """The names of the classes of a feature set, the lines of a file; None where no file is named.
+def read_class_names(path: str | None, manifest: FeatureManifest) -> list[str] | None:
+    """Reads the names of a feature set's classes, the lines of a text file; None without a path.
 
     Raises:
-        InputError: it cannot be read, there are not as many as classes, or there are no classes.
+        InputError: the file cannot be read, it does not have a line for each class, or labels are
+            numbers of a regression.
     """
     if not path:
         return None
-    if found.task == "regression":
+    if manifest.task == "regression":
         raise InputError(
             f"`class_names={path!r}`: the labels are numbers of a regression and have no names; "
             "leave it out"
@@ -26,7 +27,7 @@ def read_class_names(path: str | None, found: FeatureManifest) -> list[str] | No
         raise InputError(
             f"`class_names={path!r}` cannot be read: {filesystems.describe_error(error)}"
         ) from error
-    count = found.outputs if found.task == "multilabel" else max(2, found.outputs)
+    count = manifest.outputs if manifest.task == "multilabel" else max(2, manifest.outputs)
     if len(names) != count:
         raise InputError(
             f"`class_names={path!r}` has {len(names)} lines, the features are of {count} classes: "

@@ -1,5 +1,5 @@
 "use strict";
-// Everything is on the page already: this sorts and hides, and writes nothing but counts.
+// All content is on the page already. The script sorts and hides it, and writes only counts.
 const gallery = document.getElementById("gallery");
 if (gallery) {
   const cards = [...gallery.children];
@@ -11,14 +11,14 @@ if (gallery) {
     let shown = 0;
     for (const card of cards) {
       const data = card.dataset;
-      card.hidden = !(data.id.toLowerCase().includes(text) && filters.every((one) => !one.value || data[one.dataset.filter] === one.value));
+      card.hidden = !(data.id.toLowerCase().includes(text) && filters.every((filter) => !filter.value || data[filter.dataset.filter] === filter.value));
       shown += !card.hidden;
     }
     const by = key === "id" ? (a, b) => (a.dataset.id < b.dataset.id ? -1 : 1) : (a, b) => b.dataset[key] - a.dataset[key];
     gallery.append(...[...cards].sort(by));
     field("shown").textContent = `${shown} of ${cards.length} shown`;
   };
-  for (const one of [field("find"), field("sort"), ...filters]) one.addEventListener("input", update);
+  for (const control of [field("find"), field("sort"), ...filters]) control.addEventListener("input", update);
   field("controls").hidden = false;
   update();
 }

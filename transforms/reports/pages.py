@@ -1,8 +1,7 @@
-"""Pages to read: one HTML file each that needs nothing else, from a template, the pages' style and
-their script.
+"""HTML pages, each a file that needs no other: a template with the common style and script.
 
-Everything that comes from data is escaped. A page's own policy allows one script, by its digest,
-and pictures inside the page.
+Templates, style and script are files beside this module. All values are escaped. The content
+security policy of a page allows its own script, by digest, and embedded pictures.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from markupsafe import Markup
 
 from transforms.reports.previews import Preview
 
+# The first bytes of every PNG file.
 _PNG = b"\x89PNG"
 
 
@@ -27,13 +27,13 @@ def render(
     class_names: Sequence[str] | None,
     **values: Any,
 ) -> bytes:
-    """A page in UTF-8.
+    """Renders a page, in UTF-8.
 
     Args:
-        template: name of a file beside this one.
-        preview: what there is to see of the example of a row.
-        class_names: of all classes, or None for their numbers.
-        values: what else the template names.
+        template: file name of the template.
+        preview: returns the preview of the example that a row of the template is about.
+        class_names: names of all classes, or None for their numbers.
+        values: further variables of the template.
     """
 
     def name(label: Any) -> str:
@@ -71,9 +71,10 @@ def _is_png(picture: bytes) -> bool:
 
 
 def _data_uri(picture: bytes) -> str:
-    return f"data:image/{'png' if _is_png(picture) else 'jpeg'};base64,{base64.b64encode(picture).decode()}"
+    kind = "png" if _is_png(picture) else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 def _short(value: float) -> str:
-    """A number in few digits."""
+    """A number with three significant digits, or without decimals from 1,000 on."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
