@@ -161,9 +161,9 @@ def searched(
     """What the benchmarks of scoring time, features decoded in memory → top-k arrays; and the
     search's counts.
     """
-    from transforms.scoring.exact_search import Search
+    from transforms.scoring.search.exact_search import ExactSearch
 
-    search = Search(test, scoring, dense=dense)
+    search = ExactSearch(test, scoring, dense=dense)
     done = sum(search.scan(train))
     found = search.result()
     if done != len(test) * len(train):

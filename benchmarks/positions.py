@@ -61,9 +61,9 @@ def write(directory: pathlib.Path, examples: int, seed: int, args: argparse.Name
 def search(args: argparse.Namespace) -> None:
     """Times adding up, searching, and products of positions, with all features in memory."""
     from benchmarks.measure import searched
-    from transforms.scoring.gradient_search import GradientSearch
     from transforms.scoring.gradients import Gradients, Summing
     from transforms.scoring.influence import Scoring
+    from transforms.scoring.search.gradient_search import GradientSearch
 
     scoring = Scoring((0.1,) * args.checkpoints, args.k)
     test, train = (

@@ -336,15 +336,15 @@ def report_parts(workload: Workload, data: pathlib.Path, k: int, parts: int) -> 
     """
     from transforms.core import topk
     from transforms.scoring import thresholds
-    from transforms.scoring.exact_search import Search
     from transforms.scoring.influence import Scoring
+    from transforms.scoring.search.exact_search import ExactSearch
 
     test, train, rates = workload.load(data, workload.trains, workload.tests)
     scoring, n, size = Scoring(rates, k, workload.normalize), len(test), -(-len(train) // parts)
     ranges = [train.take(slice(start, start + size)) for start in range(0, len(train), size)]
 
     def search(features: Features, floors: np.ndarray | None = None) -> tuple[float, TopK]:
-        searched = Search(test, scoring, floors=floors)
+        searched = ExactSearch(test, scoring, floors=floors)
         seconds = timed(lambda: list(searched.scan(features)))
         return seconds, searched.result()
 

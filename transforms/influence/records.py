@@ -13,9 +13,10 @@ from transforms.core.features import Features
 from transforms.core.shapes import Shape
 from transforms.core.topk import TopK
 from transforms.influence.protocol import ScoredBlock, ScoringProtocol, Search, row_schema
-from transforms.scoring import costs, exact_search, tiles
+from transforms.scoring import costs, tiles
 from transforms.scoring.costs import Cost, FeatureFiles
 from transforms.scoring.influence import Scoring, self_influence
+from transforms.scoring.search.exact_search import ExactSearch
 from transforms.scoring.tiles import Footprint, Grid, Tile
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
@@ -108,7 +109,7 @@ class RecordScoring(ScoringProtocol[Features]):
 
     def search(self, tests: Features, scoring: Scoring, floors: np.ndarray) -> Search[Features]:
         """Begins an exact search by bounds."""
-        return exact_search.Search(tests, scoring, floors=floors)
+        return ExactSearch(tests, scoring, floors=floors)
 
     def block(self, tests: Features, best: TopK, scoring: Scoring) -> RecordBlock:
         """Returns labels, predictions and probabilities with the best candidates."""

@@ -16,9 +16,9 @@ from transforms.core.topk import TopK
 from transforms.influence.protocol import ScoredBlock, ScoringProtocol, Search, row_schema
 from transforms.scoring import costs, tiles
 from transforms.scoring.costs import Cost, FeatureFiles
-from transforms.scoring.gradient_search import GradientSearch
 from transforms.scoring.gradients import UNKNOWN, Gradients, Summing
 from transforms.scoring.influence import Scoring
+from transforms.scoring.search.gradient_search import GradientSearch
 from transforms.scoring.tiles import Footprint, Grid, Tile
 from transforms.storage import feature_record
 from transforms.storage.feature_manifest import BYTES_PER_FILE, FeatureManifest, check_positions

@@ -14,7 +14,7 @@ import orjson
 from transforms.influence.protocol import ScoredBlock
 from transforms.influence.records import RecordBlock
 from transforms.influence.score import MergeTopK
-from transforms.scoring.exact_search import Search
+from transforms.scoring.search.exact_search import ExactSearch
 from transforms.storage.feature_set import FeatureSet
 from transforms.vectors.files import Shard, plan_shards
 from transforms.vectors.search import SearchPlan, TestBlock, plan_blocks
@@ -48,7 +48,7 @@ def search_exactly(
     if not len(rows):
         return
     tests = test.take(rows)
-    search = Search(tests, plan.scoring)
+    search = ExactSearch(tests, plan.scoring)
     for span in shard.spans:
         for _ in search.scan(train.read([span])):
             pass

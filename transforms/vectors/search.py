@@ -23,8 +23,9 @@ from transforms.influence.protocol import ScoredBlock
 from transforms.influence.records import RecordBlock
 from transforms.influence.score import MergeTopK
 from transforms.runtime import counters
-from transforms.scoring import exact_search, tiles
+from transforms.scoring import tiles
 from transforms.scoring.influence import Scoring
+from transforms.scoring.search.layout import score_pairs
 from transforms.storage import filesystems, manifests
 from transforms.storage.feature_manifest import check_same_model
 from transforms.storage.feature_set import FeatureSet
@@ -290,7 +291,7 @@ def _rank(
     """
     tests_of_pairs, columns = np.nonzero((candidates >= rows[0]) & (candidates <= rows[-1]))
     trains_of_pairs = np.searchsorted(rows, candidates[tests_of_pairs, columns])
-    scores = exact_search.score_pairs(tests, features, tests_of_pairs, trains_of_pairs, scoring)
+    scores = score_pairs(tests, features, tests_of_pairs, trains_of_pairs, scoring)
     counters.add("pairs-scored-exactly", len(scores))
     of_sign = sign * scores > 0
     chosen = trains_of_pairs[of_sign]

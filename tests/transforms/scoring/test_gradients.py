@@ -15,8 +15,6 @@ from transforms.core.features import Features
 from transforms.core.ids import example_of, record_id
 from transforms.core.summation import lane_sum
 from transforms.core.topk import Ranking, TopK
-from transforms.scoring import gradient_search
-from transforms.scoring.gradient_search import COUNTS, GradientSearch
 from transforms.scoring.gradients import (
     UNKNOWN,
     Gradients,
@@ -26,6 +24,13 @@ from transforms.scoring.gradients import (
     part_size,
 )
 from transforms.scoring.influence import NORMALIZATIONS, Scoring
+from transforms.scoring.search.gradient_search import (
+    COUNTS,
+    GradientSearch,
+    multiply,
+    unit_vectors,
+)
+from transforms.scoring.search.tuning import DEFAULT_GRADIENT_TUNING, GradientSearchTuning
 
 RATES = (0.1, 0.02, 0.003)
 
@@ -147,8 +152,13 @@ def full_sort(test: Gradients, train: Gradients, scoring: Scoring) -> TopK:
     return TopK(*found)
 
 
-def search(test: Gradients, chunks: Sequence[Gradients], scoring: Scoring) -> GradientSearch:
-    found = GradientSearch(test, scoring)
+def search(
+    test: Gradients,
+    chunks: Sequence[Gradients],
+    scoring: Scoring,
+    tuning: GradientSearchTuning = DEFAULT_GRADIENT_TUNING,
+) -> GradientSearch:
+    found = GradientSearch(test, scoring, tuning=tuning)
     pairs = sum(sum(found.scan(chunk)) for chunk in chunks)
     assert pairs == len(test) * sum(map(len, chunks))
     assert sum(found.counts[name] for name in COUNTS[:3]) == len(test) * sum(map(len, chunks))
@@ -327,10 +337,9 @@ def test_the_search_equals_a_full_sort(
     chunks, train = list(summed(records, rates, chunk)), whole(records, rates)
     scoring = Scoring(tuple(rates), max(1, trains + more), normalize)
     expected = full_sort(test, train, scoring)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradient_search, "_GROUP_TESTS", group)
-        assert_same(search(test, chunks, scoring).result(), expected)
-        assert_same(search(test, chunks[::-1], scoring).result(), expected)
+    tuning = GradientSearchTuning(group_tests=group)
+    for order in (chunks, chunks[::-1]):
+        assert_same(search(test, order, scoring, tuning).result(), expected)
 
 
 def test_weak_training_examples_are_not_multiplied_and_few_are_scored() -> None:
@@ -391,10 +400,8 @@ def test_cosines_are_within_their_margin(
         vectors,
         np.diag(products).copy(),
     )
-    units = gradient_search._unit_vectors(gradients, np.arange(count))
+    units = unit_vectors(gradients, np.arange(count))
     lengths = np.sqrt(gradients.self_influence)
     assert part_size(size) >= 256
-    error = np.abs(
-        gradient_search._multiply(units, units) - products / np.outer(lengths, lengths)
-    ).max()
+    error = np.abs(multiply(units, units) - products / np.outer(lengths, lengths)).max()
     assert error <= cosine_margin(size)

@@ -1,13 +1,13 @@
 """The search for the k strongest by whole gradients: products in float32, then canonical scores of
-what they leave.
+the pairs that they leave.
 
 Gradients are divided by their lengths. A score is then a cosine times the strengths of both sides:
-their lengths, or 1 where normalisation divides by them. Cosines of a group of test examples with a
-chunk of training examples are made by the linear algebra library, in parts of their sums that are
-added up one after the other. They are off by at most a proven margin (`gradients.cosine_margin`),
-so each gives a lower and an upper bound of a score. The k-th of the lower ones is a score that k
-training examples reach; whose upper bound is below it is not among the k best. The others are
-scored canonically, and those scores alone decide.
+their lengths, or 1 where normalisation divides by them. The linear algebra library makes the
+cosines of a group of test examples with a chunk of training examples, in parts of their sums that
+are added up one after the other. They are off by at most a proven margin
+(`gradients.cosine_margin`), so each gives a lower and an upper bound of a score. The k-th of the
+lower ones is a score that k training examples reach; a pair whose upper bound is below it is not
+among the k best. The others are scored canonically, and those scores alone decide.
 
 Training examples come to a product the strongest first, and those too weak for all of some test
 examples, by Cauchy–Schwarz, not at all.
@@ -15,9 +15,6 @@ examples, by Cauchy–Schwarz, not at all.
 
 from __future__ import annotations
 
-import concurrent.futures
-import functools
-import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -25,31 +22,23 @@ import numpy as np
 from transforms.core.topk import Ranking, TopK, concatenate, cut
 from transforms.scoring.gradients import Gradients, canonical_scores, cosine_margin, part_size
 from transforms.scoring.influence import Scoring
+from transforms.scoring.search.threads import threads
+from transforms.scoring.search.tuning import DEFAULT_GRADIENT_TUNING, GradientSearchTuning
 from transforms.scoring.thresholds import nth
 
-# What the cosines of a group of test examples with a chunk may take, and how many test examples a
-# group has at most: few, since what the neediest of them needs is multiplied for all, but enough
-# for products of matrices to be fast.
-_PRODUCT_BYTES, _GROUP_TESTS = 16 << 20, 256
-
-# Candidates of a group that are held at once; those that a thread scores at a time.
-_CANDIDATES, _SCORED = 1_000_000, 64
+# Candidates that a thread scores at a time.
+_SCORED = 64
 
 # Numbers that are divided at once, before they are rounded to float32.
 _DIVIDED = 1 << 21
 
-# What rounding to float32 is off by, over the number; and a limit, over the most that a score can
-# be, below which no float32 is trusted.
+# The error of rounding to float32, over the number; and a limit, over the largest possible score,
+# below which no float32 is trusted.
 _ROUNDING, _LEAST_LIMIT = 2.0**-24, 1e-30
 
-# What `GradientSearch.counts` tells of pairs: those with a zero gradient, skipped by their norms,
-# and multiplied, which are all; then how many were scored.
+# Names of `GradientSearch.counts`: pairs with a zero gradient, skipped by their norms, and
+# multiplied, which are all; then those of them that were scored.
 COUNTS = ("zero", "blocks", "products", "scored")
-
-
-@functools.cache
-def _threads() -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)), "gradients")
 
 
 class GradientSearch:
@@ -60,21 +49,33 @@ class GradientSearch:
     any order.
 
     Attributes:
-        counts: what became of the pairs; see `COUNTS`.
+        counts: pairs by the way in which they were decided; see `COUNTS`.
         floors: [2, n] the k-th best score known so far, opponents' negated, or 0.
     """
 
-    def __init__(self, test: Gradients, scoring: Scoring, floors: np.ndarray | None = None) -> None:
-        """`floors` are known from other training examples of the same set; what is below them is
-        not looked for.
+    def __init__(
+        self,
+        test: Gradients,
+        scoring: Scoring,
+        floors: np.ndarray | None = None,
+        tuning: GradientSearchTuning = DEFAULT_GRADIENT_TUNING,
+    ) -> None:
+        """Begins a search.
+
+        Args:
+            test: the test examples.
+            scoring: what a score is, and k.
+            floors: [2, n] scores, opponents' negated, below which nothing is looked for: k training
+                examples of the same set reach them.
+            tuning: sizes.
         """
         self._test = test
-        self._scoring = scoring
-        # A few operations follow a cosine: what is added for them.
+        self._scoring, self._tuning = scoring, tuning
+        # The second term is for the few operations that follow a cosine.
         self._margin = cosine_margin(test.vectors.shape[1]) + 8 * _ROUNDING
-        # Whose gradient is zero has neither proponents nor opponents.
+        # Without a gradient there are neither proponents nor opponents.
         self._alive = np.flatnonzero(test.self_influence > 0)
-        self._units = _unit_vectors(test, self._alive)
+        self._units = unit_vectors(test, self._alive)
         self._strengths = _strengths(test, scoring.divides_test)
         self.floors = np.zeros((2, len(test))) if floors is None else floors.copy()
         self._best: list[Ranking | None] = [None, None]
@@ -93,39 +94,44 @@ class GradientSearch:
         self.counts["zero"] += len(self._test) * len(train) - len(self._alive) * len(columns)
         if not len(columns):
             return
-        units, strengths = _unit_vectors(train, columns), strengths[columns]
+        units, strengths = unit_vectors(train, columns), strengths[columns]
         strongest = float(strengths[0])
         # Rounded up.
         weights = np.nextafter((strengths / strongest).astype(np.float32), np.float32(np.inf))
-        found: list[list[Ranking]] = [[], []]
-        step = max(
-            1,
-            min(_PRODUCT_BYTES // (4 * len(columns)), _CANDIDATES // self._scoring.k, _GROUP_TESTS),
-        )
+        rankings: list[list[Ranking]] = [[], []]
+        step = self._group_size(len(columns))
         for start in range(0, len(self._alive), step):
             rows = self._alive[start : start + step]
-            # Floors over the most that a score with this chunk can be.
+            # Floors over the largest possible score with this chunk.
             floors = self.floors[:, rows] / (self._strengths[rows] * strongest)
             count = int(np.count_nonzero(weights * (1 + self._margin) >= floors.min()))
             self.counts["blocks"] += len(rows) * (len(columns) - count)
             self.counts["products"] += len(rows) * count
             if count:
-                cosines = _multiply(self._units[start : start + step], units[:count])
+                cosines = multiply(self._units[start : start + step], units[:count])
                 for sign, direction in enumerate((1, -1)):
-                    places, chosen = self._candidates(
+                    tests, trains = self._candidates(
                         cosines, direction, weights[:count], floors[sign]
                     )
-                    found[sign].append(self._score(train, rows[places], columns[chosen], sign))
-        self._take(found)
+                    ranking = self._score(train, rows[tests], columns[trains], sign)
+                    rankings[sign].append(ranking)
+        self._take(rankings)
+
+    def _group_size(self, columns: int) -> int:
+        """Returns how many test examples are multiplied with so many columns at once."""
+        tuning = self._tuning
+        by_memory = tuning.product_bytes // (4 * columns)
+        by_candidates = tuning.candidates // self._scoring.k
+        return max(1, min(by_memory, by_candidates, tuning.group_tests))
 
     def _candidates(
         self, cosines: np.ndarray, sign: int, weights: np.ndarray, floors: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Which pairs of a sign, 1 or −1, may be of the k best: places in both axes of cosines [g,
-        m].
+        """Returns the pairs that may be among the k best of a sign, 1 or −1: indices in both axes
+        of cosines [g, m].
 
-        `weights` [m] are strengths and `floors` [g] the floors, both over what makes the strongest
-        training example's weight 1.
+        `weights` [m] are strengths over that of the strongest training example; `floors` [g] are
+        likewise scaled.
         """
         k, margin = self._scoring.k, np.float32(self._margin)
         bounds = (cosines + margin if sign > 0 else margin - cosines) * weights
@@ -136,12 +142,12 @@ class GradientSearch:
             proven = np.partition(lower, len(weights) - k, axis=1)[:, len(weights) - k]
             limits = _rounded_down(np.maximum(floors[many], proven))
             passing[many] = bounds[many] >= limits[:, None]
-        places, chosen = np.nonzero(passing)
-        return places, chosen
+        tests, trains = np.nonzero(passing)
+        return tests, trains
 
     def _score(self, train: Gradients, tests: np.ndarray, trains: np.ndarray, sign: int) -> Ranking:
-        """The candidates of a sign by their canonical scores; those that have the other sign, or
-        are below the floor, are left out.
+        """Scores the candidates of a sign; leaves out those that have the other sign, or are below
+        the floor.
         """
 
         def score(start: int) -> np.ndarray:
@@ -149,7 +155,7 @@ class GradientSearch:
             return canonical_scores(self._test, train, tests[some], trains[some], self._scoring)
 
         # Compiled and without Python's lock, so that threads share them.
-        scored = _threads().map(score, range(0, len(tests), _SCORED))
+        scored = threads().map(score, range(0, len(tests), _SCORED))
         scores = np.concatenate([np.empty(0), *scored])
         self.counts["scored"] += len(scores)
         right = (scores < 0 if sign else scores > 0) & (np.abs(scores) >= self.floors[sign, tests])
@@ -161,11 +167,11 @@ class GradientSearch:
             train.positions[trains, None],
         )
 
-    def _take(self, found: list[list[Ranking]]) -> None:
-        """Merges what was found in a chunk with what was known before, and raises the floors."""
+    def _take(self, rankings: list[list[Ranking]]) -> None:
+        """Merges the rankings of a chunk with those before, and raises the floors."""
         k = self._scoring.k
         for sign, before in enumerate(self._best):
-            parts = [*([] if before is None else [before]), *found[sign]]
+            parts = [*([] if before is None else [before]), *rankings[sign]]
             if not parts:
                 continue
             best = cut(concatenate(parts), k)
@@ -173,8 +179,8 @@ class GradientSearch:
             self.floors[sign] = np.maximum(self.floors[sign], nth(best, len(self._test), k))
 
     def result(self) -> TopK:
-        """The top k of what was scanned, rows being those of the test examples; a candidate's label
-        is its number of positions.
+        """Returns the top k of all chunks, rows being those of the test examples; a candidate's
+        label is its number of positions.
         """
         empty = Ranking(
             np.empty(0, np.int32), np.empty(0), np.empty(0, "S1"), np.empty((0, 1), np.int64)
@@ -183,13 +189,15 @@ class GradientSearch:
 
 
 def _strengths(gradients: Gradients, divides: bool) -> np.ndarray:
-    """How long gradients are once they are normalised: [n] float64."""
+    """Returns the lengths of gradients once they are normalised: [n] float64."""
     lengths = np.sqrt(gradients.self_influence)
     return (lengths > 0).astype(np.float64) if divides else lengths
 
 
-def _unit_vectors(gradients: Gradients, rows: np.ndarray) -> np.ndarray:
-    """The gradients of some rows [m], none of them zero, over their lengths: [m, K] float32."""
+def unit_vectors(gradients: Gradients, rows: np.ndarray) -> np.ndarray:
+    """Returns the gradients of some rows [m], none of them zero, over their lengths: [m, K]
+    float32.
+    """
     size = gradients.vectors.shape[1]
     lengths = np.sqrt(gradients.self_influence)
     units = np.empty((len(rows), size), np.float32)
@@ -202,8 +210,8 @@ def _unit_vectors(gradients: Gradients, rows: np.ndarray) -> np.ndarray:
     return units
 
 
-def _multiply(test: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Cosines [g, m] float32 of unit vectors [g, K] and [m, K], in parts as
+def multiply(test: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Returns the cosines [g, m] float32 of unit vectors [g, K] and [m, K], in parts as
     `gradients.cosine_margin` takes them to be added.
     """
     size = part_size(test.shape[1])
@@ -214,7 +222,7 @@ def _multiply(test: np.ndarray, train: np.ndarray) -> np.ndarray:
 
 
 def _rounded_down(limits: np.ndarray) -> np.ndarray:
-    """Limits as float32, no larger than they are; what is next to nothing, nothing, since float32
-    numbers that small are not exact.
+    """Returns limits as float32, rounded down; and 0 for the smallest, since float32 numbers that
+    small are not exact.
     """
     return np.where(limits < _LEAST_LIMIT, 0, limits * (1 - 4 * _ROUNDING)).astype(np.float32)

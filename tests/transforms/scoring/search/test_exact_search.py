@@ -1,10 +1,9 @@
-"""The search against a full sort, its bounds against scores, and compiled scores against their
-definition.
-"""
+"""The exact search against a full sort, by each of its ways."""
 
 from __future__ import annotations
 
-import numba
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,36 +11,21 @@ from hypothesis import strategies as st
 
 from tests.synthetic import assert_same, draw, features, full_sort
 from transforms.core.features import Features
-from transforms.scoring import exact_search
-from transforms.scoring.error_bounds import bound_margin, product_margin
-from transforms.scoring.exact_search import COUNTS, Search
-from transforms.scoring.influence import NORMALIZATIONS, Scoring, canonical_scores
-from transforms.scoring.kernels import bounds, layout, pairs, products
-from transforms.scoring.kernels.layout import SUPERGROUP_SIZE
-from transforms.scoring.kernels.register_tiles import SKETCH, SKETCH_COLUMNS
-from transforms.scoring.kernels.simd import GROUP_SIZE
-
-
-@numba.njit
-def bounds_of_candidates(
-    test: layout.Factors, train: layout.Factors, row: int, codes: np.ndarray
-) -> np.ndarray:
-    one, other = layout.addresses_of(test), layout.addresses_of(train)
-    work = pairs.allocate_work(one.checkpoints)
-    work.codes[: len(codes)] = codes
-    pairs.multiply_loss_grads(one, other, row, work, len(codes))
-    pairs.bound_scores(one, other, row, work, len(codes))
-    return work.bounds[: len(codes)].copy()
-
-
-def all_pairs(test: Features, train: Features) -> tuple[np.ndarray, np.ndarray]:
-    return np.divmod(np.arange(len(test) * len(train)), len(train))
+from transforms.core.topk import TopK
+from transforms.scoring.influence import NORMALIZATIONS, Scoring
+from transforms.scoring.search.exact_search import COUNTS, ExactSearch
+from transforms.scoring.search.tuning import DEFAULT_TUNING, SearchTuning
 
 
 def run(
-    test: Features, train: Features, scoring: Scoring, chunk: int | None = None, dense: bool = False
-) -> Search:
-    found = Search(test, scoring, dense)
+    test: Features,
+    train: Features,
+    scoring: Scoring,
+    chunk: int | None = None,
+    dense: bool = False,
+    tuning: SearchTuning = DEFAULT_TUNING,
+) -> ExactSearch:
+    found = ExactSearch(test, scoring, dense, tuning=tuning)
     pairs = 0
     for start in range(0, len(train), chunk or max(1, len(train))):
         pairs += sum(found.scan(train.take(slice(start, start + (chunk or len(train))))))
@@ -51,26 +35,30 @@ def run(
 
 
 def best(
-    test: Features, train: Features, scoring: Scoring, chunk: int | None = None, dense: bool = False
-):
-    return run(test, train, scoring, chunk, dense).result()
+    test: Features,
+    train: Features,
+    scoring: Scoring,
+    chunk: int | None = None,
+    dense: bool = False,
+    tuning: SearchTuning = DEFAULT_TUNING,
+) -> TopK:
+    return run(test, train, scoring, chunk, dense, tuning).result()
 
 
-@pytest.fixture(params=["sieves", "products", "whatever costs less"])
-def way(request, monkeypatch) -> str:
-    """Each way of the search, whatever the costs would say; and blocks so small that their borders
-    are crossed.
-    """
-    if request.param == "sieves":
-        monkeypatch.setattr(exact_search, "_TERM_COST", 0.0)
-        monkeypatch.setattr(exact_search, "_EXACT_COST", 0.0)
-    elif request.param == "products":
-        monkeypatch.setattr(exact_search, "_HOPELESS", -1.0)
-    monkeypatch.setattr(exact_search, "_GROUP_TESTS", 20)
-    monkeypatch.setattr(exact_search, "_BLOCK_TESTS", 16)
-    monkeypatch.setattr(exact_search, "_FOLLOWERS", 3)
-    monkeypatch.setattr(exact_search, "_TRIED", 2)
-    monkeypatch.setattr(exact_search, "_TRIED_OF", 4)
+SMALL = SearchTuning(
+    group_tests=20, product_tests=16, followers=3, sampled_tests=2, sampling_factor=4
+)
+# Each way of the search, whatever the costs would say; and groups so small that their borders are
+# crossed.
+WAYS = {
+    "sieves": dataclasses.replace(SMALL, term_cost=0.0, score_cost=0.0),
+    "products": dataclasses.replace(SMALL, hopeless_cost=-1.0),
+    "whatever costs less": SMALL,
+}
+
+
+@pytest.fixture(params=list(WAYS))
+def way(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
@@ -158,7 +146,7 @@ def test_every_way_equals_a_full_sort(way, normalize, twist):
     )
     for k, chunk in ((1, None), (10, 600), (1005, None)):
         scoring = Scoring((0.1, 0.02), k, normalize)
-        found = run(test, train, scoring, chunk)
+        found = run(test, train, scoring, chunk, tuning=WAYS[way])
         assert_same(found.result(), full_sort(test, train, scoring))
         if way == "sieves":
             assert found.counts["products"] == 0
@@ -179,7 +167,8 @@ def test_near_duplicates_on_both_sides_of_a_border(way, normalize, k):
     activations[500:1000] = activations[:500]
     train = features(loss_grads, activations)
     scoring = Scoring((0.1, 0.02), k, normalize)
-    assert_same(best(test, train, scoring, chunk=333), full_sort(test, train, scoring))
+    found = best(test, train, scoring, chunk=333, tuning=WAYS[way])
+    assert_same(found, full_sort(test, train, scoring))
 
 
 def test_examples_of_equal_score_come_in_the_order_of_their_ids(way):
@@ -190,7 +179,8 @@ def test_examples_of_equal_score_come_in_the_order_of_their_ids(way):
     ).take(rng.permutation(3000))
     for normalize in ("none", "cosine"):
         scoring = Scoring((0.1, 0.02), 7, normalize)
-        assert_same(best(test, train, scoring, chunk=700), full_sort(test, train, scoring))
+        found = best(test, train, scoring, chunk=700, tuning=WAYS[way])
+        assert_same(found, full_sort(test, train, scoring))
 
 
 def test_a_trained_models_pairs_are_mostly_skipped():
@@ -235,154 +225,6 @@ def test_one_outlier_does_not_blunt_the_sieves():
     assert found.counts["examined"] < 0.3 * 10 * 4000
 
 
-SHAPES = {
-    "seed": st.integers(0, 2**32 - 1),
-    "checkpoints": st.integers(1, 4),
-    "outputs": st.integers(1, 40),
-    "units": st.integers(1, 300),
-    "scale": st.sampled_from([1e-36, 1e-20, 1.0, 1e18]),
-}
-
-
-@settings(max_examples=40, deadline=None)
-@given(**SHAPES)
-def test_the_margin_of_products_holds(seed, checkpoints, outputs, units, scale):
-    # |float32 score − canonical score| ≤ margin, over N and the group's scale.
-    rng = np.random.default_rng(seed)
-    test, train = (
-        draw(rng, 20, checkpoints, outputs, units, spread=3),
-        draw(rng, 30, checkpoints, outputs, units, spread=3),
-    )
-    train = features(train.loss_grads * np.float32(scale), train.activations)
-    rates = tuple(rng.uniform(0.01, 1, checkpoints))
-    scoring = Scoring(rates, 1)
-    nothing = exact_search._directions(train, none=True)
-    tests, chunk = (
-        exact_search._Tests(test, scoring, nothing),
-        exact_search._Chunk(train, scoring, nothing),
-    )
-    norm = tests.factors.norm
-    if not len(chunk) or norm.min() == 0:
-        return
-    loss_grads, activations = exact_search.scaled_rows(tests.factors, test, np.arange(20))
-    made = np.full((50, GROUP_SIZE), np.nan, np.float32)
-    products.multiply_rows(
-        loss_grads, activations, 0, 20, chunk.groups.loss_grads, chunk.activations, 0, made
-    )
-    exact = canonical_scores(test, train, *all_pairs(test, train), scoring).reshape(20, 30)[
-        :, chunk.columns
-    ]
-    exact /= norm[:, None] * chunk.groups.scales[0]
-    assert (
-        np.abs(made[:20, : len(chunk)].astype(np.float64) - exact)
-        <= product_margin(checkpoints, outputs, units)
-    ).all()
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    twist=st.sampled_from(TWISTS),
-    tolerance=st.sampled_from([0.0, 0.04, 0.5]),
-    normalize=st.sampled_from(NORMALIZATIONS),
-    **SHAPES,
-)
-def test_no_score_is_above_its_bounds(
-    seed, checkpoints, outputs, units, scale, twist, tolerance, normalize
-):
-    rng = np.random.default_rng(seed)
-    test, train = (
-        draw(rng, 8, checkpoints, outputs, units, spread=2),
-        draw(rng, 30, checkpoints, outputs, units, spread=2),
-    )
-    train = twisted(rng, features(train.loss_grads * np.float32(scale), train.activations), twist)
-    scoring = Scoring(tuple(rng.uniform(0.01, 1, checkpoints)), 1, normalize)
-    directions = exact_search._directions(train, none=False)
-    tests, chunk = (
-        exact_search._Tests(test, scoring, directions),
-        exact_search._Chunk(train, scoring, directions),
-    )
-    norm = tests.factors.norm
-    if not len(chunk) or norm.min() == 0:
-        return
-    terms = exact_search.find_terms(tests.factors, tolerance)
-    groups = chunk.groups
-    scores = canonical_scores(test, train, *all_pairs(test, train), scoring).reshape(8, 30)
-    # Over N of the test example and the group's scale, as bounds are; of proponents and of
-    # opponents.
-    scores = (
-        scores[:, chunk.columns]
-        * tests.factors.divisors[:, None]
-        / norm[:, None]
-        / groups.scales[0]
-    )
-    margin = bound_margin(checkpoints, outputs)
-    for i in range(8):
-        for sketched in (False, True) if directions.size else (False,):
-            cosines = (
-                np.einsum("tr,trj->tj", tests.factors.sketches[i], groups.sketches[0])
-                if sketched
-                else None
-            )
-            found = np.empty((2, GROUP_SIZE), np.float32)
-            bounds.bound_group(
-                groups,
-                0,
-                terms,
-                i,
-                cosines.ctypes.data if sketched else 0,
-                *(row.ctypes.data for row in found),
-            )
-            assert (scores[i] <= found[0, : len(chunk)].astype(np.float64) + margin).all()
-            assert (-scores[i] <= found[1, : len(chunk)].astype(np.float64) + margin).all()
-        found = np.empty((2, SUPERGROUP_SIZE), np.float32)
-        bounds.bound_supergroup(groups, 0, terms, i, *(row.ctypes.data for row in found))
-        assert scores[i].max() <= float(found[0, 0]) + 8 * margin
-        assert -scores[i].min() <= float(found[1, 0]) + 8 * margin
-        if directions.size:
-            for direction, sign in ((1.0, 0), (-1.0, 1)):
-                codes = 2 * chunk.columns.astype(np.int64) + sign
-                listed = bounds_of_candidates(tests.factors, chunk.factors, i, codes)
-                assert (
-                    direction * scores[i] * norm[i] * groups.scales[0] <= np.maximum(listed, 0)
-                ).all()
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e18])
-@pytest.mark.parametrize("units", [49, 128, 353, 2048])
-def test_lengths_outside_of_sketches_cover_all_errors(units, scale):
-    # Activations that lie in the sketches' directions, so that nothing but errors is outside.
-    rng = np.random.default_rng(units)
-    basis = np.linalg.qr(rng.standard_normal((units, SKETCH)))[0]
-    activations = (rng.standard_normal((300, 1, SKETCH)) @ basis.T * scale).astype(np.float32)
-    train = features(rng.standard_normal((300, 1, 4)), activations)
-    directions = exact_search._directions(train, none=False)
-    assert directions.shape == (1, units, SKETCH_COLUMNS)
-    factors = exact_search._factors(train, Scoring((0.1,), 1), False, directions)
-    vectors = activations[:, 0].astype(np.float64)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    sketches = factors.sketches[:, 0]
-    errors = np.abs(vectors @ vectors.T - (sketches @ sketches.T).astype(np.float64))
-    assert (errors <= np.outer(factors.rests, factors.rests)).all()
-    outside = np.sqrt(np.maximum(0, 1 - np.square(sketches.astype(np.float64)).sum(1)))
-    assert (errors > np.outer(outside, outside)).any()
-
-
-@pytest.mark.parametrize("normalize", NORMALIZATIONS)
-@pytest.mark.parametrize("width", [1, 15, 16, 17, 300])
-def test_compiled_scores_are_the_canonical_ones_bit_for_bit(normalize, width):
-    rng = np.random.default_rng(width)
-    test, train = draw(rng, 13, 3, width, width + 1), draw(rng, 29, 3, width, width + 1)
-    scoring = Scoring((0.1, 0.02, 0.003), 5, normalize)
-    directions = exact_search._directions(train, none=True)
-    sides = (
-        exact_search._factors(test, scoring, scoring.divides_test, directions),
-        exact_search._factors(train, scoring, scoring.divides_train, directions),
-    )
-    tests, trains = all_pairs(test, train)
-    found = pairs.canonical_scores(*sides, np.asarray(scoring.learning_rates), tests, trains)
-    assert found.tobytes() == canonical_scores(test, train, tests, trains, scoring).tobytes()
-
-
 def test_zero_gradients_are_neither_proponents_nor_opponents():
     rng = np.random.default_rng(5)
     test, train = draw(rng, 4, 2, 3, 5), draw(rng, 20, 2, 3, 5)
@@ -396,6 +238,19 @@ def test_zero_gradients_are_neither_proponents_nor_opponents():
         assert ids == {b"%05d" % i for i in range(1, 20, 2)}
         nothing = best(none, train, Scoring((0.1, 0.1), 20, normalize))
         assert len(nothing.proponents) == len(nothing.opponents) == 0
+
+
+def test_pairs_without_a_gradient_are_told_of_too():
+    rng = np.random.default_rng(5)
+    test, train = draw(rng, 40, 2, 3, 5), draw(rng, 90, 2, 3, 5)
+    loss_grads = test.loss_grads.copy()
+    loss_grads[::2] = 0
+    test = features(loss_grads, test.activations)
+    scoring = Scoring((0.1, 0.1), 7)
+    for dense in (False, True):
+        for tuning in WAYS.values():
+            found = run(test, train, scoring, chunk=50, dense=dense, tuning=tuning)
+            assert_same(found.result(), full_sort(test, train, scoring))
 
 
 def test_float32_alone_would_choose_wrong_members():
