@@ -16,7 +16,8 @@ from transforms.audit.config import AuditPlan
 from transforms.core.origins import Origin
 from transforms.duplicates.neighbours import FindNeighbours, Queries
 from transforms.reports import pages
-from transforms.reports.previews import Preview, read_previews
+from transforms.reports.previews import Preview
+from transforms.reports.read_previews import read_previews
 
 # Neighbours of each suspect: a row of small pictures below its own.
 _NEIGHBOURS = 3

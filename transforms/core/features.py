@@ -1,4 +1,4 @@
-"""Features: what stage 1 computes of examples and stage 2 reads, as arrays."""
+"""Features of examples, as arrays: stage 1 computes them and stage 2 reads them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from transforms.core.ids import id_array
 from transforms.core.summation import norms
 
-# What loss gradients and activations may be stored as; all of them are whole float32 numbers too.
+# Dtypes that loss gradients and activations may be stored as; float32 holds the numbers of all.
 DTYPES: Mapping[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -51,7 +51,7 @@ class Features:
         return len(self.example_ids)
 
     def take(self, rows: Any) -> Features:
-        """The features of some rows: a slice, an index array or a mask."""
+        """Returns the features of some rows: a slice, an index array or a mask."""
         return Features(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
     @staticmethod
@@ -65,8 +65,8 @@ class Features:
         activations: np.ndarray,
         feature_dtype: str = "float32",
     ) -> Features:
-        """Features of examples whose arrays are given: rounds loss gradients and activations to the
-        dtype, and computes the norms.
+        """Makes features of arrays: rounds loss gradients and activations to the dtype, and
+        computes the norms.
         """
         loss_grads, activations = (
             _rounded(array, feature_dtype) for array in (loss_grads, activations)
@@ -85,7 +85,7 @@ class Features:
 
     @staticmethod
     def concatenate(parts: Sequence[Features]) -> Features:
-        """The rows of `parts` (at least one), one after the other."""
+        """Returns the rows of `parts` (at least one), one after the other."""
         if len(parts) == 1:
             return parts[0]
         columns = {}
@@ -100,14 +100,16 @@ class Features:
 
 
 def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
-    """The nearest float32 numbers that the dtype holds; infinity for what is beyond it."""
+    """Returns the nearest float32 numbers that the dtype holds; infinity for numbers beyond it."""
     with np.errstate(over="ignore"):
         stored = array.astype(DTYPES[dtype], copy=False)
     return np.ascontiguousarray(stored, np.float32)
 
 
 def concatenate_labels(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Label arrays [n_i, L_i], one after the other, padded to the longest L with `NO_LABEL`."""
+    """Returns label arrays [n_i, L_i], one after the other, padded to the longest L with
+    `NO_LABEL`.
+    """
     width = max(part.shape[1] for part in parts)
     return np.concatenate(
         [

@@ -12,10 +12,16 @@ import numpy as np
 
 from transforms.influence.traces import Trace
 from transforms.reports import pages
-from transforms.reports.previews import Preview
+from transforms.reports.previews import NO_TENSORFLOW, Preview
 
 # Training examples that are told to be opponents of several of the shown.
 _REPEATED = 10
+
+
+_NO_TENSORFLOW_NOTE = (
+    "There are no pictures: to read examples takes TensorFlow, which is not installed where the "
+    "report was made."
+)
 
 
 def render(
@@ -61,7 +67,12 @@ def render(
     repeated = sorted(
         (pair for pair in opponents.items() if pair[1] > 1), key=lambda pair: (-pair[1], pair[0])
     )[:_REPEATED]
-    shown = [preview((trains, one)) for trains, one in _examples(cards)]
+    problems = [
+        problem for example in _examples(cards) if (problem := preview(example).problem) is not None
+    ]
+    if NO_TENSORFLOW in problems:
+        notes = [*notes, _NO_TENSORFLOW_NOTE]
+        problems = [problem for problem in problems if problem != NO_TENSORFLOW]
     return pages.render(
         "influence_page.html.j2",
         preview,
@@ -71,7 +82,7 @@ def render(
         rows=rows,
         settings=settings,
         notes=notes,
-        problems=[one.problem for one in shown if one.problem],
+        problems=problems,
         repeated=[(example_id, labels[example_id], count) for (example_id, _), count in repeated],
         labels=_choices(card.get("test_label") for card in cards),
         predictions=_choices(card.get("test_prediction") for card in cards),

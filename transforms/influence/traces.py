@@ -19,7 +19,7 @@ from transforms.core.ids import example_of
 from transforms.core.origins import Origin
 from transforms.core.shapes import Span
 from transforms.influence.protocol import ScoredBlock
-from transforms.reports.previews import Preview, preview_format, read_previews
+from transforms.reports.previews import NO_TENSORFLOW, Preview, preview_format
 from transforms.storage import feature_record
 from transforms.storage.feature_set import FeatureSet
 
@@ -136,6 +136,14 @@ class SeeExamples(beam.PTransform):
         ordered = sorted(named, key=lambda pair: pair[0])
         form = preview_format(feature_set.manifest)
         assert form  # otherwise no file was listed
+        try:
+            # Only here, where there is something to see: TensorFlow takes seconds to load.
+            from transforms.reports.read_previews import read_previews
+        except ModuleNotFoundError as error:
+            if error.name != "tensorflow":
+                raise
+            yield from ((example_id, Preview(problem=NO_TENSORFLOW)) for example_id, _ in ordered)
+            return
         previews = dict(read_previews((source, [origin for _, origin in ordered]), form))
         for example_id, origin in ordered:
             yield example_id, previews[source, origin.offset]

@@ -11,13 +11,6 @@ _LONGEST_SIDE = 160
 _LOSSLESS_SIDE = 64
 
 
-def is_picture(shape: tuple[int, ...]) -> bool:
-    """Whether arrays of a shape can be shown: [H, W], or [H, W, channels] in grey, colour, or
-    colour with opacity.
-    """
-    return (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))) and min(shape[:2]) > 1
-
-
 def to_pixels(array: np.ndarray) -> np.ndarray:
     """A model's input [H, W] or [H, W, channels] as bytes [H, W, channels].
 

@@ -1,10 +1,14 @@
-"""`tf.train.Example` in its wire format, written column by column for a whole batch."""
+"""`tf.train.Example` in the wire format of Protocol Buffers: batches written column by column,
+single records read.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,17 +107,20 @@ def serialize_example(*entries: bytes) -> bytes:
 
 def _example_head(size: int) -> bytes:
     """What stands before the entries, of `size` bytes together."""
-    return b"\x0a" + _varint(size)
+    return b"\x0a" + varint(size)
 
 
-# Numbers of the lists in `tf.train.Feature`; and a Feature that is whole already.
+# Bytes of a varint of 64 bits, at most.
+LONGEST_VARINT = 10
+
+# Field numbers of the lists in `tf.train.Feature`; and a feature that is serialized already.
 BYTES_LIST, FLOAT_LIST, INT64_LIST, WHOLE_FEATURE = 1, 2, 3, 0
 
 
 @functools.lru_cache(maxsize=4096)
-def _varint(value: int) -> bytes:
-    """An integer as Protocol Buffers write it, seven bits a byte; one below zero as its 64-bit
-    two's complement.
+def varint(value: int) -> bytes:
+    """Returns an integer as Protocol Buffers write it, seven bits a byte; one below zero as its
+    64-bit two's complement.
     """
     value &= (1 << 64) - 1
     written = bytearray()
@@ -152,15 +159,15 @@ def entry_head(key: bytes, kind: int, size: int) -> bytes:
     inside = () if kind == WHOLE_FEATURE else (kind, *numbers)
     head = b""
     for number in (*reversed(inside), 2):
-        head = bytes((number << 3 | 2,)) + _varint(len(head) + size) + head
-    head = b"\x0a" + _varint(len(key)) + key + head
-    return b"\x0a" + _varint(len(head) + size) + head
+        head = bytes((number << 3 | 2,)) + varint(len(head) + size) + head
+    head = b"\x0a" + varint(len(key)) + key + head
+    return b"\x0a" + varint(len(head) + size) + head
 
 
 def float_list(array: np.ndarray) -> bytes:
     """A serialized `tf.train.FloatList` of an array's numbers."""
     data = array.ravel().astype("<f4").tobytes()
-    return b"\x0a" + _varint(len(data)) + data if data else b""
+    return b"\x0a" + varint(len(data)) + data if data else b""
 
 
 def byte_rows(array: np.ndarray, dtype: Any) -> np.ndarray:
@@ -175,7 +182,193 @@ def number_lists(values: np.ndarray) -> tuple[int, np.ndarray | list[bytes]]:
         if values.shape[1] == 1 and (values != NO_LABEL).all():
             return INT64_LIST, varint_rows(values[:, 0])
         return INT64_LIST, [
-            b"".join([_varint(v) for v in row if v != NO_LABEL]) for row in values.tolist()
+            b"".join([varint(v) for v in row if v != NO_LABEL]) for row in values.tolist()
         ]
     with np.errstate(over="ignore"):
         return FLOAT_LIST, byte_rows(values, "<f4")
+
+
+# Wire types of fields: a varint, eight bytes, a length and so many bytes, four bytes.
+_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
+_FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
+
+
+class WireError(ValueError):
+    """Bytes are no message of the expected kind."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """A `tf.train.Feature`: its values, by their kind byte strings, floats or integers.
+
+    Attributes:
+        kind: `BYTES_LIST`, `FLOAT_LIST` or `INT64_LIST`; or None where the feature has no list.
+        values: of the list.
+    """
+
+    kind: int | None = None
+    values: tuple[bytes, ...] | tuple[float, ...] | tuple[int, ...] = ()
+
+    @staticmethod
+    def parse(serialized: bytes) -> Feature:
+        """Parses a serialized `tf.train.Feature`.
+
+        Raises:
+            WireError: it is none.
+        """
+        kind: int | None = None
+        values: list = []
+        for number, wire_type, content in _fields(serialized):
+            if number not in _READERS or wire_type != _LENGTH_DELIMITED:
+                continue
+            if number != kind:  # the last kind counts; lists of one kind are joined
+                kind, values = number, []
+            assert isinstance(content, bytes)
+            values += _READERS[number](content)
+        return Feature(kind, tuple(values))
+
+    def serialize(self) -> bytes:
+        """Returns the serialized `tf.train.Feature`, numbers packed."""
+        if self.kind is None:
+            return b""
+        content = numbers_of(self)
+        if self.kind == BYTES_LIST:
+            content = b"".join(_delimited(1, value) for value in self.values)  # type: ignore[arg-type]
+        elif content:
+            content = _delimited(1, content)
+        return _delimited(self.kind, content)
+
+
+def numbers_of(feature: Feature) -> bytes:
+    """Returns the packed numbers of a list of floats or integers."""
+    if feature.kind == FLOAT_LIST:
+        return struct.pack(f"<{len(feature.values)}f", *feature.values)
+    if feature.kind == INT64_LIST:
+        return b"".join(map(varint, feature.values))
+    return b""
+
+
+def read_features(serialized: bytes) -> dict[bytes, Feature]:
+    """Parses a serialized `tf.train.Example`: its features by their keys, UTF-8; of a key that
+    comes several times, the last.
+
+    Raises:
+        WireError: it is none.
+    """
+    return {key: Feature.parse(value) for key, value in _entries(serialized)}
+
+
+def entry_keys(serialized: bytes) -> list[bytes]:
+    """Returns the keys of a serialized `tf.train.Example` in their order.
+
+    Raises:
+        WireError: it is none.
+    """
+    return [key for key, _ in _entries(serialized)]
+
+
+def _entries(serialized: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yields the keys of a `tf.train.Example`, and the serialized features."""
+    for _, features in _messages(serialized, {1}):
+        for _, entry in _messages(features, {1}):
+            parts = dict(_messages(entry, {1, 2}))
+            yield parts.get(1, b""), parts.get(2, b"")
+
+
+def _messages(data: bytes, numbers: set[int]) -> Iterator[tuple[int, bytes]]:
+    """Yields the fields of some numbers that hold bytes, and passes over all others."""
+    for number, _, content in _fields(data):
+        if number in numbers and isinstance(content, bytes):
+            yield number, content
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int, bytes | int]]:
+    """Yields the fields of a message: number, wire type and content, an integer of a varint and
+    bytes of all others.
+
+    Raises:
+        WireError: a field ends beyond the message, or has no type that is in use.
+    """
+    position = 0
+    while position < len(data):
+        tag, position = _read_varint(data, position)
+        number, wire_type = tag >> 3, tag & 7
+        content: bytes | int
+        if wire_type == _VARINT:
+            content, position = _read_varint(data, position)
+        else:
+            if wire_type == _LENGTH_DELIMITED:
+                size, position = _read_varint(data, position)
+            elif wire_type in _FIXED_SIZES:
+                size = _FIXED_SIZES[wire_type]
+            else:
+                raise WireError(f"there is no field of wire type {wire_type}, at byte {position}")
+            content = data[position : position + size]
+            if len(content) < size:
+                raise WireError(
+                    f"a field of {size} bytes starts {len(content)} bytes before its message ends"
+                )
+            position += size
+        if number == 0:
+            raise WireError(f"there is no field number 0, at byte {position}")
+        yield number, wire_type, content
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    """Returns a varint, 64 bits of it, and the position behind it."""
+    value = 0
+    for i, byte in enumerate(data[position : position + LONGEST_VARINT]):
+        value |= (byte & 0x7F) << 7 * i
+        if byte < 0x80:
+            return value & (1 << 64) - 1, position + i + 1
+    raise WireError(
+        f"a number does not end within {min(LONGEST_VARINT, len(data) - position)} bytes, at byte "
+        f"{position}"
+    )
+
+
+def _delimited(number: int, content: bytes) -> bytes:
+    """Returns a field that holds bytes."""
+    return bytes((number << 3 | _LENGTH_DELIMITED,)) + varint(len(content)) + content
+
+
+def _read_bytes_list(data: bytes) -> list[bytes]:
+    return [content for _, content in _messages(data, {1})]
+
+
+def _read_float_list(data: bytes) -> list[float]:
+    values: list[float] = []
+    for number, wire_type, content in _fields(data):
+        if number != 1 or wire_type not in (_LENGTH_DELIMITED, _FIXED32):
+            continue
+        assert isinstance(content, bytes)
+        if len(content) % 4:
+            raise WireError(f"{len(content)} bytes are no whole float32 numbers")
+        values += struct.unpack(f"<{len(content) // 4}f", content)
+    return values
+
+
+def _read_int64_list(data: bytes) -> list[int]:
+    values: list[int] = []
+    for number, _, content in _fields(data):
+        if number != 1:
+            continue
+        if isinstance(content, int):
+            values.append(_signed(content))
+            continue
+        position = 0
+        while position < len(content):
+            value, position = _read_varint(content, position)
+            values.append(_signed(value))
+    return values
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+_READERS: Mapping[int, Any] = {
+    BYTES_LIST: _read_bytes_list,
+    FLOAT_LIST: _read_float_list,
+    INT64_LIST: _read_int64_list,
+}

@@ -1,4 +1,4 @@
-"""The feature record: what stage 1 stores of an example and stage 2 reads, as arrays and as a
+"""The feature record, which stage 1 stores of an example and stage 2 reads: arrays to and from a
 serialized `tf.train.Example`.
 
 | field | type | content |
@@ -6,43 +6,42 @@ serialized `tf.train.Example`.
 | `example_id` | bytes | the example's id, UTF-8 |
 | `source`, `offset` | bytes, int64 | the file it came from and its record index there |
 | `content_digest` | bytes | XXH3, 128 bits, of the serialized example |
-| `label`, `prediction` | int64 or float list | by task: class index; 0 or 1; indices of the active outputs; values of a regression |
+| `label`, `prediction` | int64 or float list | class index; 0 or 1; active outputs; or values |
 | `probability` | float | of the last checkpoint's prediction; NaN for a regression |
 | `label_probability` | T floats | of the label at each checkpoint; NaN for a regression |
-| `loss_grads` | bytes | raw little-endian float32 (or `feature_dtype`) [T, C], no learning rate applied |
+| `loss_grads` | bytes | little-endian float32 (or `feature_dtype`) [T, C], no learning rate |
 | `activations` | bytes | likewise [T, D], with a trailing 1 where the bias is included |
-| `loss_grad_norms`, `activation_norms` | bytes | raw little-endian float64 [T] |
+| `loss_grad_norms`, `activation_norms` | bytes | little-endian float64 [T] |
 
-Further keys of an example (`keep_keys`) are copied under their own names.
+Further keys of an example (`keep_keys`) are copied under their own names. The content of a label
+depends on the task: single-label, binary, multi-label or regression.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from transforms.core.features import DTYPES, NO_LABEL, Features
-from transforms.core.ids import id_array
 from transforms.core.origins import Origin, Origins
+from transforms.storage.example_columns import ArrayContent, DamagedRecord, ExampleColumns
 from transforms.storage.example_wire import (
     BYTES_LIST,
     FLOAT_LIST,
     INT64_LIST,
     WHOLE_FEATURE,
+    Feature,
     byte_rows,
     constant_row,
     entry_head,
     number_lists,
+    read_features,
     serialize_example,
     serialize_examples,
     text_rows,
     varint_rows,
 )
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 FIELDS = (
     "example_id",
@@ -66,7 +65,7 @@ def encode(
     """Serializes n feature records, all with the same kept keys; equal records give equal bytes,
     fields sorted by key.
 
-    Loss gradients and activations must be such as the dtype holds.
+    The dtype must hold loss gradients and activations exactly.
     """
     kept = {
         key: [origin.kept[key].SerializeToString(deterministic=True) for origin in origins]
@@ -81,11 +80,11 @@ def encode_columns(
     kept: Mapping[str, Sequence[bytes]],
     feature_dtype: str = "float32",
 ) -> list[bytes]:
-    """As `encode`, of origins in columns; `kept` has by key the serialized `tf.train.Feature` of
-    each.
+    """Serializes n feature records as `encode`, from origins in columns; `kept` has by key the
+    serialized `tf.train.Feature` of each.
 
-    It frames the fields itself, whose heads are the same from record to record: to build a message
-    of every one takes longer than a small network takes to compute them.
+    It frames the fields itself, since their heads are the same from record to record: building a
+    message of each takes longer than a small network takes to compute them.
     """
     stored = DTYPES[feature_dtype]
     sources = [source.encode() for source in origins.sources]
@@ -113,18 +112,18 @@ def encode_columns(
 
 
 def relocate(serialized: bytes, source: str, offset: int) -> bytes:
-    """A feature record as `encode` would give it, had its example been at this place."""
-    import tensorflow as tf
-
-    feature = tf.train.Example.FromString(serialized).features.feature
-    feature["source"].bytes_list.value[:] = [source.encode()]
-    feature["offset"].int64_list.value[:] = [offset]
+    """Returns a feature record as `encode` gives it of the same example at another origin."""
+    features = {
+        **read_features(serialized),
+        b"source": Feature(BYTES_LIST, (source.encode(),)),
+        b"offset": Feature(INT64_LIST, (offset,)),
+    }
     parts = []
     # Not the library's own order, in which a key comes after those that it begins.
-    for name, key in sorted((name.encode(), name) for name in feature):
-        value = feature[key].SerializeToString(deterministic=True)
-        parts += [entry_head(name, WHOLE_FEATURE, len(value)), value]
-    return serialize_example(b"".join(parts))
+    for key in sorted(features):
+        value = features[key].serialize()
+        parts += [entry_head(key, WHOLE_FEATURE, len(value)), value]
+    return serialize_example(*parts)
 
 
 def decode(
@@ -137,81 +136,73 @@ def decode(
 ) -> Features:
     """Parses n feature records of `checkpoints` T, `outputs` C and `units` D (the trailing 1 of a
     bias counted).
-    """
-    import tensorflow as tf
 
-    n = len(serialized)
-    stored = tf.dtypes.as_dtype(DTYPES[feature_dtype])
-    label = tf.io.RaggedFeature(tf.int64 if integer_labels else tf.float32)
-    text = tf.io.FixedLenFeature([], tf.string)
-    # On the CPU by name: strings live nowhere else.
-    with tf.device("/CPU:0"):
-        parsed = tf.io.parse_example(
-            tf.constant(serialized, tf.string, shape=[n]),
-            {
-                "example_id": text,
-                "label": label,
-                "prediction": label,
-                "probability": tf.io.FixedLenFeature([], tf.float32),
-                "label_probability": tf.io.FixedLenFeature([checkpoints], tf.float32),
-                "loss_grads": text,
-                "activations": text,
-                "loss_grad_norms": text,
-                "activation_norms": text,
-            },
-        )
-        arrays = {
-            name: tf.cast(tf.io.decode_raw(parsed[name], dtype), wanted).numpy()
-            for name, dtype, wanted in (
-                ("loss_grads", stored, tf.float32),
-                ("activations", stored, tf.float32),
-                ("loss_grad_norms", tf.float64, tf.float64),
-                ("activation_norms", tf.float64, tf.float64),
-            )
-        }
-    return Features(
-        id_array(parsed["example_id"].numpy().tolist()),
-        _padded(parsed["label"]),
-        _padded(parsed["prediction"]),
-        parsed["probability"].numpy(),
-        parsed["label_probability"].numpy(),
-        arrays["loss_grads"].reshape(n, checkpoints, outputs),
-        arrays["activations"].reshape(n, checkpoints, units),
-        arrays["loss_grad_norms"].reshape(n, checkpoints),
-        arrays["activation_norms"].reshape(n, checkpoints),
+    Raises:
+        DamagedRecord: a record is none, or has another shape or dtype.
+    """
+    label_kind = INT64_LIST if integer_labels else FLOAT_LIST
+    stored, norm = DTYPES[feature_dtype], np.dtype(np.float64)
+    columns = ExampleColumns(
+        serialized,
+        {"example_id": BYTES_LIST, "label": label_kind, "prediction": label_kind},
+        {
+            "probability": ArrayContent(FLOAT_LIST, np.dtype(np.float32), 1),
+            "label_probability": ArrayContent(FLOAT_LIST, np.dtype(np.float32), checkpoints),
+            "loss_grads": ArrayContent(BYTES_LIST, stored, checkpoints * outputs),
+            "activations": ArrayContent(BYTES_LIST, stored, checkpoints * units),
+            "loss_grad_norms": ArrayContent(BYTES_LIST, norm, checkpoints),
+            "activation_norms": ArrayContent(BYTES_LIST, norm, checkpoints),
+        },
     )
+    arrays = columns.arrays
+    return Features(
+        columns.strings("example_id"),
+        _labels(columns, "label"),
+        _labels(columns, "prediction"),
+        arrays["probability"].reshape(-1),
+        arrays["label_probability"],
+        arrays["loss_grads"].reshape(-1, checkpoints, outputs),
+        arrays["activations"].reshape(-1, checkpoints, units),
+        arrays["loss_grad_norms"],
+        arrays["activation_norms"],
+    )
+
+
+def _labels(columns: ExampleColumns, key: str) -> np.ndarray:
+    values, _ = columns.number_lists(key, NO_LABEL)
+    if values.shape[1] == 0:
+        values = np.full((len(values), 1), NO_LABEL, values.dtype)
+    return values if values.dtype == np.int64 else values.astype(np.float64)
 
 
 def example_ids(serialized: Sequence[bytes]) -> list[bytes]:
-    """The ids of n feature records; nothing else of them is parsed."""
-    import tensorflow as tf
-
-    with tf.device("/CPU:0"):
-        parsed = tf.io.parse_example(
-            tf.constant(serialized, tf.string, shape=[len(serialized)]),
-            {"example_id": tf.io.FixedLenFeature([], tf.string)},
-        )
-    ids: list[bytes] = parsed["example_id"].numpy().tolist()
-    return ids
+    """Returns the ids of n feature records; nothing else of them is parsed."""
+    return ExampleColumns(serialized, {"example_id": BYTES_LIST}).string_list("example_id")
 
 
 def kept_texts(serialized: Sequence[bytes], keys: Sequence[str]) -> dict[str, list[str]]:
-    """What n feature records keep under these keys, as text: [n] for each."""
-    import tensorflow as tf
+    """Returns the kept keys of n feature records as text: [n] for each.
 
-    features = (
-        [tf.train.Example.FromString(one).features.feature for one in serialized] if keys else []
-    )
-    return {key: [text(one[key]) for one in features] for key in keys}
+    Raises:
+        DamagedRecord: a record has no such key.
+    """
+    if not keys:
+        return {}
+    texts: dict[str, list[str]] = {key: [] for key in keys}
+    for i, record in enumerate(serialized):
+        features = read_features(record)
+        for key in keys:
+            if key.encode() not in features:
+                raise DamagedRecord(i, f"there is no {key!r}")
+            texts[key].append(text(features[key.encode()]))
+    return texts
 
 
-def text(feature: tf.train.Feature) -> str:
-    """The values of a kept key as text."""
-    kind = feature.WhichOneof("kind")
-    values = getattr(feature, kind).value if kind else []
+def text(feature: Feature) -> str:
+    """Returns the values of a kept key as text."""
     return ", ".join(
         value.decode(errors="replace") if isinstance(value, bytes) else _number_text(value)
-        for value in values
+        for value in feature.values
     )
 
 
@@ -220,30 +211,27 @@ def _number_text(value: float) -> str:
 
 
 def origins(serialized: Sequence[bytes]) -> list[Origin]:
-    """Where n feature records came from, without kept keys; those of one file share its name."""
-    import tensorflow as tf
-
-    text = tf.io.FixedLenFeature([], tf.string)
-    wanted = {"source": text, "offset": tf.io.FixedLenFeature([], tf.int64), "content_digest": text}
-    with tf.device("/CPU:0"):
-        parsed = tf.io.parse_example(
-            tf.constant(serialized, tf.string, shape=[len(serialized)]), wanted
-        )
-    columns = [parsed[name].numpy().tolist() for name in wanted]
-    names = {source: source.decode() for source in columns[0]}
+    """Returns the origins of n feature records, without kept keys; those of one file share its
+    name.
+    """
+    kinds = {"source": BYTES_LIST, "offset": INT64_LIST, "content_digest": BYTES_LIST}
+    columns = ExampleColumns(serialized, kinds)
+    sources, digests = columns.string_list("source"), columns.string_list("content_digest")
+    names = {source: source.decode() for source in set(sources)}
     return [
         Origin(names[source], offset, digest)
-        for source, offset, digest in zip(*columns, strict=True)
+        for source, offset, digest in zip(sources, _offsets(columns).tolist(), digests, strict=True)
     ]
 
 
 def packed_origins(serialized: Sequence[bytes]) -> Origins:
-    """Where n feature records came from, likewise."""
+    """Returns the origins of n feature records in columns."""
     return Origins.of(origins(serialized))
 
 
-def _padded(ragged: tf.RaggedTensor) -> np.ndarray:
-    values = ragged.to_tensor(default_value=NO_LABEL).numpy()
-    if values.shape[1] == 0:
-        values = np.full((len(values), 1), NO_LABEL, values.dtype)
-    return values if values.dtype == np.int64 else values.astype(np.float64)
+def _offsets(columns: ExampleColumns) -> np.ndarray:
+    offsets, counts = columns.number_lists("offset", 0)
+    wrong = np.flatnonzero(counts != 1)
+    if len(wrong):
+        raise DamagedRecord(int(wrong[0]), f"'offset' has {counts[wrong[0]]} numbers, expected 1")
+    return offsets.reshape(-1)

@@ -11,6 +11,7 @@ from transforms.core.errors import InputError
 from transforms.core.features import Features
 from transforms.core.shapes import Shape, Span
 from transforms.storage import feature_record, filesystems, tfrecords
+from transforms.storage.example_columns import DamagedRecord
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.filesystems import StoredFile
 
@@ -43,21 +44,34 @@ class FeatureSet:
             span.stop,
         )
 
-    def decode(self, payloads: Sequence[bytes]) -> Features:
-        """Parses serialized records."""
-        shape, found = self.shape, self.manifest
-        return feature_record.decode(
-            payloads,
-            shape.checkpoints,
-            shape.outputs,
-            shape.units,
-            found.integer_labels,
-            found.feature_dtype,
-        )
+    def decode(self, payloads: Sequence[bytes], span: Span | None = None) -> Features:
+        """Parses serialized records; `span`, where they are from, serves messages.
+
+        Raises:
+            InputError: a record is damaged.
+        """
+        shape, manifest = self.shape, self.manifest
+        try:
+            return feature_record.decode(
+                payloads,
+                shape.checkpoints,
+                shape.outputs,
+                shape.units,
+                manifest.integer_labels,
+                manifest.feature_dtype,
+            )
+        except DamagedRecord as error:
+            where, index = self.directory, error.index
+            if span is not None:
+                where = filesystems.join(self.directory, manifest.files[span.file].name)
+                index += span.start
+            raise InputError(
+                f"{where}: record {index} is damaged: {error.reason}; compute the set again"
+            ) from error
 
     def read(self, spans: Sequence[Span]) -> Features:
         """Reads, verifies and parses records; `spans` holds at least one."""
-        return Features.concatenate([self.decode(self.payloads(span)) for span in spans])
+        return Features.concatenate([self.decode(self.payloads(span), span) for span in spans])
 
     def take(self, rows: np.ndarray) -> Features:
         """Reads, verifies and parses the records of some rows of the set, ascending, [m] integers:

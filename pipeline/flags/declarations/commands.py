@@ -28,7 +28,7 @@ class Command:
         alternatives: sets of flags, of which the user must give all of one.
         between: what stands between an alternative's flags in a message.
         before_last: what stands before the last alternative where none is given.
-        computes: whether it needs TensorFlow before it starts.
+        computes: whether it takes TensorFlow, which is then loaded before it starts.
     """
 
     summary: str
@@ -49,6 +49,7 @@ COMMANDS: Mapping[str, Command] = {
     "score": Command(
         "score a test feature set against a training feature set (stage 2)",
         ("data", "scoring", "model"),
+        computes=False,
     ),
     "audit": Command(
         "find the labels of a training set that are likely wrong",

@@ -16,8 +16,9 @@ from tests.conftest import example, write_records
 from transforms.core.origins import Origin
 from transforms.examples.batch import digest
 from transforms.examples.format import ExampleFormat, InputSpec
-from transforms.reports.pictures import encode_picture, is_picture, to_pixels
-from transforms.reports.previews import read_previews
+from transforms.reports.pictures import encode_picture, to_pixels
+from transforms.reports.previews import is_picture
+from transforms.reports.read_previews import read_previews
 
 FORM = ExampleFormat((InputSpec("image", (4, 4), "float32"),), labelled=False, keep_keys=("note",))
 
