@@ -20,12 +20,14 @@ from tests.conftest import Tiny, write_records
 from tests.fakes import object_store
 from tests.fakes.object_store import BUCKET, Fault, Store
 from transforms.core.errors import InputError
-from transforms.storage import filesystems, globs, manifests, staging, tfrecords
+from transforms.storage import filesystems, globs, manifests, tfrecords
 from transforms.storage.feature_manifest import FeatureManifest
-from transforms.storage.staging import local_checkpoint
+from transforms.storage.staging import StagingTuning, local_checkpoint
 
 CONTENT = bytes(range(256)) * 4000
 A = f"gs://{BUCKET}/ckpt/a.keras"
+# A checkpoint of a mebibyte is copied by four requests.
+FOUR_PARTS = StagingTuning(part_bytes=1 << 18)
 DOWNLOAD = r"^GET /download/.*alt=media"
 
 
@@ -57,17 +59,16 @@ def store(server: Store, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture
-def checkpoint(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+def checkpoint(store: Store) -> Store:
     """The store with a checkpoint of four parts."""
-    monkeypatch.setattr(staging, "_PART", 1 << 18)
     store.put("ckpt/a.keras", CONTENT)
     return store
 
 
 def test_a_checkpoint_is_copied_once_and_in_parts(checkpoint: Store) -> None:
-    path = pathlib.Path(local_checkpoint(A))
+    path = pathlib.Path(local_checkpoint(A, FOUR_PARTS))
     assert path.read_bytes() == CONTENT
-    assert local_checkpoint(A) == str(path)
+    assert local_checkpoint(A, FOUR_PARTS) == str(path)
     assert len(checkpoint.asked(DOWNLOAD)) == 4
     described = checkpoint.described("ckpt/a.keras")
     assert described and all(
@@ -80,30 +81,30 @@ def test_all_objects_of_a_tensorflow_checkpoint_are_copied(store: Store) -> None
     names = ["ckpt-1.index", "ckpt-1.data-00000-of-00002", "ckpt-1.data-00001-of-00002"]
     for name in [*names, "ckpt-11.index"]:
         store.put(f"tf/{name}", name.encode())
-    path = local_checkpoint(f"gs://{BUCKET}/tf/ckpt-1")
+    path = local_checkpoint(f"gs://{BUCKET}/tf/ckpt-1", FOUR_PARTS)
     assert [pathlib.Path(path).with_name(name).read_text() for name in names] == names
     assert len(store.asked(DOWNLOAD)) == 3
 
 
 def test_a_new_generation_is_copied_anew(checkpoint: Store) -> None:
-    first = local_checkpoint(A)
+    first = local_checkpoint(A, FOUR_PARTS)
     # Of the same size; its time of change would do as well, were clocks to be trusted.
     checkpoint.put("ckpt/a.keras", CONTENT[::-1])
-    second = local_checkpoint(A)
+    second = local_checkpoint(A, FOUR_PARTS)
     assert pathlib.Path(second).read_bytes() == CONTENT[::-1]
     assert pathlib.Path(first).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "no digest"])
 def test_a_damaged_copy_is_copied_again(checkpoint: Store, damage: str) -> None:
-    path = pathlib.Path(local_checkpoint(A))
+    path = pathlib.Path(local_checkpoint(A, FOUR_PARTS))
     if damage == "truncated":
         os.truncate(path, 1000)
     elif damage == "changed":
         path.write_bytes(b"?" + CONTENT[1:])
     else:
         path.with_name("a.keras.sha256").unlink()
-    assert pathlib.Path(local_checkpoint(A)).read_bytes() == CONTENT
+    assert pathlib.Path(local_checkpoint(A, FOUR_PARTS)).read_bytes() == CONTENT
     assert len(checkpoint.asked(DOWNLOAD)) == 8
 
 
@@ -112,7 +113,7 @@ def test_a_download_that_goes_wrong_is_mended(
     checkpoint: Store, what: int | str, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoint.faults.append(Fault(what, DOWNLOAD))
-    path = pathlib.Path(local_checkpoint(A))
+    path = pathlib.Path(local_checkpoint(A, FOUR_PARTS))
     assert path.read_bytes() == CONTENT
     assert [fault for fault, _ in checkpoint.broken] == [what]
     # The library asks again for what does not come; what comes and is wrong it cannot know.
@@ -129,15 +130,15 @@ def test_what_never_arrives_whole_is_told_and_leaves_nothing(
 ) -> None:
     checkpoint.faults.append(Fault(what, DOWNLOAD, times=12))
     with pytest.raises(InputError, match=rf"^{A} cannot be copied to this machine: .*({told})"):
-        local_checkpoint(A)
+        local_checkpoint(A, FOUR_PARTS)
     assert {file.name for file in (tmp_path / "local").rglob("*") if file.is_file()} == {"lock"}
 
 
 def test_what_is_missing_or_forbidden_is_told(checkpoint: Store) -> None:
     with pytest.raises(InputError, match=rf"^gs://{BUCKET}/ckpt/b.keras: no such file$"):
-        local_checkpoint(f"gs://{BUCKET}/ckpt/b.keras")
+        local_checkpoint(f"gs://{BUCKET}/ckpt/b.keras", FOUR_PARTS)
     with pytest.raises(InputError, match=r"^gs://no-bucket/a.keras: no such file$"):
-        local_checkpoint("gs://no-bucket/a.keras")
+        local_checkpoint("gs://no-bucket/a.keras", FOUR_PARTS)
     # When it is looked for, described, and read.
     for on in (
         "^GET .*/o/ckpt/a.keras.*fields=name",
@@ -149,7 +150,7 @@ def test_what_is_missing_or_forbidden_is_told(checkpoint: Store) -> None:
             InputError,
             match=rf"^{A} cannot be copied to this machine: 403 Forbidden: no permission$",
         ):
-            local_checkpoint(A)
+            local_checkpoint(A, FOUR_PARTS)
 
 
 # Files

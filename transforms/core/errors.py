@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend: wrong settings, bad files, bad data."""
+"""The one exception for errors that a user can mend: wrong settings, bad files, bad data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SETTING = re.compile(r"`([a-z][a-z0-9_]*)(=[^`]*)?`")
 
 
 class InputError(ValueError):
-    """Something that the user gave cannot be used.
+    """A setting, a file or data of the user's cannot be used.
 
     The message is one line: what was expected, what was found, where, and what to do. It names
     settings, the fields of configurations, in backticks: `k`, or `k=0` with a value. Line breaks
@@ -31,8 +31,8 @@ class InputError(ValueError):
 
 
 def first_line(error: Exception) -> str:
-    """Gives the first line of an error's message without its full stop, and the next if the first
-    only announces it.
+    """Returns the first line of an error's message without its full stop, with the next line where
+    the first only announces it.
     """
     # TensorFlow puts the name of a graph's node in front, Keras prints in bold.
     text = re.sub(r"\x1b\[\d*m|^\{\{.*?\}\}", "", str(error).strip())

@@ -15,17 +15,22 @@ import numpy as np
 
 LANES = 16
 
-# So many rows' squares stay in a processor's cache until they are added.
+# Terms of a float32 sum before it is added to another. The proven margin grows with the length of a
+# sum, the work with the number of sums.
+PART = 352
+
+# The squares of so many rows, 4 KiB for each of their columns, stay in a processor's cache until
+# they are added.
 _ROWS = 512
 
 
 def lane_sum(terms: np.ndarray) -> np.ndarray:
-    """Sums float64 `terms` [..., n] over their last axis, in the module's order: [...]; zeros where
-    n is 0.
+    """Returns the sums of float64 `terms` [..., n] over their last axis, in the module's order:
+    [...] float64; zeros where n is 0.
     """
     n = terms.shape[-1]
-    # Lane by lane, so that where terms are laid out so too, long rows of them are added, not
-    # sixteen numbers at a time.
+    # The lanes are the first axis in memory. Where terms are laid out like that too, long rows of
+    # them are added, not sixteen numbers at a time.
     lanes = np.moveaxis(np.zeros((LANES, *terms.shape[:-1])), 0, -1)
     for start in range(0, n, LANES):
         lanes[..., : n - start] += terms[..., start : start + LANES]
@@ -37,7 +42,7 @@ def lane_sum(terms: np.ndarray) -> np.ndarray:
 
 
 def norms(vectors: np.ndarray) -> np.ndarray:
-    """Euclidean norms, in float64, of `vectors` [..., n] of any float type."""
+    """Returns the Euclidean norms [...] float64 of `vectors` [..., n] of any float type."""
     shape, width = vectors.shape[:-1], vectors.shape[-1]
     rows = vectors.reshape(math.prod(shape), width)
     sums = np.empty(len(rows))
@@ -45,8 +50,3 @@ def norms(vectors: np.ndarray) -> np.ndarray:
         terms = rows[start : start + _ROWS].T.astype(np.float64, order="C")
         sums[start : start + _ROWS] = lane_sum(np.square(terms, out=terms).T)
     return np.sqrt(sums).reshape(shape)
-
-
-# Terms of a float32 sum before it is added to another: fewer make a smaller margin, more make less
-# work.
-PART = 352

@@ -1,4 +1,4 @@
-"""The k best of each test example: arrays of candidates, how they are cut, and how cuts are merged.
+"""The k best candidates of each test example: their arrays, cutting, and merging.
 
 The order is by score, best first, and between equal scores by train id, ascending as UTF-8 bytes.
 It is total, so cutting and merging in any grouping give the same arrays.
@@ -16,7 +16,7 @@ from transforms.core.features import concatenate_labels
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ranking:
-    """Candidates of one sign for n test examples, as P parallel rows ordered by (test row, rank).
+    """Candidates of one sign of n test examples, P in all, ordered by (test row, rank).
 
     Attributes:
         rows: [P] int32, row of the test example, 0..n−1.
@@ -34,13 +34,13 @@ class Ranking:
         return len(self.rows)
 
     def take(self, chosen: np.ndarray) -> Ranking:
-        """Some of the candidates, by index array or mask."""
+        """Returns some of the candidates, by index array or mask."""
         return Ranking(
             self.rows[chosen], self.scores[chosen], self.ids[chosen], self.labels[chosen]
         )
 
     def offsets(self, n: int) -> np.ndarray:
-        """Where the candidates of each of n test examples start: [n + 1]."""
+        """Returns the index of the first candidate of each of n test examples, and P: [n + 1]."""
         return np.searchsorted(self.rows, np.arange(n + 1))
 
 
@@ -54,25 +54,29 @@ class TopK:
     opponents: Ranking
 
     def of_rows(self, rows: np.ndarray) -> TopK:
-        """The same candidates, of some test examples of more: test row i is row `rows[i]` of them;
-        `rows` ascend.
+        """Returns the same candidates with other test rows: row i becomes `rows[i]`; `rows`
+        ascend.
         """
-        renamed = (
-            dataclasses.replace(one, rows=rows[one.rows].astype(np.int32))
-            for one in (self.proponents, self.opponents)
+        return TopK(
+            *(
+                dataclasses.replace(ranking, rows=rows[ranking.rows].astype(np.int32))
+                for ranking in (self.proponents, self.opponents)
+            )
         )
-        return TopK(*renamed)
 
     def without(self, rows: np.ndarray) -> TopK:
-        """All candidates but those of some test rows."""
+        """Returns the candidates of all other test rows."""
         return TopK(
-            *(one.take(~np.isin(one.rows, rows)) for one in (self.proponents, self.opponents))
+            *(
+                ranking.take(~np.isin(ranking.rows, rows))
+                for ranking in (self.proponents, self.opponents)
+            )
         )
 
 
 def cut(candidates: Ranking, k: int) -> Ranking:
-    """The k best candidates of each test row by (|score| descending, id ascending); all scores have
-    the same sign.
+    """Returns the k best candidates of each test row by (|score| descending, id ascending); all
+    scores have the same sign.
     """
     order = np.lexsort((-np.abs(candidates.scores), candidates.rows))
     rows, scores = candidates.rows[order], candidates.scores[order]
@@ -89,7 +93,7 @@ def cut(candidates: Ranking, k: int) -> Ranking:
 
 
 def concatenate(parts: Sequence[Ranking]) -> Ranking:
-    """Rankings (at least one), one after the other."""
+    """Concatenates rankings (at least one)."""
     if len(parts) == 1:
         return parts[0]
     return Ranking(
@@ -101,7 +105,7 @@ def concatenate(parts: Sequence[Ranking]) -> Ranking:
 
 
 def merge(parts: Sequence[TopK], k: int) -> TopK:
-    """The k best of each test example out of several cuts of the same test examples."""
+    """Returns the k best of each test example out of several cuts of the same test examples."""
     return TopK(
         cut(concatenate([part.proponents for part in parts]), k),
         cut(concatenate([part.opponents for part in parts]), k),

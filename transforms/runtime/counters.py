@@ -1,9 +1,8 @@
-"""Counters that a person can watch: a Beam counter, and beside it the same number in this process.
+"""Counters that a person can watch: Beam counters, and the same numbers in this process.
 
-Beam's in-process runner tells nothing while it runs, so a terminal cannot ask it how far it is.
-What the steps count is therefore also kept here, behind a lock, for the thread that draws the
-progress. On other runners the numbers in this process stay at zero and the Beam counters are what
-is asked.
+Beam's in-process runner gives no counters while it runs, so a terminal cannot ask it for progress.
+The counts of steps are therefore also kept here, behind a lock, for the thread that draws the
+progress. On other runners the numbers in this process stay at zero, and the Beam counters are read.
 """
 
 from __future__ import annotations
@@ -37,13 +36,14 @@ def add(name: str, n: int = 1) -> None:
 
 @functools.cache
 def _counter(name: str) -> Any:
-    """The Beam counter; to make it takes longer than to count with it."""
+    """Returns the Beam counter; making one takes longer than counting with it."""
     return Metrics.counter(NAMESPACE, name)
 
 
-def held(work: Callable[..., _R], *args: object) -> tuple[_R, Mapping[str, int]]:
-    """Calls what counts in a thread of its own; gives its result and its counts, since Beam knows
-    only of those of a step's own thread.
+def call_counted(work: Callable[..., _R], *args: object) -> tuple[_R, Mapping[str, int]]:
+    """Calls a function that counts; returns its result and its counts, without adding them.
+
+    For threads of a step: Beam attributes a count to the step in whose own thread it is added.
     """
     _thread.counts = counts = Counter[str]()
     try:
@@ -53,12 +53,12 @@ def held(work: Callable[..., _R], *args: object) -> tuple[_R, Mapping[str, int]]
 
 
 def snapshot() -> dict[str, int]:
-    """What this process has counted since `reset`, by counter name."""
+    """Returns the counts of this process since `reset`, by counter name."""
     with _lock:
         return dict(_counts)
 
 
 def reset() -> None:
-    """Forgets this process's counts, before a new run."""
+    """Sets the counts of this process to zero, before a new run."""
     with _lock:
         _counts.clear()

@@ -1,7 +1,7 @@
-"""Two things at once: what produces elements works ahead, in a thread, of what uses them.
+"""Elements that a thread produces ahead of their use.
 
-It pays where both release the interpreter lock: reading, TensorFlow's operations, NumPy on large
-arrays.
+It pays where producer and user release the interpreter lock: reading, TensorFlow's operations,
+NumPy on large arrays.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _E = TypeVar("_E")
 
 
 def prefetch(elements: Iterator[_E], depth: int = 2) -> Generator[_E, None, None]:
-    """Yields `elements`, of which a thread makes up to `depth` before they are asked for.
+    """Yields `elements`; a thread produces up to `depth` of them before they are asked for.
 
-    Close it (`contextlib.closing`) where it may be left early.
+    Close the generator (`contextlib.closing`) where a loop over it may end early.
     """
     ready: queue.Queue[tuple[bool, Any]] = queue.Queue()
     room = threading.Semaphore(depth)
@@ -26,7 +26,7 @@ def prefetch(elements: Iterator[_E], depth: int = 2) -> Generator[_E, None, None
     def work() -> None:
         try:
             while True:
-                # Room first: an element that waits to be queued would be one more in memory.
+                # Room first: an element that waits for its queue would be one more in memory.
                 room.acquire()
                 if stopped.is_set():
                     return

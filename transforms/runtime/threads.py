@@ -1,7 +1,7 @@
-"""Work that a step hands to threads, and whose results it hands on in order.
+"""Calls in threads, with results in the order of the calls.
 
-A step of a fused chain is called with one element after the other, in one thread. What it gives to
-threads goes on while the steps before and after it work. It pays where that releases the
+A step of a fused chain is called with one element after the other, in one thread. Calls that it
+hands to threads go on while the steps before and after it work. It pays where they release the
 interpreter lock: TensorFlow's functions, hashing, reading and writing.
 """
 
@@ -16,8 +16,8 @@ from transforms.runtime import counters
 
 
 class Threads:
-    """Calls under way, of which up to `waiting` are not asked for their results; what they count is
-    counted when they are.
+    """Calls under way in threads. Up to `waiting` of them go on before the oldest result is waited
+    for; their counts are added when their results are yielded.
     """
 
     def __init__(self, threads: int, waiting: int, name: str) -> None:
@@ -26,20 +26,20 @@ class Threads:
         self._pending: deque[Future[Any]] = deque()
 
     def call(self, work: Callable[..., Any], *args: Any) -> Iterator[Any]:
-        """Begins a call; yields results of earlier ones that are there, in order, and waits for
-        some where too many are under way.
+        """Begins a call; yields finished results of earlier calls, in order, and waits for the
+        oldest where too many calls are under way.
         """
-        self._pending.append(self._pool.submit(counters.held, work, *args))
+        self._pending.append(self._pool.submit(counters.call_counted, work, *args))
         while self._pending and (len(self._pending) > self._waiting or self._pending[0].done()):
             yield self._next()
 
     def rest(self) -> Iterator[Any]:
-        """Yields the results of all calls that are under way, in order."""
+        """Yields the results of all calls under way, in order."""
         while self._pending:
             yield self._next()
 
     def close(self) -> None:
-        """Waits for what is under way, whose results nobody asks for any more."""
+        """Waits for the calls under way, and drops their results."""
         self._pool.shutdown()
 
     def _next(self) -> Any:

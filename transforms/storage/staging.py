@@ -1,5 +1,5 @@
-"""Remote files made local: what libraries open by path is copied once to this machine's disk, and
-is whole there or not at all.
+"""Local copies of remote files, for libraries that open files by path: made once on this machine's
+disk, and whole there or absent.
 """
 
 from __future__ import annotations
@@ -26,17 +26,33 @@ from transforms.core.errors import InputError
 from transforms.runtime import counters
 from transforms.storage import filesystems
 
-_WHOLE_FILES = (".keras", ".h5", ".json")
+# The endings of checkpoints that are one file.
+_ONE_FILE = (".keras", ".h5", ".json")
+# Bytes that are read and digested at once: few calls, and little memory.
 _CHUNK = 1 << 22
-_ATTEMPTS = 3
-# What one request of a parallel transfer is for.
-_PART = 1 << 25
+
+
+@dataclasses.dataclass(frozen=True)
+class StagingTuning:
+    """The way files are copied.
+
+    Attributes:
+        attempts: how often a file that does not arrive whole is copied: a third failure is no
+            accident.
+        part_bytes: bytes of one request of a parallel download, 32 MiB as in Google's library.
+    """
+
+    attempts: int = 3
+    part_bytes: int = 1 << 25
+
+
+DEFAULT_TUNING = StagingTuning()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Remote:
-    """A file to be copied: its path, size in bytes, what changes with its content, and its object
-    where Cloud Storage has it.
+    """A file to be copied: its path, size in bytes, a number that changes with its content, and its
+    object where it is in Cloud Storage.
     """
 
     path: str
@@ -45,14 +61,14 @@ class _Remote:
     blob: Blob | None = None
 
 
-def local_checkpoint(path: str) -> str:
-    """A local path of a checkpoint: a `.keras`, `.weights.h5` or `.json` file, or the prefix of a
-    TensorFlow checkpoint's files.
+def local_checkpoint(path: str, tuning: StagingTuning = DEFAULT_TUNING) -> str:
+    """Returns a local path of a checkpoint: a `.keras`, `.weights.h5` or `.json` file, or the
+    prefix of a TensorFlow checkpoint's files.
 
-    Local paths are returned as they are. Remote files are copied to a directory whose name tells
-    path, size and generation (or time of change), so that a changed file is copied again and an
+    Local paths are returned as they are. Remote files are copied to a directory whose name depends
+    on path, size and generation (or time of change), so that a changed file is copied again and an
     unchanged one is not. Processes of one machine wait for each other's copies. A copy has its
-    file's size and, where the store tells one, its CRC-32C, and is compared with its own SHA-256
+    file's size and, where the store has one, its CRC-32C, and is compared with its own SHA-256
     before it is used again.
 
     Raises:
@@ -60,20 +76,18 @@ def local_checkpoint(path: str) -> str:
     """
     if filesystems.is_local(path):
         return path
-    patterns = [path] if path.endswith(_WHOLE_FILES) else [f"{path}.index", f"{path}.data-*"]
+    patterns = [path] if path.endswith(_ONE_FILE) else [f"{path}.index", f"{path}.data-*"]
     try:
-        found = [
-            _described(m) for match in FileSystems.match(patterns) for m in match.metadata_list
-        ]
-        if not found:
+        remotes = [_remote(m) for match in FileSystems.match(patterns) for m in match.metadata_list]
+        if not remotes:
             raise InputError(f"{path}: no such file")
-        identity = repr([(remote.path, remote.size, remote.version) for remote in found])
+        identity = repr([(remote.path, remote.size, remote.version) for remote in remotes])
         key = hashlib.sha256(identity.encode()).hexdigest()[:16]
         directory = os.path.join(private_directory(), key)
         os.makedirs(directory, exist_ok=True)
         with _locked(os.path.join(directory, "lock")):
-            for remote in found:
-                _copy(remote, os.path.join(directory, posixpath.basename(remote.path)))
+            for remote in remotes:
+                _copy(remote, os.path.join(directory, posixpath.basename(remote.path)), tuning)
     except filesystems.STORE_ERRORS as error:
         raise InputError(
             f"{path} cannot be copied to this machine: {filesystems.describe_error(error)}"
@@ -81,8 +95,8 @@ def local_checkpoint(path: str) -> str:
     return os.path.join(directory, posixpath.basename(path))
 
 
-def _described(metadata: FileMetadata) -> _Remote:
-    """A file that was found, as what is to be copied.
+def _remote(metadata: FileMetadata) -> _Remote:
+    """Returns a listed file with its version.
 
     Raises:
         InputError: an object has gone since it was listed.
@@ -90,7 +104,7 @@ def _described(metadata: FileMetadata) -> _Remote:
     if not metadata.path.startswith("gs://"):
         return _Remote(metadata.path, metadata.size_in_bytes, metadata.last_updated_in_seconds)
     bucket, name = gcsio.parse_gcs_path(metadata.path)
-    # Beam's client, so that the credentials are those that everything else is read with.
+    # Beam's client: its credentials are those of all other reads.
     blob = gcsio.GcsIO().client.bucket(bucket).get_blob(name)
     if blob is None:
         raise InputError(f"{metadata.path}: no such file")
@@ -98,8 +112,8 @@ def _described(metadata: FileMetadata) -> _Remote:
 
 
 def private_directory() -> str:
-    """This user's own directory on this machine, which outlives processes but no restart of the
-    machine.
+    """Returns this user's own directory on this machine; it outlives processes, but no restart of
+    the machine.
     """
     directory = os.path.join(tempfile.gettempdir(), f"tracin-{os.getuid()}")
     os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -114,13 +128,13 @@ def _locked(path: str) -> Iterator[None]:
         yield
 
 
-def _copy(remote: _Remote, target: str) -> None:
-    """Copies a file, unless there is a copy that is still what it was."""
+def _copy(remote: _Remote, target: str, tuning: StagingTuning) -> None:
+    """Copies a file, unless there is an unchanged copy."""
     if _is_whole(target):
         return
-    for left in reversed(range(_ATTEMPTS)):
+    for left in reversed(range(tuning.attempts)):
         try:
-            _download(remote, target)
+            _download(remote, target, tuning.part_bytes)
             return
         except filesystems.STORE_ERRORS as error:
             if not left:
@@ -147,17 +161,17 @@ def _digest_path(target: str) -> str:
     return f"{target}.sha256"
 
 
-def _download(remote: _Remote, target: str) -> None:
+def _download(remote: _Remote, target: str, part_bytes: int) -> None:
     """Copies a file once.
 
     Raises:
-        one of `files.STORE_ERRORS`: it could not be read, or what arrived is not what is stored.
+        one of `filesystems.STORE_ERRORS`: it cannot be read, or does not arrive as it is stored.
     """
     counters.add("checkpoint-files-copied")
-    # Under another name first: no name that is looked for ever holds half a file.
+    # Under another name first: no final name ever holds half a file.
     partial = f"{target}.{uuid.uuid4().hex}"
     try:
-        _transfer(remote, partial)
+        _transfer(remote, partial, part_bytes)
         arrived, crc, digest = 0, google_crc32c.Checksum(), hashlib.sha256()
         with open(partial, "rb") as copy:
             while chunk := copy.read(_CHUNK):
@@ -178,15 +192,15 @@ def _download(remote: _Remote, target: str) -> None:
             os.remove(partial)
 
 
-def _transfer(remote: _Remote, target: str) -> None:
-    """Writes a file's content to a local one, which nobody else looks at."""
+def _transfer(remote: _Remote, target: str, part_bytes: int) -> None:
+    """Writes a file's content to a local file that no other process reads."""
     if remote.blob:
-        # Stored bytes, not what they would be unpacked to; of the generation that was looked up.
+        # The stored bytes, not unpacked ones; of the generation that was looked up.
         # The whole copy's checksum is compared afterwards, as it is on the disk.
         transfer_manager.download_chunks_concurrently(
             remote.blob,
             target,
-            chunk_size=_PART,
+            chunk_size=part_bytes,
             download_kwargs={"raw_download": True},
             worker_type=transfer_manager.THREAD,
             crc32c_checksum=False,
@@ -197,12 +211,12 @@ def _transfer(remote: _Remote, target: str) -> None:
                 writer.write(chunk)
 
 
-def _decoded(told: str | None) -> bytes | None:
-    """A CRC-32C in Google Cloud Storage's form, base64 of four bytes big-endian; None where a store
-    tells another sum, or none.
+def _decoded(checksum: str | None) -> bytes | None:
+    """Returns a CRC-32C from Google Cloud Storage's form, base64 of four bytes big-endian; None
+    where a store has another sum, or none.
     """
     try:
-        decoded = base64.b64decode(told, validate=True) if told else b""
+        decoded = base64.b64decode(checksum, validate=True) if checksum else b""
     except ValueError:
         return None
     return decoded if len(decoded) == 4 else None

@@ -36,15 +36,15 @@ CANDIDATES = st.lists(
 
 
 def by_hand(candidates: list[tuple[int, float, str]], k: int) -> list[tuple[int, float, bytes]]:
-    found = []
+    best = []
     for row in range(5):
         mine = [(-abs(score), name.encode(), score) for r, score, name in candidates if r == row]
-        found += [(row, score, name) for _, name, score in sorted(mine)[:k]]
-    return found
+        best += [(row, score, name) for _, name, score in sorted(mine)[:k]]
+    return best
 
 
-def listed(found: Ranking) -> list[tuple[int, float, bytes]]:
-    return list(zip(found.rows.tolist(), found.scores.tolist(), found.ids.tolist(), strict=True))
+def listed(ranked: Ranking) -> list[tuple[int, float, bytes]]:
+    return list(zip(ranked.rows.tolist(), ranked.scores.tolist(), ranked.ids.tolist(), strict=True))
 
 
 @settings(max_examples=150, deadline=None)
@@ -80,7 +80,7 @@ def test_labels_of_different_widths_are_padded():
     assert cut(concatenate([narrow, wide]), 5).labels.tolist() == [[3, 5], [4, -1]]
 
 
-def test_offsets_tell_where_each_test_example_starts():
+def test_offsets_are_where_each_test_example_starts():
     assert cut(ranking([(0, 1.0, "a"), (3, 1.0, "b"), (3, 2.0, "c")]), 5).offsets(5).tolist() == [
         0,
         1,
@@ -89,3 +89,13 @@ def test_offsets_tell_where_each_test_example_starts():
         3,
         3,
     ]
+
+
+def test_rows_can_be_renamed_and_left_out():
+    best = TopK(ranking([(0, 2.0, "a"), (1, 1.0, "b")]), ranking([(1, -1.0, "c")]))
+    renamed = best.of_rows(np.array([3, 7]))
+    assert renamed.proponents.rows.tolist() == [3, 7]
+    assert renamed.opponents.rows.tolist() == [7]
+    assert renamed.proponents.rows.dtype == np.int32
+    left = renamed.without(np.array([7]))
+    assert listed(left.proponents) == [(3, 2.0, b"a")] and listed(left.opponents) == []

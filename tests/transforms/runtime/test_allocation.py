@@ -1,3 +1,5 @@
+"""Memory that is kept for the next batch."""
+
 import ctypes
 import subprocess
 import sys
@@ -25,7 +27,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
-def test_what_was_freed_is_not_asked_of_the_system_again():
+def test_freed_memory_is_not_asked_of_the_system_again():
     def faults(call: str) -> int:
         return int(
             subprocess.run(
@@ -41,5 +43,6 @@ def test_what_was_freed_is_not_asked_of_the_system_again():
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
+    """Protects from an exception where the C library has no `mallopt`."""
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     allocation.keep_freed_memory()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -21,7 +20,7 @@ def two() -> Iterator[Threads]:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("two")]
 
 
-def test_results_come_in_order_and_not_more_than_so_many_are_waited_for(two: Threads) -> None:
+def test_results_come_in_order_and_only_so_many_calls_wait(two: Threads) -> None:
     may_end = [threading.Event() for _ in range(5)]
 
     def work(i: int) -> int:
@@ -36,11 +35,11 @@ def test_results_come_in_order_and_not_more_than_so_many_are_waited_for(two: Thr
     assert [*two.call(work, 2), *two.rest()] == [0, 1, 2]
     may_end[3].set()
     may_end[4].set()
-    seen = [one for i in (3, 4) for one in two.call(work, i)]
+    seen = [result for i in (3, 4) for result in two.call(work, i)]
     assert [*seen, *two.rest()] == [3, 4]
 
 
-def test_who_calls_waits_for_the_oldest_where_too_many_are_under_way(two: Threads) -> None:
+def test_a_caller_waits_for_the_oldest_where_too_many_are_under_way(two: Threads) -> None:
     may_end = threading.Event()
 
     def work() -> str:
@@ -67,7 +66,7 @@ def test_an_exception_is_raised_after_what_came_before_it(two: Threads) -> None:
     assert seen == [0, 1]
 
 
-def test_what_a_call_counts_is_counted_where_its_result_is_asked_for(two: Threads) -> None:
+def test_the_counts_of_a_call_are_added_with_its_result(two: Threads) -> None:
     counters.reset()
     go = threading.Barrier(2)
 
@@ -80,10 +79,3 @@ def test_what_a_call_counts_is_counted_where_its_result_is_asked_for(two: Thread
     assert counters.snapshot() in ({}, {"calls": 1, "numbers": 3}, {"calls": 2, "numbers": 6})
     assert [*results, *two.rest()] == [None, None]
     assert counters.snapshot() == {"calls": 2, "numbers": 6}
-    # Held in the threads of calls alone, and not after one has failed.
-    with pytest.raises(ZeroDivisionError):
-        counters.held(lambda: 1 // 0)
-    counters.add("calls")
-    assert counters.snapshot()["calls"] == 3
-    assert counters.held(lambda: counters.add("held")) == (None, Counter(held=1))
-    assert "held" not in counters.snapshot()

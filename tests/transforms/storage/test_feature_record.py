@@ -1,10 +1,6 @@
-"""The feature record: what is stored is what is read, bit for bit; and sums whose bits do not
-depend on the array around them.
-"""
+"""The feature record: what is stored is what is read, bit for bit."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pytest
@@ -17,7 +13,6 @@ from tests.conftest import feature
 from transforms.core.features import NO_LABEL, Features, concatenate_labels
 from transforms.core.ids import id_array
 from transforms.core.origins import Origin
-from transforms.core.summation import LANES, lane_sum, norms
 from transforms.examples import rejects
 from transforms.examples.rejects import Reject
 from transforms.storage import feature_record
@@ -329,73 +324,6 @@ def test_ids_sort_as_bytes() -> None:
     ids = id_array([b"b", "ä".encode(), b"ab", b"a"])
     assert np.sort(ids).tolist() == [b"a", b"ab", b"b", "ä".encode()]
     assert len(id_array([])) == 0
-
-
-# Sums
-
-
-def test_norms_are_those_of_numpy_in_float64() -> None:
-    vectors = np.random.default_rng(1).normal(size=(6, 4, 129)).astype(np.float32) * np.float32(
-        1e-25
-    )
-    found = norms(vectors)
-    assert found.dtype == np.float64 and found.shape == (6, 4)
-    np.testing.assert_allclose(
-        found, np.linalg.norm(vectors.astype(np.float64), axis=-1), rtol=1e-15
-    )
-    assert (found > 0).all()  # whose squares underflow in float32
-
-
-def test_norms_of_many_vectors_are_those_of_each() -> None:
-    # More than are added at once.
-    vectors = np.random.default_rng(2).normal(size=(350, 3, 21)).astype(np.float32)
-    assert (
-        norms(vectors).tobytes()
-        == np.array([[norms(one) for one in row] for row in vectors]).tobytes()
-    )
-    for shape in ((0, 3, 5), (4, 2, 0)):
-        assert norms(np.empty(shape, np.float32)).tolist() == np.zeros(shape[:-1]).tolist()
-
-
-@settings(max_examples=100, deadline=None)
-@given(hnp.arrays(np.float64, st.integers(0, 70), elements=st.floats(-1e100, 1e100)))
-def test_the_sum_is_within_a_rounding_per_addition_of_the_exact_one(terms: np.ndarray) -> None:
-    exact, size = math.fsum(terms), math.fsum(np.abs(terms))
-    depth = math.ceil(len(terms) / LANES) + math.log2(LANES)
-    assert abs(float(lane_sum(terms)) - exact) <= depth * 2.0**-53 * size * (1 + 1e-9)
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    hnp.arrays(
-        np.float64,
-        st.tuples(st.integers(1, 9), st.integers(0, 40)),
-        elements=st.floats(-1e10, 1e10),
-    )
-)
-def test_a_sums_bits_do_not_depend_on_the_array_around_it(terms: np.ndarray) -> None:
-    together = lane_sum(terms)
-    for i, row in enumerate(terms):
-        assert together[i].tobytes() == np.asarray(lane_sum(row)).tobytes()
-    strided = np.asfortranarray(terms)
-    assert lane_sum(strided.copy(order="F")).tobytes() == together.tobytes()
-    assert (
-        lane_sum(np.broadcast_to(terms, (3, *terms.shape)).copy())[1].tobytes()
-        == together.tobytes()
-    )
-
-
-def test_the_order_of_additions_is_the_written_one() -> None:
-    # Lane 0 holds terms 0 and 16; folding adds lane 8 to it, then 4 (with 12), 2 and 1.
-    one, big = 1.0, 1e16
-    terms = np.zeros(17)
-    terms[[0, 16, 8]] = one, big, -big
-    assert lane_sum(terms) == (one + big) + -big == 0
-    terms[[0, 16, 8]] = big, -big, one
-    assert lane_sum(terms) == 1
-    terms[:] = 0
-    terms[[0, 8, 4, 12]] = one, big, one, -big
-    assert lane_sum(terms) == (one + big) + (one + -big) == 0
 
 
 # What was set aside

@@ -1,9 +1,8 @@
-"""Rows as CSV for a spreadsheet, which takes text that begins with certain characters for a formula
-and runs it.
+"""Rows as CSV for spreadsheets, which run text that begins with certain characters as a formula.
 
-Quotes do not stop it. So such text begins with an apostrophe here, and text that begins with an
-apostrophe of its own with one more: whoever reads the file by a program takes one apostrophe away
-where there is one, and has the text again.
+Quotes do not prevent that. So such text gets an apostrophe in front, and so does text that begins
+with an apostrophe of its own: a program that reads the file takes one leading apostrophe away and
+has the text again.
 """
 
 from __future__ import annotations
@@ -18,9 +17,7 @@ _MARK = "'"
 
 
 def to_csv(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """Rows as CSV (RFC 4180) in UTF-8, with a head of the names; numbers as they are, None as
-    nothing.
-    """
+    """Returns rows as CSV (RFC 4180) in UTF-8, with a head of the names; None is an empty field."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(names)
@@ -32,5 +29,5 @@ def to_csv(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def harmless(text: str) -> str:
-    """Text that no spreadsheet takes for a formula."""
+    """Returns text that no spreadsheet takes for a formula."""
     return _MARK + text if text.startswith((*_FORMULAS, _MARK)) else text

@@ -10,7 +10,7 @@ from transforms.core.features import NO_LABEL
 
 
 def label_type(task: str, outputs: int) -> pa.DataType:
-    """The Parquet type of labels and predictions: an integer, a number, or a list of them."""
+    """Returns the Parquet type of labels: an integer, a number, or a list of them."""
     if task in ("class", "binary"):
         return pa.int64()
     if task == "multilabel":
@@ -19,12 +19,12 @@ def label_type(task: str, outputs: int) -> pa.DataType:
 
 
 def string_array(ids: np.ndarray) -> pa.Array:
-    """Ids [n] of dtype S as strings."""
+    """Returns ids [n] of dtype S as strings."""
     return pa.array(ids.tolist(), pa.binary()).cast(pa.string())
 
 
 def label_array(labels: np.ndarray, kind: pa.DataType) -> pa.Array:
-    """Labels [n, L] as values of a `label_type`."""
+    """Returns labels [n, L] as values of a `label_type`."""
     if not pa.types.is_list(kind):
         return pa.array(labels[:, 0]).cast(kind)
     if labels.dtype.kind == "f":
@@ -36,7 +36,7 @@ def label_array(labels: np.ndarray, kind: pa.DataType) -> pa.Array:
 
 
 def to_jsonl(table: pa.Table) -> bytes:
-    """A table as lines of JSON, with the shortest digits that give the same float64 back."""
+    """Returns a table as lines of JSON, with the shortest digits that read as the same float64."""
     return b"".join(
         orjson.dumps(row) + b"\n"
         for batch in table.to_batches(max_chunksize=500)
