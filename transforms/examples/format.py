@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from transforms.core.errors import InputError
+from transforms.core.user_modules import name_clash
 from transforms.storage.feature_record import FIELDS
 
 
@@ -97,7 +98,7 @@ def resolve_function(name: str, field: str) -> Callable[..., Any]:
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
             f"`{field}={name!r}` cannot be imported ({error}): expected module:function on the "
-            "Python path of every worker"
+            f"Python path of every worker{name_clash(module)}"
         ) from error
     if not callable(function):
         raise InputError(f"`{field}={name!r}` is not a function")
