@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.conftest import example
+from tests.conftest import CLASSES, Tiny, damage, example, write_records
+from transforms.examples import rejects
 from transforms.examples.batch import ExampleBatch, ParsedExample
 from transforms.examples.format import ExampleFormat, InputFile, InputSpec
 from transforms.examples.parse_batch import BatchParser
@@ -93,3 +94,31 @@ def floats(n: int, **more: Any) -> list[bytes]:
 def input_file(path: pathlib.Path, name: str = "train/a") -> InputFile:
     """A file of examples."""
     return InputFile(0, str(path), name, path.stat().st_size)
+
+
+def with_bad(
+    tiny: Tiny, directory: pathlib.Path
+) -> tuple[pathlib.Path, list[tuple[int, str | None, str]]]:
+    """Forty records of which six cannot be used, in two files; and (index, id, reason) of these in
+    their file.
+    """
+    image = tiny.images[0]
+    nan = image.copy()
+    nan[1, 2, 0] = np.nan
+    bad = {
+        2: (example(picture=image, label=0, id="no-image"), "no-image", rejects.MISSING_KEY),
+        5: (example(image=image.ravel()[:-1], label=0, id="short"), "short", rejects.WRONG_SIZE),
+        6: (example(image=image, label=CLASSES, id="label-3"), "label-3", rejects.BAD_LABEL),
+        9: (example(image=nan, label=0, id="nan"), "nan", rejects.NON_FINITE_INPUT),
+        11: (example(image=b"\x89PNG\r\n\x1a\n", label=0, id="png"), "png", rejects.BAD_IMAGE),
+        13: (b"\xff\xff\xff", None, rejects.NOT_AN_EXAMPLE),
+    }
+    payloads = tiny.payloads()
+    first = [bad[i][0] if i in bad else payloads[i] for i in range(20)]
+    path = write_records(directory / "s-0", first)
+    damage(path, sum(len(payload) + 16 for payload in first[:15]) + 12)
+    write_records(directory / "s-1", payloads[20:])
+    return path, sorted(
+        [(i, example_id, reason) for i, (_, example_id, reason) in bad.items()]
+        + [(15, None, rejects.BAD_CHECKSUM)]
+    )

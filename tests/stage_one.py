@@ -4,6 +4,7 @@ records and rejects.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -15,69 +16,52 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from transforms.core.features import Features
 from transforms.examples import rejects
-from transforms.examples.format import ExampleFormat, InputFile, InputSpec
-from transforms.extraction.compute import ComputeFeatureSet
-from transforms.extraction.feature_files.write import WriteFeatures
+from transforms.examples.config import ExampleConfig
+from transforms.extraction.config import ExtractionConfig
+from transforms.extraction.load_model import load_model
+from transforms.extraction.prepare import ExtractFeatures
 from transforms.extraction.tuning import DEFAULT_TUNING, ExtractionTuning
-from transforms.extraction.worker.extractor import ExtractionPlan
 from transforms.extraction.worker.model import Model
-from transforms.models import checkpoint_files
-from transforms.models.checkpoints import ModelSpec
+from transforms.models.config import ModelConfig
+from transforms.runtime import counters
 from transforms.storage import filesystems, manifests, tfrecords
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_record import decode
 
-ATTEMPT = "0" * 64
 
-
-def model_of(paths: Sequence[pathlib.Path], kind: type[Model] = Model, **fields: Any) -> Model:
-    """The checkpoints as a pipeline carries them, or a stand-in of the `kind`."""
-    names = tuple(map(str, paths))
-    digests = tuple(checkpoint_files.digest(name) for name in names)
-    per_token = fields.pop("per_token", False)
-    return kind(ModelSpec(names, per_token=per_token), digests, **fields)
-
-
-def extract_set(
-    model: Model,
-    examples: Sequence[pathlib.Path],
+def stage_one(
+    checkpoints: Sequence[pathlib.Path],
+    examples: pathlib.Path | str,
     directory: pathlib.Path,
-    batch_size: int = 256,
+    kind: type[Model] = Model,
     tuning: ExtractionTuning = DEFAULT_TUNING,
-    key: str = "image",
-) -> None:
-    """Extracts the features of examples with ids under `id` and inputs under `key`."""
-    loaded = model.acquire()
-    inputs = tuple(InputSpec(key, tuple(spec.shape), spec.dtype) for spec in loaded.inputs)
-    form = ExampleFormat(
-        inputs, label_width=loaded.loss.label_width * (loaded.positions or 1), id_key="id"
+    input_keys: tuple[str, ...] | None = None,
+    per_token: bool = False,
+    **config: Any,
+) -> ExtractFeatures:
+    """The transform that extracts the features of examples with ids under `id`.
+
+    `kind` may be a stand-in for what a pipeline carries, and `config` holds fields of
+    ExtractionConfig.
+    """
+    model = load_model(ModelConfig([str(path) for path in checkpoints], per_token=per_token))
+    carried = kind(model.model.spec, model.model.digests)
+    return ExtractFeatures(
+        str(examples),
+        dataclasses.replace(model, model=carried),
+        str(directory),
+        ExampleConfig(input_keys=input_keys, id_key="id"),
+        ExtractionConfig(**config),
+        tuning=tuning,
     )
-    files = [
-        InputFile(i, str(path), path.name, path.stat().st_size) for i, path in enumerate(examples)
-    ]
-    checkpoints = tuple(pathlib.Path(path).name for path in model.spec.checkpoints)
-    draft = FeatureManifest(
-        kind="features",
-        fingerprint=ATTEMPT,
-        settings={},
-        files=(),
-        counts={},
-        model_fingerprint=ATTEMPT,
-        task=loaded.loss.task,
-        outputs=loaded.outputs,
-        units=loaded.units + 1,
-        checkpoints=checkpoints,
-        learning_rates=(1.0,) * len(checkpoints),
-        rejected_files=(),
-        rejected={},
-        per_token=model.spec.per_token,
-    )
-    write = WriteFeatures(str(directory), draft, 0.0, False, ATTEMPT, limits=tuning.file_limits)
-    stage = ComputeFeatureSet(
-        files, form, model, ExtractionPlan(batch_size), False, write, tuning=tuning
-    )
+
+
+def extract_set(*args: Any, **keywords: Any) -> None:
+    """Runs `stage_one`, which takes the same arguments; leaves its counters."""
+    stage = stage_one(*args, **keywords)
+    counters.reset()
     with beam.Pipeline("FnApiRunner", PipelineOptions([])) as pipeline:
-        pipeline | "ComputeFeatures" >> stage  # FeatureManifest
+        pipeline | "ExtractFeatures" >> stage  # FeatureSet
 
 
 def read_set(directory: pathlib.Path) -> tuple[FeatureManifest, Features, list[Any]]:
@@ -125,3 +109,28 @@ def assert_same_features(found: Features, expected: Features) -> None:
         "activation_norms",
     ):
         assert getattr(a, name).tobytes() == getattr(b, name).tobytes(), name
+
+
+def records_by_id(directory: pathlib.Path) -> tuple[FeatureManifest, dict[bytes, bytes]]:
+    """A set's manifest and its serialized records by id."""
+    manifest = manifests.read(str(directory), FeatureManifest, "features")
+    payloads = [
+        payload
+        for file in manifest.files
+        for payload in tfrecords.split_frames(filesystems.read_verified(str(directory), file))
+    ]
+    by_id = {
+        tf.train.Example.FromString(payload)
+        .features.feature["example_id"]
+        .bytes_list.value[0]: payload
+        for payload in payloads
+    }
+    assert len(by_id) == len(payloads)
+    return manifest, by_id
+
+
+def assert_one_line(text: str, *parts: str) -> None:
+    """A message of one line that holds these parts."""
+    assert len(text.strip().splitlines()) == 1, text
+    for part in parts:
+        assert part in text, text

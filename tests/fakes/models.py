@@ -1,4 +1,4 @@
-"""Checkpoints that behave as no real ones do: slow, and watched."""
+"""Checkpoints as a pipeline carries them that behave as no real ones do: slow, or dying."""
 
 from __future__ import annotations
 
@@ -42,3 +42,34 @@ class SlowModel(Model):
                     kind._under_way -= 1
 
         return slow
+
+
+@dataclasses.dataclass(frozen=True)
+class DyingModel(Model):
+    """Checkpoints whose worker dies at the first batch of the n-th file that comes to it.
+
+    Attributes:
+        dies_at: n; None for never.
+    """
+
+    dies_at: ClassVar[int | None] = None
+    _begun: ClassVar[list[str]] = []
+
+    def extractor(self) -> Callable[[ExampleBatch, ExtractionPlan], FeatureBatch]:
+        genuine = super().extractor()
+
+        def die(batch: ExampleBatch, plan: ExtractionPlan) -> FeatureBatch:
+            begun = DyingModel._begun
+            begun.extend([batch.file.path] if batch.first else [])
+            if len(begun) == DyingModel.dies_at:
+                raise RuntimeError("the worker died")
+            return genuine(batch, plan)
+
+        return die
+
+
+def dying_at(n: int) -> type[Model]:
+    """Checkpoints whose worker dies at the n-th file from now on."""
+    DyingModel.dies_at = n
+    DyingModel._begun.clear()
+    return DyingModel

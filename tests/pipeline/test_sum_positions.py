@@ -24,7 +24,7 @@ from pipeline.running.beam_options import beam_options
 from tests.conftest import Outcome, example, write_records
 from tests.small import save
 from tests.synthetic import write_set
-from tests.transforms.extraction.test_positions import SPARSE, C, data, head_of, segmenter, tagger
+from tests.taggers import SPARSE, C, data, head_of, segmenter, tagger
 from tests.transforms.scoring.test_gradients import full_sort, positions, ragged, whole
 from transforms.core.features import Features
 from transforms.influence.score import TileScorer

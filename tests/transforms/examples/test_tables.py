@@ -160,10 +160,10 @@ def test_a_file_without_rows_gives_none() -> None:
         (archive(a=np.arange(1000))[:-50], "not a zip file"),
     ],
 )
-def test_archives_that_cannot_be_read_are_told(data: bytes, reason: str) -> None:
-    with pytest.raises(UnreadableTail, match=r".*") as told:
+def test_archives_that_cannot_be_read_say_why(data: bytes, reason: str) -> None:
+    with pytest.raises(UnreadableTail, match=r".*") as caught:
         list(read_archive(io.BytesIO(data)))
-    assert reason in told.value.reason
+    assert reason in caught.value.reason
 
 
 def test_a_damaged_table_fails_the_run_in_one_line(

@@ -85,10 +85,10 @@ def _extract(
         return NO_FEATURES, rows
     if extractor.model.positions is None:
         return extractor(batch.example_ids, batch.inputs, batch.labels), rows
-    found = extract_positions(extractor, batch.example_ids, batch.inputs, batch.labels)
-    for row, (reason, detail) in found.rejected.items():
+    extracted = extract_positions(extractor, batch.example_ids, batch.inputs, batch.labels)
+    for row, (reason, detail) in extracted.rejected.items():
         rejected += _rejects(batch, reason, {row: detail})
-    return found.features, found.rows
+    return extracted.features, extracted.rows
 
 
 def _reject_non_finite(

@@ -104,11 +104,11 @@ class FeatureExtractor:
         """
         dtype = np.int64 if self.model.loss.label_is_integer else np.float32
         predicted = self.plan.predicted_labels or labels is None
-        given = None if predicted or labels is None else labels.astype(dtype)
+        typed = None if predicted or labels is None else labels.astype(dtype)
         while True:
             batch_size = self._batch_size
             try:
-                return self._run_batches(inputs, given, n, batch_size)
+                return self._run_batches(inputs, typed, n, batch_size)
             except tf.errors.ResourceExhaustedError as error:
                 self._halve(error, batch_size)
 
@@ -168,11 +168,11 @@ class FeatureExtractor:
         for start in range(0, n, batch_size):
             rows = slice(start, start + batch_size)
             padded = tuple(tf.constant(_pad(array[rows], batch_size)) for array in inputs)
-            given = None if labels is None else tf.constant(_pad(labels[rows], batch_size))
+            padded_labels = None if labels is None else tf.constant(_pad(labels[rows], batch_size))
             real = (n - start) * (self.model.positions or 1)
-            trace = self._trace(padded, given)
+            trace = self._trace(padded, padded_labels)
             # Views of TensorFlow's memory: `numpy()` would copy it.
-            batches.append([np.asarray(tensor)[:real] for tensor in trace(padded, given)])
+            batches.append([np.asarray(tensor)[:real] for tensor in trace(padded, padded_labels)])
         if len(batches) == 1:
             return Outputs(*batches[0])
         return Outputs(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))

@@ -1,13 +1,10 @@
-"""Models whose last dense layer works on positions: their records add up to Keras's own gradient of
-each example's loss.
-"""
+"""Records of positions add up to Keras's own gradient of each example's loss."""
 
 from __future__ import annotations
 
 import json
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -19,115 +16,17 @@ from tests.small import save
 from tests.stage_one import (
     assert_same_features,
     extract_set,
-    model_of,
     read_rejects,
     read_set,
 )
+from tests.taggers import MODELS, SPARSE, C, L, N, P, data, dense_tagger, head_of, tagger
 from transforms.core.errors import InputError
-from transforms.core.ids import example_of, record_id
+from transforms.core.ids import example_of
 from transforms.extraction.feature_files.part import FileLimits
 from transforms.extraction.tuning import ExtractionTuning
 from transforms.models.checkpoints import ModelSpec, load
 
-L = keras.layers
-N, P, WORDS, C = 8, 5, 11, 3
 Run = Callable[..., Outcome]
-
-
-def tagger(*head: Any, mask_zero: bool = True) -> keras.Model:
-    keras.utils.set_random_seed(3)
-    return keras.Sequential(
-        [
-            keras.Input((P,), dtype="int32", name="words"),
-            L.Embedding(WORDS, 4, keras.initializers.RandomNormal(stddev=1), mask_zero=mask_zero),
-            L.LSTM(6, return_sequences=True),
-            *(head or [L.Dense(C, bias_initializer="normal", name="head")]),
-        ]
-    )
-
-
-def nested() -> keras.Model:
-    words = keras.Input((P,), dtype="int32", name="words")
-    inner_in = keras.Input((P, 4))
-    inner = keras.Model(
-        inner_in, L.Dense(C, name="head")(L.GRU(6, return_sequences=True)(inner_in)), name="inner"
-    )
-    return keras.Model(
-        words, L.Dropout(0.5)(inner(L.Embedding(WORDS, 4, "normal", mask_zero=True)(words)))
-    )
-
-
-def segmenter() -> keras.Model:
-    keras.utils.set_random_seed(3)
-    return keras.Sequential(
-        [
-            keras.Input((2, 3, 2)),
-            L.Conv2D(4, 2, padding="same", activation="relu"),
-            L.Dense(C, name="head"),
-        ]
-    )
-
-
-SPARSE = keras.losses.SparseCategoricalCrossentropy
-MODELS: dict[str, tuple[Callable[[], keras.Model], Any]] = {
-    "masked": (tagger, SPARSE(from_logits=True)),
-    "not masked": (lambda: tagger(mask_zero=False), SPARSE(from_logits=True)),
-    "summed": (tagger, SPARSE(from_logits=True, reduction="sum")),
-    "softmax": (lambda: tagger(L.Dense(C, activation="softmax", name="head")), SPARSE()),
-    "softmax layer": (
-        lambda: tagger(L.Dense(C, name="head"), L.Dropout(0.3), L.Activation("softmax")),
-        SPARSE(),
-    ),
-    "time distributed": (
-        lambda: tagger(L.TimeDistributed(L.Dense(C, name="head"), name="each")),
-        SPARSE(from_logits=True),
-    ),
-    "ignored class": (tagger, SPARSE(from_logits=True, ignore_class=1)),
-    "ignored outside": (lambda: tagger(mask_zero=False), SPARSE(from_logits=True, ignore_class=-1)),
-    "one hot": (
-        tagger,
-        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
-    ),
-    "automatic": (
-        lambda: tagger(L.Dense(C, activation="softmax", name="head")),
-        keras.losses.CategoricalFocalCrossentropy(),
-    ),
-    "binary": (
-        lambda: tagger(L.Dense(1, activation="sigmoid", name="head")),
-        keras.losses.BinaryCrossentropy(),
-    ),
-    "squared error": (lambda: tagger(L.Dense(2, name="head")), keras.losses.MeanSquaredError()),
-    "nested": (nested, SPARSE(from_logits=True)),
-    "picture": (segmenter, SPARSE(from_logits=True)),
-}
-
-
-def data(model: keras.Model, loss: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs, zeros at the ends of sequences, and labels as training has them."""
-    rng = np.random.default_rng(7)
-    shape = model.input_shape[1:]
-    if len(shape) > 1:
-        return rng.normal(size=(N, *shape)).astype(np.float32), rng.integers(0, C, (N, *shape[:-1]))
-    words = rng.integers(1, WORDS, (N, P))
-    for i, length in enumerate([5, 4, 3, 2, 1, 5, 4, 2]):
-        words[i, length:] = 0
-    if isinstance(loss, keras.losses.MeanSquaredError):
-        return words, rng.normal(size=(N, P, 2)).astype(np.float32)
-    if isinstance(loss, keras.losses.BinaryCrossentropy):
-        return words, rng.integers(0, 2, (N, P, 1))
-    labels = rng.integers(0, C, (N, P))
-    ignored = loss.get_config().get("ignore_class")
-    if ignored is not None:
-        labels[rng.random(labels.shape) < 0.3] = ignored
-        labels[:, 0] = 2
-    if not isinstance(loss, SPARSE):
-        return words, np.eye(C, dtype=np.float32)[labels]
-    return words, labels
-
-
-def head_of(model: keras.Model) -> Any:
-    found = [layer for layer in model._flatten_layers() if layer.name == "head"]
-    return found[0]
 
 
 @pytest.fixture
@@ -267,11 +166,11 @@ def test_labels_at_masked_positions_do_not_matter_and_a_wrong_one_elsewhere_reje
     x[4] = 0
     outcome = run(model, x, padded, "--max_rejected_fraction=0.5", output="wrong")
     assert outcome.status == 0 and "6 examples of 21 positions" in outcome.out
-    told = {
+    rejected = {
         reject.example_id: (reject.reason, reject.detail)
         for reject in read_rejects(tmp_path / "wrong")
     }
-    assert told == {
+    assert rejected == {
         "s1": ("bad-label", "label 7 is outside 0..2 (position 2)"),
         "s4": ("no-positions", "all its positions are masked or ignored by the loss"),
     }
@@ -282,7 +181,7 @@ def test_labels_at_masked_positions_do_not_matter_and_a_wrong_one_elsewhere_reje
     ]
 
 
-def test_an_infinite_position_sets_the_whole_example_aside(
+def test_an_infinite_position_rejects_the_whole_example(
     run: Callable[..., Outcome], tmp_path: pathlib.Path
 ) -> None:
     model = tagger(mask_zero=False)
@@ -312,19 +211,6 @@ def test_predicted_labels_are_those_of_each_position(
     wanted = model.predict(x, verbose=0).argmax(-1)[x != 0]
     assert (
         records.labels.ravel().tolist() == wanted.tolist() == records.predictions.ravel().tolist()
-    )
-
-
-def dense_tagger() -> keras.Model:
-    """Without recurrent layers, whose last bits depend on the batch."""
-    table = L.Embedding(WORDS, 4, keras.initializers.RandomNormal(stddev=1), mask_zero=True)
-    return keras.Sequential(
-        [
-            keras.Input((P,), dtype="int32"),
-            table,
-            L.Dense(6, activation="relu"),
-            L.Dense(C, name="head"),
-        ]
     )
 
 
@@ -365,9 +251,14 @@ def test_a_file_of_features_ends_between_examples(
     model.compile("sgd", SPARSE(from_logits=True))
     write(tmp_path, x, y)
     save(model, tmp_path / "m.keras")
-    carried = model_of([tmp_path / "m.keras"], per_token=True)
-    tuning = ExtractionTuning(file_limits=FileLimits(records=4))
-    extract_set(carried, [tmp_path / "examples"], tmp_path / "out", tuning=tuning, key="x")
+    extract_set(
+        [tmp_path / "m.keras"],
+        tmp_path / "examples",
+        tmp_path / "out",
+        tuning=ExtractionTuning(file_limits=FileLimits(records=4)),
+        input_keys=("x",),
+        per_token=True,
+    )
     found, records, _ = read_set(tmp_path / "out")
     # Of 5, 4, 3, 2, 1, 5, 4 and 2 positions.
     assert [file.count for file in found.files] == [5, 4, 5, 6, 4, 2]
@@ -375,15 +266,15 @@ def test_a_file_of_features_ends_between_examples(
 
 
 REFUSED: dict[str, tuple[Callable[[], keras.Model], bool, str]] = {
-    "flag missing": (
+    "setting missing": (
         tagger,
         False,
-        "sum of outer products over the positions; expected one vector per example, or --per_token",
+        "sum of outer products over the positions; expected one vector per example, or `per_token`",
     ),
-    "flag too many": (
+    "setting too many": (
         lambda: keras.Sequential([keras.Input((4,)), L.Dense(C, name="head")]),
         True,
-        r"head \(Dense\) works on one vector per example, shape \(None, 4\); leave --per_token out",
+        r"head \(Dense\) works on one vector per example, shape \(None, 4\); leave `per_token` out",
     ),
     "mask lost": (
         lambda: tagger(L.Dense(C, name="head"), L.Reshape((P, C), name="same")),
@@ -400,8 +291,3 @@ def test_refused(name: str, tmp_path: pathlib.Path) -> None:
     model.compile("sgd", SPARSE(from_logits=True))
     with pytest.raises(InputError, match=message):
         load(ModelSpec((save(model, tmp_path / "m.keras"),), per_token=per_token))
-
-
-def test_ids() -> None:
-    assert record_id(b"a@b", 12) == b"a@b@12"
-    assert example_of(b"a@b@12") == b"a@b"

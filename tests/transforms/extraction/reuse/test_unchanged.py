@@ -1,67 +1,26 @@
-"""`--base`: what did not change is copied, and the set is what it would be if all of it had been
-computed.
-"""
+"""Records of unchanged examples are copied, and the set is what a run without a base computes."""
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import numpy as np
+import apache_beam as beam
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from apache_beam.portability import common_urns
+from apache_beam.runners.portability.fn_api_runner import fn_runner
 
 from tests.conftest import Outcome, Tiny, damage, example, write_records
-from tests.transforms.extraction.test_extract import die_at_file
+from tests.fakes.models import dying_at
+from tests.stage_one import extract_set, records_by_id, stage_one
 from transforms.examples.format import InputFile
 from transforms.extraction.feature_files.resume import read_finished
-from transforms.extraction.reuse.matching import bucketed, example_key, match_examples
+from transforms.extraction.tuning import ExtractionTuning
 from transforms.runtime import counters
-from transforms.storage import filesystems, manifests, tfrecords
+from transforms.storage import manifests
 from transforms.storage.feature_manifest import FeatureManifest
-from transforms.storage.filesystems import StoredFile
 
 Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def extract(tracin: Run, tiny: Tiny, tmp_path: pathlib.Path) -> Run:
-    """Runs `tracin features` on a directory of examples; returns its outcome, and leaves its
-    counters.
-    """
-
-    def run(examples: str, output: str, *words: str, id_key: bool = True) -> Outcome:
-        return tracin(
-            "features",
-            f"--examples={tmp_path / examples}/*",
-            f"--checkpoints={tiny.glob}",
-            f"--output={tmp_path / output}",
-            *(["--id_key=id"] if id_key else []),
-            *words,
-        )
-
-    return run
-
-
-def records(directory: pathlib.Path) -> tuple[FeatureManifest, dict[bytes, bytes]]:
-    """A set's manifest and its serialized records by id."""
-    import tensorflow as tf
-
-    found = manifests.read(str(directory), FeatureManifest, "features")
-    payloads = [
-        payload
-        for file in found.files
-        for payload in tfrecords.split_frames(filesystems.read_verified(str(directory), file))
-    ]
-    by_id = {
-        tf.train.Example.FromString(payload)
-        .features.feature["example_id"]
-        .bytes_list.value[0]: payload
-        for payload in payloads
-    }
-    assert len(by_id) == len(payloads)
-    return found, by_id
 
 
 def assert_as_computed(
@@ -76,9 +35,10 @@ def assert_as_computed(
     run without a base gives.
     """
     assert extract(examples, "computed", *words, id_key=id_key).status == 0
-    (found, got), (expected, wanted) = records(tmp_path / output), records(tmp_path / "computed")
-    assert got == wanted
-    assert (found.fingerprint, found.counts, found.rejected) == (
+    manifest, records = records_by_id(tmp_path / output)
+    expected, computed = records_by_id(tmp_path / "computed")
+    assert records == computed
+    assert (manifest.fingerprint, manifest.counts, manifest.rejected) == (
         expected.fingerprint,
         expected.counts,
         expected.rejected,
@@ -95,7 +55,7 @@ def test_of_an_unchanged_set_nothing_is_computed(
     assert outcome.status == 0
     assert outcome.out.splitlines()[-1].endswith(": copied 40 that did not change")
     assert "examples-extracted" not in counters.snapshot()
-    (one, first), (two, second) = records(tmp_path / "one"), records(tmp_path / "two")
+    (one, first), (two, second) = records_by_id(tmp_path / "one"), records_by_id(tmp_path / "two")
     assert first == second
     assert [file.count for file in one.files] == [file.count for file in two.files]
     assert list(first) == list(second)
@@ -143,7 +103,7 @@ def test_without_an_id_key_an_inserted_record_renames_what_follows(
     assert_as_computed(extract, tmp_path, "b", "two", id_key=False)
 
 
-def test_what_was_set_aside_is_set_aside_again_and_kept_keys_are_copied(
+def test_rejected_examples_are_rejected_again_and_kept_keys_are_copied(
     extract: Run, tiny: Tiny, tmp_path: pathlib.Path
 ) -> None:
     payloads = [
@@ -184,22 +144,22 @@ def test_an_id_used_twice_is_found_though_one_of_them_is_copied(
         assert not (tmp_path / "two" / "manifest.json").exists()
 
 
-def test_a_run_that_died_goes_on_only_with_the_same_base(
-    extract: Run, tiny: Tiny, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_died_is_resumed_only_with_the_same_base(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
 ) -> None:
     payloads = tiny.payloads()
     write_records(tmp_path / "a" / "s-0", payloads[:5])
     assert extract("a", "one").status == 0
     for shard in range(1, 4):
         write_records(tmp_path / "a" / f"s-{shard}", payloads[10 * shard - 5 : 10 * shard + 5])
-    base = f"--base={tmp_path / 'one'}"
-    with monkeypatch.context() as patch:
-        die_at_file(patch, 3)
-        with pytest.raises(RuntimeError):
-            extract("a", "two", base)
+    base = tmp_path / "one"
+    with pytest.raises(RuntimeError, match="the worker died"):
+        extract_set(
+            tiny.paths, tmp_path / "a" / "*", tmp_path / "two", kind=dying_at(3), base=str(base)
+        )
     files_done = list((tmp_path / "two").glob("finished-*"))
     assert len(files_done) == 2
-    outcome = extract("a", "two", base)
+    outcome = extract("a", "two", f"--base={base}")
     assert outcome.status == 0
     assert counters.snapshot()["examples-reused"] == 20
     assert counters.snapshot()["examples-unchanged"] == 5
@@ -214,50 +174,6 @@ def test_a_run_that_died_goes_on_only_with_the_same_base(
         )
         is None
     )
-
-
-@pytest.mark.parametrize(
-    ("base", "words", "parts"),
-    [
-        (
-            "one",
-            ["--labels=predicted"],
-            ("--base=", "was extracted with other settings (label_key was", "labels was"),
-        ),
-        ("one", ["--feature_dtype=bfloat16"], ('feature_dtype was "float32", is "bfloat16"',)),
-        ("nowhere", [], ("nowhere", "is not a complete set")),
-        ("two", [], ("is where the new set would go",)),
-    ],
-)
-def test_a_base_that_cannot_serve_is_refused_in_one_line(
-    extract: Run,
-    tiny: Tiny,
-    tmp_path: pathlib.Path,
-    base: str,
-    words: list[str],
-    parts: Sequence[str],
-) -> None:
-    write_records(tmp_path / "a" / "s-0", tiny.payloads())
-    assert extract("a", "one").status == 0
-    outcome = extract("a", "two", f"--base={tmp_path / base}", *words)
-    assert outcome.status == 2
-    assert len(outcome.err.strip().splitlines()) == 1
-    for part in parts:
-        assert part in outcome.err
-    assert not (tmp_path / "two").exists()
-
-
-def test_a_damaged_base_is_told_and_nothing_of_it_is_used(
-    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
-) -> None:
-    write_records(tmp_path / "a" / "s-0", tiny.payloads())
-    assert extract("a", "one").status == 0
-    (file,) = (tmp_path / "one").glob("features-*")
-    damage(file, 500)
-    outcome = extract("a", "two", f"--base={tmp_path / 'one'}")
-    assert outcome.status == 1
-    assert f"{file} is damaged" in outcome.err
-    assert not (tmp_path / "two" / "manifest.json").exists()
 
 
 def test_influence_copies_what_both_sets_of_an_earlier_result_hold(
@@ -290,91 +206,48 @@ def test_influence_copies_what_both_sets_of_an_earlier_result_hold(
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "computed" / name).read_bytes()
 
 
-def test_reading_extracting_and_writing_stay_one_stage_and_no_feature_is_grouped(
-    extract: Run, tracin: Run, tiny: Tiny, tmp_path: pathlib.Path
+def test_examples_are_matched_in_several_buckets(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
 ) -> None:
-    from apache_beam.portability import common_urns
-    from apache_beam.runners.portability.fn_api_runner import fn_runner
+    payloads = tiny.payloads()
+    write_records(tmp_path / "a" / "s-0", payloads[:30])
+    assert extract("a", "one").status == 0
+    write_records(tmp_path / "a" / "s-1", payloads[30:])
+    extract_set(
+        tiny.paths,
+        tmp_path / "a" / "*",
+        tmp_path / "two",
+        base=str(tmp_path / "one"),
+        tuning=ExtractionTuning(records_per_bucket=4),
+    )
+    assert counters.snapshot()["examples-unchanged"] == 30
+    assert counters.snapshot()["examples-extracted"] == 10
+    assert_as_computed(extract, tmp_path, "a", "two")
 
-    from tests.pipeline.test_graph import build
 
-    (tmp_path / "again").mkdir()
-    write_records(tmp_path / "train-0", tiny.payloads()[:20])
-    write_records(tmp_path / "test-0", tiny.payloads()[20:])
-    examples = (f"--train_examples={tmp_path}/train-*", f"--test_examples={tmp_path}/test-*")
-    words = (f"--checkpoints={tiny.glob}", "--id_key=id", f"--output={tmp_path / 'one'}")
-    assert tracin("influence", *examples, *words).status == 0
-    graph = build(tiny, tmp_path / "again", tiny.payloads(), f"--base={tmp_path / 'one'}")
+def test_reading_extracting_and_writing_stay_one_stage_and_no_feature_is_grouped(
+    extract: Run, tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
+    write_records(tmp_path / "a" / "s-0", tiny.payloads())
+    assert extract("a", "one").status == 0
+    pipeline = beam.Pipeline()
+    pipeline | "Extract" >> stage_one(
+        tiny.paths, tmp_path / "a" / "*", tmp_path / "two", base=str(tmp_path / "one")
+    )
+    graph = pipeline.to_runner_api()
     _, stages = fn_runner.FnApiRunner().create_stages(graph)
     (stage,) = (
         fused
         for fused in ({transform.unique_name for transform in stage.transforms} for stage in stages)
-        if any("ExtractTrainFeatures/ComputeFeatureSet/ReadExamples" in name for name in fused)
+        if any("Extract/ComputeFeatureSet/ReadExamples" in name for name in fused)
     )
     for part in ("ExtractFeatures/RunCheckpoints", "WriteFeatures/WriteFiles"):
-        assert any(f"ExtractTrainFeatures/ComputeFeatureSet/{part}" in name for name in stage), part
+        assert any(f"Extract/ComputeFeatureSet/{part}" in name for name in stage), part
     grouped = {
-        transform.unique_name.split("/", 3)[3].split("/")[0]
+        transform.unique_name.split("FindUnchanged/")[1].split("/")[0]
         for transform in graph.components.transforms.values()
         if transform.spec.urn == common_urns.primitives.GROUP_BY_KEY.urn
         and "FindUnchanged/" in transform.unique_name
     }
-    # Names of files, keys of records, and places of records.
+    # Names of files, keys of records, and indices of records.
     assert grouped == {"SpreadBaseFiles", "GroupKeys", "GroupByBaseFile", "GroupByFile"}
-
-
-# Matching
-
-
-@given(st.lists(st.binary(min_size=16, max_size=16), max_size=40), st.integers(1, 7))
-def test_every_key_is_in_one_bucket_and_equal_keys_in_the_same(
-    keys: list[bytes], buckets: int
-) -> None:
-    bucket_of: dict[bytes, int] = {}
-    seen = []
-    for bucket, places, joined in bucketed(keys, buckets):
-        assert 0 <= bucket < buckets
-        assert joined == b"".join(keys[place] for place in places)
-        seen += places.tolist()
-        for place in places:
-            assert bucket_of.setdefault(keys[place], bucket) == bucket
-    assert sorted(seen) == list(range(len(keys)))
-
-
-PLACES = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.integers(0, 3)), max_size=30)
-
-
-@given(base=PLACES, new=PLACES)
-def test_matches_are_the_pairs_with_equal_id_and_content(
-    base: list[tuple[int, int, int]], new: list[tuple[int, int, int]]
-) -> None:
-    """Each is (file, id, content); a place in a file is the order in the list. Ids are unique in a
-    base.
-    """
-    base = list({number: (file, number, content) for file, number, content in base}.values())
-
-    def by_file(entries: list[tuple[int, int, int]]) -> dict[int, list[tuple[int, int, int]]]:
-        return {file: [entry for entry in entries if entry[0] == file] for file in range(3)}
-
-    def element(owner: object, entries: list[tuple[int, int, int]]) -> tuple:
-        keys = [
-            example_key(str(number).encode(), bytes([content])) for _, number, content in entries
-        ]
-        return owner, np.arange(len(entries)), b"".join(keys)
-
-    here, there = by_file(new), by_file(base)
-    elements = [
-        element(StoredFile(f"b{file}", 1, 1, len(entries)), entries)
-        for file, entries in there.items()
-    ]
-    elements += [
-        element(InputFile(file, f"n{file}", "", 1), entries) for file, entries in here.items()
-    ]
-    found = set()
-    for match in match_examples(elements[::-1]):
-        for row, offset in zip(match.rows.tolist(), match.offsets.tolist(), strict=True):
-            old, now = there[int(match.stored.name[1:])][row], here[match.file.index][offset]
-            assert old[1:] == now[1:]
-            assert now[1:] not in found
-            found.add(now[1:])
-    assert found == {entry[1:] for entry in base} & {entry[1:] for entry in new}

@@ -180,7 +180,7 @@ def test_when_the_process_that_has_them_dies_the_others_load_them_again(
             process.kill()
 
 
-def test_what_is_wrong_with_a_checkpoint_is_told_through_another_process(
+def test_an_error_of_a_checkpoint_crosses_from_another_process(
     tiny: Tiny, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(tiny, ("0" * 64,) * 3)
