@@ -161,7 +161,7 @@ def test_planning_waits_for_both_manifests(graph):
         if not t.subtransforms
         for output in t.outputs.values()
     }
-    (plan,) = (t for t in transforms if t.unique_name == "ScoreInfluence/PlanTiles")
+    (plan,) = (t for t in transforms if t.unique_name == "ScoreInfluence/PlanTiles/CutTiles")
     waited = sorted(
         "/".join(producers[collection].split("/")[:2]) for collection in plan.inputs.values()
     )

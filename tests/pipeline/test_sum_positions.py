@@ -357,7 +357,7 @@ def test_the_graph_that_is_planned_for_dataflow_sums_positions(sets: Sets) -> No
     plan.scoring_graph(pipeline, args, beam_options(flags))
     steps = {one.unique_name for one in pipeline.to_runner_api().components.transforms.values()}
     assert {
-        "ScoreInfluence/CountPositions",
+        "ScoreInfluence/PlanTiles/CountPositions",
         "ScoreInfluence/ScoreTiles",
         "WriteInfluence/CommitInfluence",
     } <= steps

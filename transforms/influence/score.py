@@ -219,6 +219,46 @@ class _CheckDoFn(beam.DoFn):
 
 
 @dataclasses.dataclass
+class PlanTiles(beam.PTransform):
+    """Plans the tiles of two feature sets: (test, train) FeatureSet (one each) → Tile.
+
+    Attributes:
+        config: how examples are scored.
+        processes: see `ScoreInfluence`.
+    """
+
+    config: ScoringConfig
+    processes: int | None = 1
+
+    def expand(self, sets: tuple[beam.PCollection, beam.PCollection]) -> beam.PCollection:
+        test, train = map(beam.pvalue.AsSingleton, sets)
+        args = self.config, self.processes
+        if not protocol_of(self.config).counts_positions:
+            return sets[0] | "CutTiles" >> beam.FlatMap(plan_tiles, train, *args)  # Tile
+        counted = (
+            sets[0]
+            | "ListTestFiles" >> beam.FlatMap(lambda test: range(len(test.counts)))  # file
+            | "SpreadTestFiles" >> beam.Reshuffle()  # file
+            | "CountPositions"
+            >> beam.Map(count_positions, test, self.config)  # (file, [n] positions)
+        )
+        return (
+            # Not from the set itself: a runner that fused this with what reads the set would wait
+            # for the counts before it makes them.
+            sets[0].pipeline
+            | "StartPlanning" >> beam.Create([None])
+            | "CutTiles"
+            >> beam.FlatMap(
+                lambda _, *planned: plan_tiles(*planned),
+                test,
+                train,
+                *args,
+                beam.pvalue.AsList(counted),
+            )  # Tile
+        )
+
+
+@dataclasses.dataclass
 class ScoreInfluence(beam.PTransform):
     """Finds each test example's k strongest proponents and opponents: (test, train) FeatureSet (one
     each) → (row of the block's first test example, ScoredBlock).
@@ -235,7 +275,7 @@ class ScoreInfluence(beam.PTransform):
     def expand(self, sets: tuple[beam.PCollection, beam.PCollection]) -> beam.PCollection:
         test, train = sets
         sides = beam.pvalue.AsSingleton(test), beam.pvalue.AsSingleton(train)
-        tiles = self._plan_tiles(test, sides)  # Tile
+        tiles = sets | "PlanTiles" >> PlanTiles(self.config, self.processes)  # Tile
         if protocol_of(self.config).estimates_thresholds:
             return self._score_by_estimates(tiles, sides)  # (test_start, ScoredBlock)
         return (
@@ -245,36 +285,6 @@ class ScoreInfluence(beam.PTransform):
             | "MergeTopK"
             >> beam.CombinePerKey(MergeTopK(self.config.k))  # (test_start, ScoredBlock)
         )
-
-    def _plan_tiles(
-        self, test: beam.PCollection, sides: tuple[beam.pvalue.AsSingleton, ...]
-    ) -> beam.PCollection:
-        if not protocol_of(self.config).counts_positions:
-            return test | "PlanTiles" >> beam.FlatMap(self._plan, sides[1])  # Tile
-        counted = (
-            test
-            | "ListTestFiles" >> beam.FlatMap(lambda test: range(len(test.counts)))  # file
-            | "SpreadTestFiles" >> beam.Reshuffle()  # file
-            | "CountPositions" >> beam.Map(self._count, sides[0])  # (file, [n] positions)
-        )
-        return (
-            # Not from the set itself: a runner that fused this with what reads the set would wait
-            # for the counts before it makes them.
-            test.pipeline
-            | "StartPlanning" >> beam.Create([None])
-            | "PlanTiles"
-            >> beam.FlatMap(
-                lambda _, *planned: self._plan(*planned), *sides, beam.pvalue.AsList(counted)
-            )  # Tile
-        )
-
-    def _count(self, file: int, test: FeatureSet) -> tuple[int, np.ndarray]:
-        return file, protocol_of(self.config).count_positions(file, test)
-
-    def _plan(
-        self, test: FeatureSet, train: FeatureSet, counted: Sequence[tuple[int, np.ndarray]] = ()
-    ) -> Iterator[Tile]:
-        yield from plan_tiles(test, train, self.config, self.processes, counted)
 
     def _score_by_estimates(
         self, tiles: beam.PCollection, sides: tuple[beam.pvalue.AsSingleton, ...]
@@ -313,6 +323,13 @@ class ScoreInfluence(beam.PTransform):
                 _IN_PART, _AGAIN, main=_WHOLE
             )
         )
+        blocks = checked[_WHOLE], self._score_again(checked, sides)
+        return blocks | "JoinBlocks" >> beam.Flatten()  # (test_start, ScoredBlock)
+
+    def _score_again(
+        self, checked: Any, sides: tuple[beam.pvalue.AsSingleton, ...]
+    ) -> beam.PCollection:
+        """Completes the blocks of which some test examples were searched by too high estimates."""
         blocks_again = (
             checked[_AGAIN]  # (test_start, Again)
             | "PlanAgain"
@@ -321,14 +338,17 @@ class ScoreInfluence(beam.PTransform):
             | "ScoreAgain"
             >> beam.Map(score_again, *sides, self.config)  # (test_start, ScoredBlock)
         )
-        completed = (
+        return (
             (checked[_IN_PART], blocks_again)
             | "JoinAgain" >> beam.Flatten()  # (test_start, ScoredBlock)
             | "MergeAgain"
             >> beam.CombinePerKey(MergeTopK(self.config.k))  # (test_start, ScoredBlock)
         )
-        blocks = checked[_WHOLE], completed
-        return blocks | "JoinBlocks" >> beam.Flatten()  # (test_start, ScoredBlock)
+
+
+def count_positions(file: int, test: FeatureSet, config: ScoringConfig) -> tuple[int, np.ndarray]:
+    """Counts the positions of the examples of a test file: (file, [n] int64)."""
+    return file, protocol_of(config).count_positions(file, test)
 
 
 def estimate_thresholds(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -42,6 +42,32 @@ def notes_of(
             "labels is a mean over positions."
         )
     return tuple(notes)
+
+
+def choose_shown(_: None, parts: Sequence[WrittenRows]) -> list[Trace]:
+    """Returns the worst-predicted test examples of all shards."""
+    return traces.worst(trace for part in parts for trace in part.worst)
+
+
+def commit_rows(
+    output: str,
+    draft: Manifest,
+    parts: Sequence[WrittenRows],
+    page: bytes,
+    beside: Sequence[tuple[str, bytes]],
+) -> Manifest:
+    """Writes the report and the files beside it, (name, content), and commits all that is written
+    with the manifest's draft; returns the committed manifest.
+    """
+    ordered = sorted(parts, key=lambda part: part.shard)
+    rows = (file for part in ordered for file in (part.jsonl, part.parquet))
+    more = [filesystems.write(output, name, content, 0) for name, content in sorted(beside)]
+    committed = dataclasses.replace(
+        draft,
+        files=(*rows, filesystems.write(output, "report.html", page, 1), *more),
+        counts={"rows": sum(part.jsonl.count for part in ordered)},
+    )
+    return manifests.commit(output, committed, overwrite=False)
 
 
 @dataclasses.dataclass
@@ -85,9 +111,6 @@ class WriteInfluence(beam.PTransform):
         schema = protocol_of(self.config).schema(train.manifest.task, train.manifest.outputs)
         return write_rows(self.output, *grouped, schema)
 
-    def _choose(self, _: None, parts: Sequence[WrittenRows]) -> Iterator[Trace]:
-        yield from traces.worst(trace for part in parts for trace in part.worst)
-
     def _commit(
         self,
         _: None,
@@ -99,27 +122,16 @@ class WriteInfluence(beam.PTransform):
         trains: Sequence[tuple[str, Preview]],
         beside: Sequence[tuple[str, bytes]] = (),
     ) -> Manifest:
-        ordered = sorted(parts, key=lambda part: part.shard)
-        count = sum(part.jsonl.count for part in ordered)
         draft = self._draft(test, train)
         page = report_page.render(
             traces.worst(shown),
-            count,
+            sum(part.jsonl.count for part in parts),
             draft.settings,
             (dict(tests), dict(trains)),
             self.report.class_names,
             notes_of(test.manifest, train.manifest, self.config) + self.report.notes,
         )
-        rows = (file for part in ordered for file in (part.jsonl, part.parquet))
-        more = [
-            filesystems.write(self.output, name, content, 0) for name, content in sorted(beside)
-        ]
-        committed = dataclasses.replace(
-            draft,
-            files=(*rows, filesystems.write(self.output, "report.html", page, 1), *more),
-            counts={"rows": count},
-        )
-        return manifests.commit(self.output, committed, overwrite=False)
+        return commit_rows(self.output, draft, parts, page, beside)
 
     def expand(
         self, collections: tuple[beam.PCollection, beam.PCollection, beam.PCollection]
@@ -145,7 +157,7 @@ class WriteInfluence(beam.PTransform):
         shown = (
             blocks.pipeline
             | "StartReport" >> beam.Create([None])
-            | "ChooseShown" >> beam.FlatMap(self._choose, beam.pvalue.AsList(written))  # Trace
+            | "ChooseShown" >> beam.FlatMap(choose_shown, beam.pvalue.AsList(written))  # Trace
         )
         seen = [
             (sets, shown)
