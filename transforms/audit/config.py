@@ -90,6 +90,7 @@ class AuditPlan:
     """The decisions of an audit that need its settings and manifests, and no record.
 
     Attributes:
+        config, output: settings and directory of the audit.
         draft: the manifest of the audit, without files and counts.
         learning_rates: η of each checkpoint.
         classes: K.
@@ -100,6 +101,8 @@ class AuditPlan:
         note: why the report has no pictures, or None.
     """
 
+    config: AuditConfig
+    output: str
     draft: Manifest
     learning_rates: tuple[float, ...]
     classes: int
@@ -107,6 +110,17 @@ class AuditPlan:
     previous: Manifest | None
     preview_format: ExampleFormat | None
     note: str | None
+
+    def check(self, config: AuditConfig, output: str) -> None:
+        """Checks that settings and directory are those of the plan.
+
+        Raises:
+            InputError: they differ, so the manifest would not describe the audit.
+        """
+        if (config, output) != (self.config, self.output):
+            raise InputError(
+                "WriteAudit has another `config` or `output` than AuditLabels: pass both the same"
+            )
 
 
 def plan_audit(
@@ -144,6 +158,8 @@ def plan_audit(
         "thresholds": {name: getattr(config, name) for name in THRESHOLDS},
     }
     return AuditPlan(
+        config,
+        output,
         Manifest("audit", manifests.fingerprint(settings), settings, (), {}),
         rates,
         class_count(train.manifest),

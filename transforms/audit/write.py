@@ -215,6 +215,10 @@ class WriteAudit(beam.PTransform):
     output: str
     table: WriteTable | None = None
 
+    def _withdraw(self, plan: AuditPlan) -> None:
+        plan.check(self.config, self.output)
+        manifests.withdraw_old(self.output, plan.draft, self.config.overwrite)
+
     def _compare(
         self, audited: Mapping[str, beam.PCollection], withdrawn: beam.pvalue.AsList
     ) -> beam.PCollection:
@@ -247,13 +251,7 @@ class WriteAudit(beam.PTransform):
         start = audited["plan"].pipeline | "StartWriting" >> beam.Create([None])
         withdrawn = beam.pvalue.AsList(
             start
-            | "WithdrawOldAudit"
-            >> beam.Map(
-                lambda _, plan: manifests.withdraw_old(
-                    self.output, plan.draft, self.config.overwrite
-                ),
-                plan,
-            )  # None
+            | "WithdrawOldAudit" >> beam.Map(lambda _, plan: self._withdraw(plan), plan)  # None
         )
         shards = (
             audited["pending"]
