@@ -56,9 +56,8 @@ def servers() -> Iterator[tuple[Store, Warehouse]]:
     ):
         patch.setenv("STORAGE_EMULATOR_HOST", f"http://{store.host}")
         patch.setenv("BIGQUERY_EMULATOR_HOST", f"http://{warehouse.host}")
-        # As if Beam had looked for credentials and found none, for which it takes half a minute.
-        patch.setattr(auth._Credentials, "_credentials_init", True)
-        patch.setattr(auth._Credentials, "_credentials", None)
+        # Beam takes half a minute to see that there are none.
+        patch.setattr(auth, "get_service_credentials", lambda options: None)
         patch.setattr(bigquery_client, "DEFAULT_TUNING", JobTuning(pause=0.01))
         yield store, warehouse
 

@@ -37,9 +37,8 @@ def server() -> Iterator[Store]:
 
     with object_store.running() as store, pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", f"http://{store.host}")
-        # As if Beam had looked for credentials and found none, for which it takes half a minute.
-        patch.setattr(auth._Credentials, "_credentials_init", True)
-        patch.setattr(auth._Credentials, "_credentials", None)
+        # Beam takes half a minute to see that there are none.
+        patch.setattr(auth, "get_service_credentials", lambda options: None)
         yield store
 
 
