@@ -1,9 +1,11 @@
-"""Sets that are complete, and what asks for them again."""
+"""Feature sets asked for: checked before a graph runs, read where they are complete."""
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable
+
+import pytest
 
 from tests.conftest import (
     Outcome,
@@ -12,8 +14,11 @@ from tests.conftest import (
 )
 from tests.stage_one import (
     assert_one_line,
+    extract_set,
     read_set,
+    stage_one,
 )
+from transforms.core.errors import InputError
 from transforms.storage import manifests
 
 Run = Callable[..., Outcome]
@@ -57,3 +62,38 @@ def test_changed_examples_are_other_settings(
     outcome = extract(write_records(path, tiny.payloads()[:6]))
     assert outcome.status == 2
     assert_one_line(outcome.err, "complete with other settings (examples ", "size was")
+
+
+def test_a_set_is_asked_for_before_a_graph_runs_and_is_then_complete(
+    tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
+    write_records(tmp_path / "in" / "s-0", tiny.payloads())
+    write_records(tmp_path / "in" / "s-1", [])
+    asked = tiny.paths, tmp_path / "in" / "*", tmp_path / "out"
+    stage = stage_one(*asked)
+    assert not stage.complete and stage.empty_files == (str(tmp_path / "in" / "s-1"),)
+    assert stage.bytes_to_read == (tmp_path / "in" / "s-0").stat().st_size
+    extract_set(*asked)
+    before = stamps(tmp_path / "out")
+    assert stage_one(*asked).complete
+    extract_set(*asked)
+    assert stamps(tmp_path / "out") == before
+
+
+def test_a_base_in_the_place_of_the_new_set_is_refused(tiny: Tiny, tmp_path: pathlib.Path) -> None:
+    examples = write_records(tmp_path / "examples", tiny.payloads())
+    with pytest.raises(InputError, match="is where the new set would go") as caught:
+        stage_one(tiny.paths, examples, tmp_path / "out", base=f"{tmp_path}/./out/")
+    assert caught.value.field == "base"
+
+
+def test_a_stricter_limit_holds_for_a_set_that_is_complete(
+    tiny: Tiny, tmp_path: pathlib.Path
+) -> None:
+    payloads = [*tiny.payloads()[:9], b"no example"]
+    asked = tiny.paths, write_records(tmp_path / "examples", payloads), tmp_path / "out"
+    extract_set(*asked, max_rejected_fraction=0.1)
+    assert stage_one(*asked, max_rejected_fraction=0.1).complete
+    with pytest.raises(InputError, match="1 of 10 examples were rejected") as caught:
+        stage_one(*asked, max_rejected_fraction=0.09)
+    assert caught.value.field == "max_rejected_fraction"
