@@ -14,6 +14,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from transforms.audit.config import AuditConfig as AuditConfig
+    from transforms.audit.judge import AuditLabels as AuditLabels
+    from transforms.audit.write import WriteAudit as WriteAudit
     from transforms.core.errors import InputError as InputError
     from transforms.core.features import Features as Features
     from transforms.core.topk import TopK as TopK
@@ -40,6 +43,9 @@ _MODULES = {
     "ReadFeatureSet": "storage.read_feature_set",
     "read_feature_set": "storage.read_feature_set",
     "FeatureSet": "storage.feature_set",
+    "AuditConfig": "audit.config",
+    "AuditLabels": "audit.judge",
+    "WriteAudit": "audit.write",
     "Features": "core.features",
     "self_influence": "scoring.influence",
     "canonical_scores": "scoring.influence",

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
+
+import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.stats
+from apache_beam.testing.util import assert_that
 from hypothesis import given
 from hypothesis import strategies as st
 
 from transforms.audit import drift
-from transforms.audit.drift import Changes, Distributions
+from transforms.audit.drift import Changes, CompareAudits, Distributions
+from transforms.storage import filesystems
+from transforms.storage.manifests import Manifest
 
 ROW = st.tuples(st.sampled_from("ab"), st.integers(0, 2), st.sampled_from([0.1, 0.4, 0.6, 0.9]))
 SET = st.dictionaries(st.sampled_from([f"ex-{i}" for i in range(12)]), ROW)
@@ -29,8 +36,8 @@ def table(rows: dict[str, tuple[str, int, float]]) -> pa.Table:
 
 
 @given(SET, SET)
-def test_every_example_is_told_as_what_became_of_it(now, then):
-    found = drift.compare(0, table(now), table(then), 0.5, 0.7)
+def test_each_example_has_its_kind_of_change(now, then):
+    changes = drift.compare(0, table(now), table(then), 0.5, 0.7)
     expected, counted = (
         [],
         {
@@ -66,8 +73,8 @@ def test_every_example_is_told_as_what_became_of_it(now, then):
             expected.append(
                 (one, what, how, *(side and side[i] for i in (1, 2) for side in (here, there)))
             )
-    assert [tuple(row.values()) for row in found.rows.to_pylist()] == expected
-    assert {"examples": found.examples, "suspects": found.suspects} == counted
+    assert [tuple(row.values()) for row in changes.rows.to_pylist()] == expected
+    assert {"examples": changes.examples, "suspects": changes.suspects} == counted
 
 
 @given(SET, SET, st.integers(1, 5))
@@ -85,18 +92,18 @@ def test_buckets_add_up_to_the_whole(now, then, buckets):
     )
 
 
-def test_nothing_changed_is_nothing_told():
+def test_equal_audits_have_no_changes():
     rows = {f"ex-{i}": ("a", i % 2, 0.1 * i) for i in range(10)}
-    found = drift.compare(0, table(rows), table(rows), 0.5, 0.5)
-    told = drift.summarize([found], {"fingerprint": "x"})
-    assert found.rows.num_rows == 0 and told["previous"] == {"fingerprint": "x"}
-    assert set(told["examples"].values()) == {0} and told["suspects"] == {
+    changes = drift.compare(0, table(rows), table(rows), 0.5, 0.5)
+    summary = drift.summarize([changes], {"fingerprint": "x"})
+    assert changes.rows.num_rows == 0 and summary["previous"] == {"fingerprint": "x"}
+    assert set(summary["examples"].values()) == {0} and summary["suspects"] == {
         "appeared": 0,
         "stayed": 5,
         "fixed": 0,
         "gone": 0,
     }
-    assert [(row["distance"], row["p_value"]) for row in told["classes"]] == [(0.0, 1.0)] * 2
+    assert [(row["distance"], row["p_value"]) for row in summary["classes"]] == [(0.0, 1.0)] * 2
 
 
 @given(st.integers(1, 80), st.integers(1, 80), st.integers(0, 99), st.floats(0, 2))
@@ -116,7 +123,7 @@ def test_the_shift_is_that_of_scipy(n, m, seed, moved):
     )
 
 
-def test_a_dropped_class_and_zeros_are_told():
+def test_a_dropped_class_has_no_shift_and_zeros_count():
     now = Distributions.of(np.array([0, 0]), np.array([0.0, 1.0]))
     then = Distributions.of(np.array([0, 0, 1]), np.array([0.0, 0.0, 1.0]))
     assert drift.shift(now, then, 1) == (None, None)
@@ -136,3 +143,35 @@ def test_a_dropped_class_and_zeros_are_told():
         (0, 2, 2),
         (1, 0, 1),
     ]
+
+
+def test_a_committed_audit_is_compared_bucket_by_bucket(tmp_path):
+    then = {f"ex-{i:02d}": ("a", i % 2, 0.1 * (i % 10)) for i in range(40)}
+    now = {
+        **{name: row for name, row in then.items() if name != "ex-03"},
+        "ex-05": ("b", 0, 0.9),
+        "ex-90": ("c", 1, 0.2),
+    }
+    files = []
+    for i, part in enumerate((list(then)[:25], list(then)[25:])):
+        buffer = io.BytesIO()
+        pq.write_table(table({name: then[name] for name in part}), buffer)
+        files.append(
+            filesystems.write(str(tmp_path), f"examples-{i}.parquet", buffer.getvalue(), len(part))
+        )
+    # As many examples as make four buckets, of which the files hold only some.
+    previous = Manifest("audit", "old", {"min_suspicion": 0.7}, tuple(files), {"examples": 200_000})
+    assert drift.buckets(previous) == 4
+    whole = drift.compare(0, table(now), table(then), 0.5, 0.7)
+
+    def check(changes):
+        assert len(changes) == 4
+        rows = [row for part in changes for row in part.rows.to_pylist()]
+        assert sorted(rows, key=lambda row: row["example_id"]) == whole.rows.to_pylist()
+        assert drift.summarize(changes, {}) == drift.summarize([whole], {})
+
+    halves = [dict(list(now.items())[:20]), dict(list(now.items())[20:])]
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        rows = pipeline | "Rows" >> beam.Create([table(half) for half in halves])
+        manifests = pipeline | "Previous" >> beam.Create([previous])
+        assert_that((rows, manifests) | CompareAudits(str(tmp_path), 0.5), check)

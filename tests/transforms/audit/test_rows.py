@@ -8,9 +8,16 @@ import pathlib
 import numpy as np
 import pytest
 
-from transforms.audit.rows import AuditedExamples, read_pending, write_pending
+from transforms.audit.rows import (
+    AuditedExamples,
+    influence_on,
+    read_pending,
+    table_rows,
+    to_table,
+    write_pending,
+)
 from transforms.audit.slices import Slices
-from transforms.audit.suspicion import Evidence
+from transforms.audit.suspicion import Evidence, Judgement
 from transforms.core.errors import InputError
 from transforms.core.origins import Origins
 
@@ -75,9 +82,87 @@ def test_attempts_do_not_overwrite_each_other(tmp_path: pathlib.Path) -> None:
     assert len(names) == 2 and names == {path.name for path in tmp_path.iterdir()}
 
 
-def test_damage_is_told(tmp_path: pathlib.Path) -> None:
+def test_a_damaged_file_is_named(tmp_path: pathlib.Path) -> None:
     stored = write_pending(str(tmp_path), *drawn(3, None))
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(InputError, match="weighed-000007"):
         read_pending(str(tmp_path), stored)
+
+
+def judgement(n: int) -> Judgement:
+    rng = np.random.default_rng(n)
+    return Judgement(rng.random(n), rng.integers(0, 3, n), rng.random(n))
+
+
+def test_rows_hold_the_examples_in_order() -> None:
+    examples, _ = drawn(20, None)
+    judged = judgement(20)
+    table = to_table(examples, judged)
+    for i, row in enumerate(table.to_pylist()):
+        assert row == {
+            "example_id": examples.example_ids[i].decode(),
+            "content_digest": examples.origins.digests[i].tobytes().hex(),
+            "source": examples.origins.sources[examples.origins.source[i]],
+            "offset": examples.origins.offsets[i],
+            "label": examples.labels[i],
+            "prediction": examples.predictions[i],
+            "probability": examples.probabilities[i],
+            "label_probability": examples.label_probabilities[i],
+            "self_influence": examples.self_influence[i],
+            "suspicion": judged.suspicion[i],
+            "suggested_label": judged.suggested_labels[i],
+            "suggested_probability": judged.suggested_probabilities[i],
+            "record": 7 * 2**32 + i,
+        }
+    assert influence_on(table, "test_influence_by_label") is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "named", "counts"),
+    [
+        (3, (), [2, 0, 6]),
+        (2, (("k", "a"),), [3, 5, 8]),
+        (1, (("k", "a"), ("k", "b")), [8, 3, 5]),
+        (1, (), [4]),
+    ],
+)
+def test_influence_is_a_mean_and_lists_with_null_for_empty_slices(labels, named, counts) -> None:
+    rng = np.random.default_rng(1)
+    examples, _ = drawn(20, None)
+    influence = rng.normal(size=(20, len(counts)))
+    influence[:, np.array(counts) == 0] = np.nan
+    examples = dataclasses.replace(
+        examples,
+        test_influence=influence,
+        test_slices=Slices(labels, named, np.array(counts)),
+    )
+    table = to_table(examples, judgement(20))
+    expected = [
+        sum(count * value for count, value in zip(counts[:labels], row, strict=False) if count)
+        / sum(counts[:labels])
+        for row in influence.tolist()
+    ]
+    assert table["test_influence"].to_pylist() == pytest.approx(expected)
+    for column, own, present in (
+        ("test_influence_by_label", influence[:, :labels], labels > 1),
+        ("test_influence_by_slice", influence[:, labels:], bool(named)),
+    ):
+        found = influence_on(table, column)
+        assert (found is not None) is present
+        if present:
+            np.testing.assert_array_equal(found, own)
+            lists = [[None if np.isnan(x) else x for x in row] for row in own.tolist()]
+            assert table[column].to_pylist() == lists
+
+
+@pytest.mark.parametrize("with_test", [False, True])
+def test_a_table_has_the_columns_of_the_rows_and_suspect(with_test: bool) -> None:
+    columns = table_rows(0.25, with_test)
+    examples, _ = drawn(3, None)
+    written = to_table(examples, judgement(3)).drop_columns("record").schema
+    assert columns.schema.names == [*written.names, *(["test_influence"] if with_test else [])]
+    assert all(columns.schema.field(field.name).type == field.type for field in written)
+    (suspect,) = columns.computed
+    assert (suspect.name, suspect.sql) == ("suspect", "`suspicion` >= 0.25")
+    assert columns.prefix == "examples-"
