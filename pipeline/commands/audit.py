@@ -4,19 +4,22 @@ extracted first where it is not there.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import apache_beam as beam
 
-from pipeline.commands.features import extraction
-from pipeline.flags import parser
-from pipeline.preparation import configs, output_table
-from pipeline.running import progress, runner
-from pipeline.terminal import report
+from pipeline.preparation import extraction
+from pipeline.preparation.configs import from_flags
+from pipeline.running import output_table
+from pipeline.running.command import Invocation
+from pipeline.running.graph_command import GraphCommand
+from pipeline.running.outcomes import Crossed, read_back
+from pipeline.running.progress import AUDITING, Stage
+from pipeline.terminal.audit import audit
+from pipeline.terminal.run import done
 from transforms.audit.config import (
     AuditConfig,
     check_not_empty,
@@ -29,151 +32,144 @@ from transforms.audit.summary import describe_crossed, read_summary
 from transforms.audit.write import WriteAudit
 from transforms.extraction.load_model import LoadedModel, load_model
 from transforms.extraction.prepare import ExtractFeatures
+from transforms.models.config import ModelConfig
 from transforms.storage import filesystems, manifests
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
 from transforms.storage.manifests import Manifest
-from transforms.storage.read_feature_set import ReadFeatureSet
-from transforms.storage.tables.bigquery_client import check_credentials
+from transforms.storage.read_feature_set import ReadFeatureSet, read_feature_set
 
 
-def run(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit status."""
-    return runner.exit_with("audit", lambda: _run(argv))
+@dataclasses.dataclass(frozen=True)
+class Audit(GraphCommand):
+    """The audit of a training set, perhaps with a test set.
 
+    Attributes:
+        config: the settings.
+        train, test: both sets; of one that is extracted, its examples and the draft of its
+            manifest.
+        extractions: the sets that are extracted, by the names of their directories below the
+            output.
+    """
 
-def _run(argv: Sequence[str]) -> None:
-    args, flags = parser.parse("audit", argv)
-    started = time.monotonic()
-    beam_options = runner.beam_options(flags)
-    if args.output_table:
-        check_credentials()
-    config = _config(args)
-    wanted: dict[str, ExtractFeatures] = {}
-    if args.features:
-        train = FeatureSet(
-            args.features, manifests.read(args.features, FeatureManifest, "features")
-        )
-        check_not_empty(train)
-    else:
-        model = load_model(configs.model_config(args), rates_needed=True)
-        wanted["features"] = _prepare(args, model, "examples", "features")
-        train = FeatureSet(args.examples, wanted["features"].draft)
-        if args.test_examples:
-            # What slices are made by is kept of the test examples, whether or not training examples
-            # have it.
-            wanted["test_features"] = _prepare(
-                args, model, "test_examples", "test_features", args.slice_keys
-            )
-    test = None
-    if args.test_features:
-        test = FeatureSet(
-            args.test_features,
-            manifests.read(args.test_features, FeatureManifest, "test_features"),
-        )
-        check_test_not_empty(test)
-    elif args.test_examples:
-        test = FeatureSet(args.test_examples, wanted["test_features"].draft)
-    plan = plan_audit(config, args.output, train, test)
-    # The manifest of a set that is there already may have other rates.
-    config = dataclasses.replace(config, learning_rates=plan.learning_rates)
-    draft = plan.draft
-    table = output_table.wanted(
-        args, beam_options, table_rows(config.min_suspicion, test is not None)
-    )
-    if manifests.is_complete(args.output, draft, args.overwrite):
-        output_table.finish(args.output, table, beam_options)
-        _fail_if_crossed(args)
-        return
-    output_table.check(table, beam_options)
-    filesystems.check_writable(args.output)
-    if wanted:
-        print(report.checkpoints(model))
-        for name, one in wanted.items():
-            if one.complete:
-                print(f"{name}: already complete, used as they are")
+    name: ClassVar[str] = "audit"
+    config: AuditConfig
+    train: FeatureSet
+    test: FeatureSet | None
+    extractions: Mapping[str, ExtractFeatures]
 
-    def build(pipeline: beam.Pipeline) -> None:
-        sets = {
-            "train": _set(
-                pipeline,
-                "Train",
-                wanted.get("features"),
-                "features",
-                args.features,
-                train.manifest,
-            )
-        }
-        if test:
-            sets["test"] = _set(
-                pipeline,
-                "Test",
-                wanted.get("test_features"),
-                "test_features",
-                args.test_features,
-                test.manifest,
-            )
+    @classmethod
+    def prepare(cls, invocation: Invocation) -> Audit:
+        """Reads or prepares the feature sets, and plans the audit."""
+        args = invocation.args
+        output_table.check_credentials(args)
+        config = from_flags(AuditConfig, args)
+        extractions = {} if args.features else _extractions(invocation)
+        if args.features:
+            train = read_feature_set(args.features, "features")
+            check_not_empty(train)
+        else:
+            train = FeatureSet(args.examples, extractions["features"].draft)
+        test = None
+        if args.test_features:
+            test = read_feature_set(args.test_features, "test_features")
+            check_test_not_empty(test)
+        elif args.test_examples:
+            test = FeatureSet(args.test_examples, extractions["test_features"].draft)
+        plan = plan_audit(config, args.output, train, test)
+        # The manifest of a set that is there already may have other rates.
+        config = dataclasses.replace(config, learning_rates=plan.learning_rates)
+        rows = table_rows(config.min_suspicion, test is not None)
+        table = output_table.requested(args, invocation.beam, rows)
+        return cls(invocation, plan.draft, table, config, train, test, extractions)
+
+    def skip(self) -> None:
+        """Does the same as after a run: a crossed threshold stays crossed."""
+        super().skip()
+        self._fail_if_crossed()
+
+    def announce(self) -> None:
+        """Prints the checkpoints, and which feature sets are there already."""
+        if self.extractions:
+            extraction.announce(self.extractions["features"].model, self.extractions)
+
+    def build(self, pipeline: beam.Pipeline) -> None:
+        """Reads or extracts the feature sets, audits the labels and writes the result."""
+        sets = {"train": self._set(pipeline, "Train", "features", self.train)}
+        if self.test:
+            sets["test"] = self._set(pipeline, "Test", "test_features", self.test)
         (
             sets
-            | "AuditLabels" >> AuditLabels(config, args.output)  # weighed labels, duplicates
-            | "WriteAudit" >> WriteAudit(config, args.output, table)  # Manifest
+            | "AuditLabels" >> AuditLabels(self.config, self.output)  # weighed labels, duplicates
+            | "WriteAudit" >> WriteAudit(self.config, self.output, self.table)  # Manifest
         )
 
-    missing = [one for one in wanted.values() if not one.complete]
-    stages = [
-        *(extraction(missing) if missing else []),
-        progress.Stage(
-            "Sum activations", "examples-summed", "examples-planned", "examples-summed", "examples"
-        ),
-        progress.Stage(
-            "Judge labels", "examples-audited", "examples-planned", "examples-audited", "examples"
-        ),
-    ]
-    try:
-        counts = runner.run_graph(build, beam_options, stages)
-    except runner.RunFailed:
-        # The last step fails when everything is there.
-        complete = args.fail_on_drift and manifests.is_complete(args.output, draft, overwrite=False)
-        if complete and output_table.holds(table, beam_options):
-            print(
-                report.audit(
-                    args.output, read_summary(args.output, runner.read_back(args.output, Manifest))
-                )
-            )
-            _fail_if_crossed(args)
-        raise
-    if counts is None:
-        print("the graph is built; nothing has run")
-        return
-    read = 0
-    for name, one in wanted.items():
-        written = runner.read_back(one.output, FeatureManifest)
-        print(report.features(one.output, written, name))
-        read += 0 if one.complete else written.counts["examples"] + written.counts["rejected"]
-    print(
-        report.audit(
-            args.output, read_summary(args.output, runner.read_back(args.output, Manifest))
+    def _set(
+        self, pipeline: beam.Pipeline, name: str, field: str, feature_set: FeatureSet
+    ) -> beam.PCollection:
+        """Adds a set that is extracted, or was named, to a graph: FeatureSet (one)."""
+        if field in self.extractions:
+            return pipeline | f"Extract{name}Features" >> self.extractions[field]
+        return pipeline | f"Read{name}Features" >> ReadFeatureSet(
+            feature_set.directory, field, feature_set.manifest.fingerprint
         )
-    )
-    output_table.tell(table)
-    print(report.done(started, read, counts))
+
+    def stages(self) -> Sequence[Stage]:
+        """Returns the stages of extraction and of the audit."""
+        return [*extraction.stages(self.extractions.values()), *AUDITING]
+
+    def explain_failure(self) -> None:
+        """Summarises an audit that is whole and fails, since a threshold is crossed.
+
+        Raises:
+            Crossed: one is, and the rows are where they are to be.
+        """
+        complete = self.config.fail_on_drift and manifests.is_complete(
+            self.output, self.draft, overwrite=False
+        )
+        if complete and output_table.holds(self.table, self.invocation.beam):
+            self._print_audit()
+            self._fail_if_crossed()
+
+    def summarise(self, counts: Mapping[str, int]) -> None:
+        """Prints what was extracted, and what the audit found."""
+        _, read = extraction.summarise(self.extractions)
+        self._print_audit()
+        output_table.summarise(self.table)
+        print(done(self.invocation.started, read, counts))
+
+    def _print_audit(self) -> None:
+        summary = read_summary(self.output, read_back(self.output, Manifest))
+        print(audit(self.output, summary))
+
+    def _fail_if_crossed(self) -> None:
+        summary = read_summary(self.output, read_back(self.output, Manifest))
+        if self.config.fail_on_drift and summary["crossed"]:
+            raise Crossed(describe_crossed(self.output, summary))
 
 
-def _config(args: argparse.Namespace) -> AuditConfig:
-    return AuditConfig(
-        **{field.name: getattr(args, field.name) for field in dataclasses.fields(AuditConfig)}
-    )
+def _extractions(invocation: Invocation) -> dict[str, ExtractFeatures]:
+    """Prepares the feature sets of the examples of the flags."""
+    args = invocation.args
+    model = load_model(from_flags(ModelConfig, args), rates_needed=True)
+    extractions = {"features": _extraction(invocation, model, "examples", "features")}
+    if args.test_examples:
+        # The keys of slices are kept of the test examples, whether or not training examples have
+        # them.
+        extractions["test_features"] = _extraction(
+            invocation, model, "test_examples", "test_features", args.slice_keys
+        )
+    return extractions
 
 
-def _prepare(
-    args: argparse.Namespace,
+def _extraction(
+    invocation: Invocation,
     model: LoadedModel,
     field: str,
     name: str,
     slice_keys: tuple[str, ...] = (),
 ) -> ExtractFeatures:
-    """The feature set that goes to `name` below the output."""
-    return configs.extraction(
+    args = invocation.args
+    return extraction.extraction(
         args,
         model,
         filesystems.join(args.output, name),
@@ -183,25 +179,7 @@ def _prepare(
     )
 
 
-def _set(
-    pipeline: beam.Pipeline,
-    name: str,
-    wanted: ExtractFeatures | None,
-    flag: str,
-    directory: str,
-    found: FeatureManifest,
-) -> beam.PCollection:
-    """A feature set that is extracted, or was named: FeatureSet (one)."""
-    if wanted:
-        return pipeline | f"Extract{name}Features" >> wanted
-    return pipeline | f"Read{name}Features" >> ReadFeatureSet(directory, flag, found.fingerprint)
-
-
-def _fail_if_crossed(args: argparse.Namespace) -> None:
-    summary = read_summary(args.output, runner.read_back(args.output, Manifest))
-    if args.fail_on_drift and summary["crossed"]:
-        raise runner.Crossed(describe_crossed(args.output, summary))
-
+run = Audit.main
 
 if __name__ == "__main__":
     sys.exit(run(sys.argv[1:]))

@@ -2,76 +2,65 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import apache_beam as beam
 
-from pipeline.flags import parser
-from pipeline.running import progress, runner
-from pipeline.terminal import report
-from transforms.storage import filesystems, manifests
-from transforms.storage.feature_manifest import FeatureManifest
+from pipeline.preparation.configs import from_flags
+from pipeline.running.command import Invocation
+from pipeline.running.graph_command import GraphCommand
+from pipeline.running.outcomes import read_back_kind
+from pipeline.running.progress import FITTING, PROJECTING, Stage
+from pipeline.terminal.run import done
+from pipeline.terminal.vectors import vectors
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.read_feature_set import ReadFeatureSet
+from transforms.storage.read_feature_set import ReadFeatureSet, read_feature_set
 from transforms.vectors.config import ProjectionConfig
 from transforms.vectors.files import ExportVectors, read_projection
 from transforms.vectors.projections import methods
 
-PROJECTING = (
-    progress.Stage(
-        "Sum moments", "examples-summed", "examples-to-fit", "examples-summed", "examples"
-    ),
-    progress.Stage(
-        "Measure energies", "examples-measured", "examples-to-fit", "examples-measured", "examples"
-    ),
-    progress.Stage(
-        "Project", "examples-projected", "examples-planned", "examples-projected", "examples"
-    ),
-)
 
+@dataclasses.dataclass(frozen=True)
+class Export(GraphCommand):
+    """Vectors of a feature set, in files."""
 
-def run(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit status."""
-    return runner.exit_with("export", lambda: _run(argv))
+    name: ClassVar[str] = "export"
+    features: FeatureSet
+    export: ExportVectors
 
+    @classmethod
+    def prepare(cls, invocation: Invocation) -> Export:
+        """Reads the manifest and checks the projection."""
+        args = invocation.args
+        features = read_feature_set(args.features, "features")
+        config = from_flags(ProjectionConfig, args)
+        export = ExportVectors(features, config, args.output, args.overwrite)
+        return cls(invocation, export.draft, None, features, export)
 
-def _run(argv: Sequence[str]) -> None:
-    args, flags = parser.parse("export", argv)
-    started = time.monotonic()
-    beam_options = runner.beam_options(flags)
-    manifest = manifests.read(args.features, FeatureManifest, "features")
-    export = ExportVectors(
-        FeatureSet(args.features, manifest), projection_config(args), args.output, args.overwrite
-    )
-    if manifests.is_complete(args.output, export.draft, args.overwrite):
-        print(f"{args.output} is complete with the same settings: nothing to do")
-        return
-    filesystems.check_writable(args.output)
-
-    def build(pipeline: beam.Pipeline) -> None:
+    def build(self, pipeline: beam.Pipeline) -> None:
+        """Reads the feature set and writes its vectors."""
         sets = pipeline | "ReadFeatures" >> ReadFeatureSet(
-            args.features, "features", manifest.fingerprint
+            self.features.directory, "features", self.features.manifest.fingerprint
         )  # FeatureSet
-        sets | "ExportVectors" >> export  # Manifest
+        sets | "ExportVectors" >> self.export  # Manifest
 
-    fits = export.plan is not None and args.projection in methods.FITTED
-    if runner.run_graph(build, beam_options, PROJECTING if fits else PROJECTING[-1:]) is None:
-        print("the graph is built; nothing has run")
-        return
-    written = runner.read_back_kind(args.output, "vectors")
-    print(report.vectors(args.output, written, read_projection(args.output, written)))
-    print(report.done(started))
+    def stages(self) -> Sequence[Stage]:
+        """Returns the stages of projecting, with those of fitting if the vectors are fitted."""
+        projection = self.invocation.args.projection
+        fits = self.export.plan is not None and projection in methods.FITTED
+        return [*(FITTING if fits else ()), PROJECTING]
+
+    def summarise(self, counts: Mapping[str, int]) -> None:
+        """Prints how many vectors there are, and how they were made."""
+        manifest = read_back_kind(self.output, "vectors")
+        print(vectors(self.output, manifest, read_projection(self.output, manifest)))
+        print(done(self.invocation.started))
 
 
-def projection_config(args: argparse.Namespace) -> ProjectionConfig:
-    """Returns the settings of vectors that the flags name."""
-    names = {field.name for field in dataclasses.fields(ProjectionConfig)}
-    return ProjectionConfig(**{name: value for name, value in vars(args).items() if name in names})
-
+run = Export.main
 
 if __name__ == "__main__":
     sys.exit(run(sys.argv[1:]))

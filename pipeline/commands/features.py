@@ -2,81 +2,76 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
-from pipeline.flags import parser
-from pipeline.preparation import configs
-from pipeline.running import progress, runner
-from pipeline.terminal import report
+import apache_beam as beam
+
+from pipeline.preparation import extraction
+from pipeline.preparation.configs import from_flags
+from pipeline.running.command import Invocation
+from pipeline.running.graph_command import GraphCommand
+from pipeline.running.progress import Stage
+from pipeline.terminal.run import done
 from transforms.extraction.load_model import load_model
 from transforms.extraction.prepare import ExtractFeatures
-from transforms.storage import filesystems, manifests
+from transforms.models.config import ModelConfig
+from transforms.storage import manifests
 from transforms.storage.feature_manifest import FeatureManifest
 
 
-def run(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit status."""
-    return runner.exit_with("features", lambda: _run(argv))
+@dataclasses.dataclass(frozen=True)
+class Features(GraphCommand):
+    """Stage 1 alone."""
 
+    name: ClassVar[str] = "features"
+    extract: ExtractFeatures
 
-def _run(argv: Sequence[str]) -> None:
-    args, flags = parser.parse("features", argv)
-    started = time.monotonic()
-    beam_options = runner.beam_options(flags)
-    model = load_model(configs.model_config(args))
-    extract = configs.extraction(args, model, args.output, labels=args.labels, base=args.base)
-    if extract.complete:
-        print(f"{args.output} is complete with the same settings: nothing to do")
-        if (
-            args.learning_rates
-            and args.learning_rates
-            != manifests.read(args.output, FeatureManifest, "output").learning_rates
-        ):
+    @classmethod
+    def prepare(cls, invocation: Invocation) -> Features:
+        """Loads the checkpoints and finds the examples."""
+        args = invocation.args
+        model = load_model(from_flags(ModelConfig, args))
+        extract = extraction.extraction(
+            args, model, args.output, labels=args.labels, base=args.base
+        )
+        return cls(invocation, extract.draft, None, extract)
+
+    def is_complete(self) -> bool:
+        """Whether the feature set is there."""
+        return self.extract.complete
+
+    def skip(self) -> None:
+        """Says so, and that learning rates given with other ones there change nothing."""
+        super().skip()
+        rates = self.invocation.args.learning_rates
+        committed = manifests.read(self.output, FeatureManifest, "output")
+        if rates and rates != committed.learning_rates:
             print(
                 "learning rates are no part of the features: pass --learning_rates to tracin score"
             )
-        return
-    filesystems.check_writable(args.output)
-    print(report.checkpoints(model))
-    counts = runner.run_graph(
-        lambda pipeline: pipeline | "ExtractFeatures" >> extract,
-        beam_options,
-        extraction([extract]),
-    )
-    if counts is None:
-        print("the graph is built; nothing has run")
-        return
-    written = runner.read_back(args.output, FeatureManifest)
-    print(report.features(args.output, written))
-    print(report.done(started, written.counts["examples"] + written.counts["rejected"], counts))
+
+    def announce(self) -> None:
+        """Prints the checkpoints."""
+        extraction.announce(self.extract.model, {})
+
+    def build(self, pipeline: beam.Pipeline) -> None:
+        """Extracts the feature set."""
+        pipeline | "ExtractFeatures" >> self.extract  # FeatureSet
+
+    def stages(self) -> Sequence[Stage]:
+        """Returns the stages of the extraction."""
+        return extraction.stages([self.extract])
+
+    def summarise(self, counts: Mapping[str, int]) -> None:
+        """Prints what the feature set holds."""
+        _, read = extraction.summarise({"features": self.extract})
+        print(done(self.invocation.started, read, counts))
 
 
-def extraction(wanted: Sequence[ExtractFeatures]) -> list[progress.Stage]:
-    """How the extraction of some sets is shown."""
-    total = sum(one.bytes_to_read for one in wanted)
-    compared = sum(one.bytes_to_read for one in wanted if one.stage.base)
-    stages = (
-        [
-            progress.Stage(
-                "Compare examples",
-                "example-bytes-compared",
-                compared,
-                "examples-compared",
-                "examples",
-            )
-        ]
-        if compared
-        else []
-    )
-    return [
-        *stages,
-        progress.Stage(
-            "Extract features", "example-bytes-read", total, "examples-extracted", "examples"
-        ),
-    ]
-
+run = Features.main
 
 if __name__ == "__main__":
     sys.exit(run(sys.argv[1:]))

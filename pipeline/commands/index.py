@@ -2,65 +2,75 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import apache_beam as beam
 
-from pipeline.commands.export import PROJECTING, projection_config
-from pipeline.flags import parser
-from pipeline.running import runner
-from pipeline.terminal import report
-from transforms.storage import filesystems, manifests
-from transforms.storage.feature_manifest import FeatureManifest
+from pipeline.preparation.configs import from_flags
+from pipeline.running.beam_options import processes_per_machine
+from pipeline.running.command import Invocation
+from pipeline.running.graph_command import GraphCommand
+from pipeline.running.outcomes import read_back_kind
+from pipeline.running.progress import FITTING, PROJECTING, Stage
+from pipeline.terminal.run import done
+from pipeline.terminal.vectors import index
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.read_feature_set import ReadFeatureSet
+from transforms.storage.read_feature_set import ReadFeatureSet, read_feature_set
 from transforms.vectors import faiss_index
+from transforms.vectors.config import ProjectionConfig
 from transforms.vectors.files import read_projection
 from transforms.vectors.index import BuildIndex
 from transforms.vectors.projections import methods
 
 
-def run(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit status."""
-    return runner.exit_with("index", lambda: _run(argv))
+@dataclasses.dataclass(frozen=True)
+class Index(GraphCommand):
+    """An index over the vectors of a feature set."""
 
+    name: ClassVar[str] = "index"
+    train: FeatureSet
+    index: BuildIndex
 
-def _run(argv: Sequence[str]) -> None:
-    args, flags = parser.parse("index", argv)
-    started = time.monotonic()
-    beam_options = runner.beam_options(flags)
-    faiss_index.require()
-    train = manifests.read(args.train_features, FeatureManifest, "train_features")
-    index = BuildIndex(
-        FeatureSet(args.train_features, train),
-        projection_config(args),
-        args.output,
-        args.kind,
-        args.memory_gb,
-        runner.processes_per_machine(beam_options),
-        args.overwrite,
-    )
-    if manifests.is_complete(args.output, index.draft, args.overwrite):
-        print(f"{args.output} is complete with the same settings: nothing to do")
-        return
-    filesystems.check_writable(args.output)
+    @classmethod
+    def prepare(cls, invocation: Invocation) -> Index:
+        """Reads the manifest and checks the projection."""
+        args = invocation.args
+        faiss_index.require()
+        train = read_feature_set(args.train_features, "train_features")
+        build_index = BuildIndex(
+            train,
+            from_flags(ProjectionConfig, args),
+            args.output,
+            args.kind,
+            args.memory_gb,
+            processes_per_machine(invocation.beam),
+            args.overwrite,
+        )
+        return cls(invocation, build_index.draft, None, train, build_index)
 
-    def build(pipeline: beam.Pipeline) -> None:
+    def build(self, pipeline: beam.Pipeline) -> None:
+        """Reads the feature set and builds its index."""
         sets = pipeline | "ReadFeatures" >> ReadFeatureSet(
-            args.train_features, "train_features", train.fingerprint
+            self.train.directory, "train_features", self.train.manifest.fingerprint
         )  # FeatureSet
-        sets | "BuildIndex" >> index  # Manifest
+        sets | "BuildIndex" >> self.index  # Manifest
 
-    stages = PROJECTING if args.projection in methods.FITTED else PROJECTING[-1:]
-    if runner.run_graph(build, beam_options, stages) is None:
-        print("the graph is built; nothing has run")
-        return
-    written = runner.read_back_kind(args.output, "index")
-    print(report.index(args.output, written, read_projection(args.output, written)))
-    print(report.done(started))
+    def stages(self) -> Sequence[Stage]:
+        """Returns the stages of projecting, with those of fitting if the vectors are fitted."""
+        fits = self.invocation.args.projection in methods.FITTED
+        return [*(FITTING if fits else ()), PROJECTING]
 
+    def summarise(self, counts: Mapping[str, int]) -> None:
+        """Prints how many vectors the index holds, and how they were made."""
+        manifest = read_back_kind(self.output, "index")
+        print(index(self.output, manifest, read_projection(self.output, manifest)))
+        print(done(self.invocation.started))
+
+
+run = Index.main
 
 if __name__ == "__main__":
     sys.exit(run(sys.argv[1:]))

@@ -4,111 +4,104 @@ scored exactly.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import apache_beam as beam
 
-from pipeline.flags import parser
-from pipeline.running import progress, runner
-from pipeline.terminal import report
+from pipeline.preparation import scoring
+from pipeline.preparation.configs import from_flags
+from pipeline.running.command import Invocation
+from pipeline.running.graph_command import GraphCommand
+from pipeline.running.outcomes import read_back
+from pipeline.running.progress import SEARCHING, Stage
+from pipeline.terminal.influence import influence, recall
+from pipeline.terminal.run import done
 from transforms.influence.config import InfluenceReportConfig, ScoringConfig
 from transforms.influence.plan import influence_draft
 from transforms.influence.write import WriteInfluence
 from transforms.reports.class_names import read_class_names
-from transforms.storage import filesystems, manifests
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage import filesystems
 from transforms.storage.feature_set import FeatureSet
 from transforms.storage.manifests import Manifest
-from transforms.storage.read_feature_set import ReadFeatureSet
+from transforms.storage.read_feature_set import read_feature_set
 from transforms.vectors import faiss_index
 from transforms.vectors.config import SearchConfig
 from transforms.vectors.recall import RECALL_FILE, MeasureRecall
 from transforms.vectors.search import SearchIndex, SearchPlan
 
-SEARCHING = progress.Stage(
-    "Search", "tests-searched", "tests-planned", "tests-searched", "test examples"
-)
 
+@dataclasses.dataclass(frozen=True)
+class Search(GraphCommand):
+    """Stage 2 by an index."""
 
-def run(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit status."""
-    return runner.exit_with("search", lambda: _run(argv))
+    name: ClassVar[str] = "search"
+    test: FeatureSet
+    train: FeatureSet
+    plan: SearchPlan
+    config: ScoringConfig
+    settings: Mapping[str, Any]
+    class_names: tuple[str, ...] | None
 
+    @classmethod
+    def prepare(cls, invocation: Invocation) -> Search:
+        """Reads the manifests and checks that index and sets fit each other."""
+        args = invocation.args
+        faiss_index.require()
+        train = read_feature_set(args.train_features, "train_features")
+        test = read_feature_set(args.test_features, "test_features")
+        plan = SearchPlan.of(from_flags(SearchConfig, args), test, train)
+        names = read_class_names(args.class_names, train.manifest)
+        settings = {**plan.settings, "class_names": names}
+        config = ScoringConfig(args.k, plan.scoring.normalize, plan.scoring.learning_rates)
+        draft = influence_draft(test.manifest, train.manifest, config, names, settings)
+        class_names = tuple(names) if names else None
+        return cls(invocation, draft, None, test, train, plan, config, settings, class_names)
 
-def _run(argv: Sequence[str]) -> None:
-    args, flags = parser.parse("search", argv)
-    started = time.monotonic()
-    beam_options = runner.beam_options(flags)
-    faiss_index.require()
-    train = manifests.read(args.train_features, FeatureManifest, "train_features")
-    test = manifests.read(args.test_features, FeatureManifest, "test_features")
-    plan = SearchPlan.of(
-        SearchConfig(
-            args.index,
-            args.k,
-            args.oversampling,
-            args.nprobe,
-            args.ef_search,
-            args.recall_sample,
-            args.test_ids,
-        ),
-        FeatureSet(args.test_features, test),
-        FeatureSet(args.train_features, train),
-    )
-    class_names = read_class_names(args.class_names, train)
-    settings = {**plan.settings, "class_names": class_names}
-    config = ScoringConfig(args.k, plan.scoring.normalize, plan.scoring.learning_rates)
-    draft = influence_draft(test, train, config, class_names, settings)
-    if manifests.is_complete(args.output, draft, args.overwrite):
-        print(f"{args.output} is complete with the same settings: nothing to do")
-        return
-    filesystems.check_writable(args.output)
-
-    def build(pipeline: beam.Pipeline) -> None:
-        sets = (
-            pipeline
-            | "ReadTestFeatures"
-            >> ReadFeatureSet(args.test_features, "test_features", test.fingerprint),
-            pipeline
-            | "ReadTrainFeatures"
-            >> ReadFeatureSet(args.train_features, "train_features", train.fingerprint),
-        )  # FeatureSet, FeatureSet
-        rows = sets | "SearchIndex" >> SearchIndex(plan)  # (row, ScoredBlock)
+    def build(self, pipeline: beam.Pipeline) -> None:
+        """Searches the index, scores its candidates, measures the recall, writes the result."""
+        sets = scoring.read_sets(pipeline, self.test, self.train)  # FeatureSet, FeatureSet
+        rows = sets | "SearchIndex" >> SearchIndex(self.plan)  # (row, ScoredBlock)
         beside = (
-            (sets, rows) | "MeasureRecall" >> MeasureRecall(plan) if plan.sample else None
+            (sets, rows) | "MeasureRecall" >> MeasureRecall(self.plan) if self.plan.sample else None
         )  # (name, content)
-        missed = (
-            f"{RECALL_FILE} tells what part of the exact answer was found"
-            if plan.sample
-            else "what was missed has not been measured"
-        )
-        note = (
-            "Proponents and opponents were looked for by an index, and those that it did not "
-            f"offer are missing: {missed}."
-        )
-        names = tuple(class_names) if class_names else None
         write = WriteInfluence(
-            args.output,
-            config,
-            InfluenceReportConfig(names, (note,)),
-            args.overwrite,
-            settings,
+            self.output,
+            self.config,
+            InfluenceReportConfig(self.class_names, (self._note(),)),
+            self.invocation.args.overwrite,
+            self.settings,
             beside,
         )
         (rows, *sets) | "WriteInfluence" >> write  # Manifest
 
-    counts = runner.run_graph(build, beam_options, [SEARCHING])
-    if counts is None:
-        print("the graph is built; nothing has run")
-        return
-    written = runner.read_back(args.output, Manifest)
-    print(report.influence(args.output, written))
-    told = next((file for file in written.files if file.name == RECALL_FILE), None)
-    print(report.recall(filesystems.read_verified(args.output, told) if told else None))
-    print(report.done(started))
+    def _note(self) -> str:
+        missed = (
+            f"{RECALL_FILE} tells what part of the exact answer was found"
+            if self.plan.sample
+            else "what was missed has not been measured"
+        )
+        return (
+            "Proponents and opponents were looked for by an index, and those that it did not "
+            f"offer are missing: {missed}."
+        )
 
+    def stages(self) -> Sequence[Stage]:
+        """Returns the stage of searching."""
+        return [SEARCHING]
+
+    def summarise(self, counts: Mapping[str, int]) -> None:
+        """Prints what the result holds, and the measured recall."""
+        manifest = read_back(self.output, Manifest)
+        print(influence(self.output, manifest))
+        file = next((file for file in manifest.files if file.name == RECALL_FILE), None)
+        print(recall(filesystems.read_verified(self.output, file) if file else None))
+        print(done(self.invocation.started))
+
+
+run = Search.main
 
 if __name__ == "__main__":
     sys.exit(run(sys.argv[1:]))

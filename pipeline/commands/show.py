@@ -2,195 +2,134 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import orjson
 import pyarrow.parquet as pq
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from pipeline.flags import parser
-from pipeline.running import runner
-from pipeline.terminal import report
+from pipeline.running.command import Command, Invocation
+from pipeline.terminal import rows
+from pipeline.terminal.audit import audit
+from pipeline.terminal.influence import influence, recall
 from transforms.core.errors import InputError
 from transforms.storage import filesystems, manifests
 from transforms.storage.manifests import Manifest
 
-_SUSPECT = (
-    "example_id",
-    "label",
-    "suggested_label",
-    "suspicion",
-    "self_influence",
-    "source",
-    "offset",
-)
-_DUPLICATE = (
-    "group",
-    "example_id",
-    "label",
-    "suggested_label",
-    "similarity",
-    "suspicion",
-    "source",
-    "offset",
-)
-_INFLUENCE = ("test_id", "test_label", "test_prediction", "test_probability", "self_influence")
-_SUMMED = (
-    "test_id",
-    "test_positions",
-    "test_wrong_positions",
-    "test_label_probability",
-    "self_influence",
-)
-_CANDIDATE = ("train_id", "train_label", "score")
+# Columns of a terminal that is none, such as a file.
+_WIDTH = 160
 
 
-def run(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit status."""
-    return runner.exit_with("show", lambda: _run(argv))
+@dataclasses.dataclass(frozen=True)
+class Show(Command):
+    """A result in the terminal: its summary and first rows, or one example in full.
 
-
-def _run(argv: Sequence[str]) -> None:
-    args, flags = parser.parse("show", argv)
-    runner.beam_options(flags)
-    found = manifests.read_if_any(args.directory, "DIR")
-    if found is None:
-        raise InputError(
-            f"{args.directory} is not a complete result: it has no {manifests.FILE_NAME}"
-        )
-    if found.kind not in ("audit", "influence"):
-        raise InputError(
-            f"{args.directory} holds {found.kind}: give the directory of an audit or of influence"
-        )
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    audited = found.kind == "audit"
-    if args.id is not None:
-        console.print(_one(_find(args.directory, found, args.id)))
-        if audited and (duplicates := _duplicates_of(args.directory, found, args.id)):
-            console.print("\nduplicates of it:", _table(_DUPLICATE, duplicates))
-    elif audited:
-        (summary,) = _lines(args.directory, found, "summary.json")
-        print(report.audit(args.directory, summary))
-        console.print(
-            _table(
-                _SUSPECT,
-                itertools.islice(_lines(args.directory, found, "suspects.jsonl"), args.rows),
-            )
-        )
-        conflicting = (
-            row for row in _lines(args.directory, found, "duplicates.jsonl") if row["conflicting"]
-        )
-        if duplicates := list(itertools.islice(conflicting, args.rows)):
-            console.print("\nduplicates whose labels conflict:", _table(_DUPLICATE, duplicates))
-    else:
-        print(report.influence(args.directory, found))
-        if "index" in found.settings:
-            told = [file for file in found.files if file.name == "recall.json"]
-            print(
-                report.recall(filesystems.read_verified(args.directory, told[0]) if told else None)
-            )
-        rows = itertools.islice(_lines(args.directory, found, ".jsonl"), args.rows)
-        names = _SUMMED if found.settings.get("sum_positions") else _INFLUENCE
-        console.print(_table((*names, "proponent", "opponent"), (_strongest(row) for row in rows)))
-
-
-def _lines(directory: str, found: Manifest, ending: str) -> Iterator[dict[str, Any]]:
-    """The JSON of the files whose names end so: of each line, or of the whole."""
-    for file in found.files:
-        if file.name.endswith(ending):
-            data = filesystems.read_verified(directory, file)
-            yield from map(orjson.loads, data.splitlines() if file.name.endswith("l") else [data])
-
-
-def _duplicates_of(directory: str, found: Manifest, wanted: str) -> list[dict[str, Any]]:
-    """The others of an example's group of duplicates."""
-    rows = list(_lines(directory, found, "duplicates.jsonl"))
-    groups = {row["group"] for row in rows if row["example_id"] == wanted}
-    return [row for row in rows if row["group"] in groups and row["example_id"] != wanted]
-
-
-def _find(directory: str, found: Manifest, wanted: str) -> dict[str, Any]:
-    """The row of an example.
-
-    Raises:
-        InputError: there is none with this id.
+    Attributes:
+        directory: the result.
+        manifest: its manifest.
+        example_id: the example to show in full, if any.
+        limit: the number of rows to show otherwise.
     """
-    prefix, key = (
-        ("examples-", "example_id") if found.kind == "audit" else ("influence-", "test_id")
-    )
-    for file in found.files:
-        if file.name.startswith(prefix) and file.name.endswith(".parquet"):
-            data = io.BytesIO(filesystems.read_verified(directory, file))
-            for row in pq.read_table(data, filters=[(key, "=", wanted)]).to_pylist():
-                return dict(row)
-    what = "example" if found.kind == "audit" else "test example"
-    raise InputError(
-        f"{directory} has no {what} with the id {wanted!r}: ids are told without --id, or stand in "
-        f"{prefix}*.parquet"
-    )
 
+    name: ClassVar[str] = "show"
+    directory: str
+    manifest: Manifest
+    example_id: str | None
+    limit: int
 
-def _strongest(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of influence with the first of its proponents and opponents."""
-    told = {name: row[name][0] if row[name] else None for name in ("proponents", "opponents")}
-    return {
-        **row,
-        "proponent": told["proponents"] and _candidate(told["proponents"]),
-        "opponent": told["opponents"] and _candidate(told["opponents"]),
-    }
+    @classmethod
+    def prepare(cls, invocation: Invocation) -> Show:
+        """Reads the manifest."""
+        args = invocation.args
+        manifest = manifests.read_if_any(args.directory, "DIR")
+        if manifest is None:
+            raise InputError(
+                f"{args.directory} is not a complete result: it has no {manifests.FILE_NAME}"
+            )
+        if manifest.kind not in ("audit", "influence"):
+            raise InputError(
+                f"{args.directory} holds {manifest.kind}: give the directory of an audit or of "
+                "influence"
+            )
+        return cls(args.directory, manifest, args.id, args.rows)
 
-
-def _candidate(one: Mapping[str, Any]) -> str:
-    told = (
-        f"labelled {one['train_label']}"
-        if "train_label" in one
-        else f"{one['train_positions']:,} positions"
-    )
-    return f"{one['train_id']} ({told}) {one['score']:+.4g}"
-
-
-def _one(row: Mapping[str, Any]) -> Table:
-    """A row, a line for each of its fields, and of each candidate."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in row.items():
-        if name in ("proponents", "opponents"):
-            for i, one in enumerate(value):
-                table.add_row("" if i else name, _text(_candidate(one)))
+    def execute(self) -> None:
+        """Prints the result."""
+        console = Console(width=None if sys.stdout.isatty() else _WIDTH)
+        if self.example_id is not None:
+            self._show_example(console, self.example_id)
+        elif self.manifest.kind == "audit":
+            self._show_audit(console)
         else:
-            table.add_row(name, _text(value))
-    return table
+            self._show_influence(console)
 
+    def _show_example(self, console: Console, example_id: str) -> None:
+        console.print(rows.in_full(self._find(example_id)))
+        if self.manifest.kind == "audit":
+            duplicates = list(self._lines("duplicates.jsonl"))
+            groups = {row["group"] for row in duplicates if row["example_id"] == example_id}
+            others = [
+                row
+                for row in duplicates
+                if row["group"] in groups and row["example_id"] != example_id
+            ]
+            if others:
+                console.print("\nduplicates of it:", rows.table(rows.DUPLICATE, others))
 
-def _table(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for name in names:
-        table.add_column(name.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(_text(row[name]) for name in names))
-    return table
+    def _show_audit(self, console: Console) -> None:
+        (summary,) = self._lines("summary.json")
+        print(audit(self.directory, summary))
+        suspects = itertools.islice(self._lines("suspects.jsonl"), self.limit)
+        console.print(rows.table(rows.SUSPECT, suspects))
+        conflicting = (row for row in self._lines("duplicates.jsonl") if row["conflicting"])
+        if duplicates := list(itertools.islice(conflicting, self.limit)):
+            table = rows.table(rows.DUPLICATE, duplicates)
+            console.print("\nduplicates whose labels conflict:", table)
 
+    def _show_influence(self, console: Console) -> None:
+        print(influence(self.directory, self.manifest))
+        if "index" in self.manifest.settings:
+            files = [file for file in self.manifest.files if file.name == "recall.json"]
+            print(recall(filesystems.read_verified(self.directory, files[0]) if files else None))
+        summed = self.manifest.settings.get("sum_positions")
+        columns = rows.SUMMED_INFLUENCE if summed else rows.INFLUENCE
+        first = itertools.islice(self._lines(".jsonl"), self.limit)
+        console.print(rows.influence_table(columns, first))
 
-def _text(value: Any) -> Text:
-    """A value; what a terminal would take for a command, or print out of its order, is shown as a
-    mark.
-    """
-    told = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
-    return Text(
-        "".join(
-            character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"
-            for character in told
+    def _lines(self, ending: str) -> Iterator[dict[str, Any]]:
+        """Yields the JSON of the files whose names end so: of each line, or of the whole file."""
+        for file in self.manifest.files:
+            if file.name.endswith(ending):
+                data = filesystems.read_verified(self.directory, file)
+                parts = data.splitlines() if file.name.endswith("l") else [data]
+                yield from map(orjson.loads, parts)
+
+    def _find(self, example_id: str) -> dict[str, Any]:
+        """Returns the row of an example.
+
+        Raises:
+            InputError: there is none with this id.
+        """
+        audited = self.manifest.kind == "audit"
+        prefix, key = ("examples-", "example_id") if audited else ("influence-", "test_id")
+        for file in self.manifest.files:
+            if file.name.startswith(prefix) and file.name.endswith(".parquet"):
+                data = io.BytesIO(filesystems.read_verified(self.directory, file))
+                for row in pq.read_table(data, filters=[(key, "=", example_id)]).to_pylist():
+                    return dict(row)
+        noun = "example" if audited else "test example"
+        raise InputError(
+            f"{self.directory} has no {noun} with the id {example_id!r}: ids are printed without "
+            f"--id, and are in {prefix}*.parquet"
         )
-    )
 
+
+run = Show.main
 
 if __name__ == "__main__":
     sys.exit(run(sys.argv[1:]))

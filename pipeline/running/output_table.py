@@ -12,13 +12,23 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 
 from pipeline.running.graph import run_graph
 from pipeline.running.outcomes import read_back
-from pipeline.terminal import report
+from pipeline.terminal import run
 from transforms.core.errors import InputError
 from transforms.storage import manifests
 from transforms.storage.manifests import Manifest
 from transforms.storage.tables import bigquery_client
 from transforms.storage.tables.bigquery_rows import TableName, TableRows
 from transforms.storage.tables.bigquery_write import WriteTable
+
+
+def check_credentials(args: argparse.Namespace) -> None:
+    """Checks, before anything is read, that there are credentials for the table of the flags.
+
+    Raises:
+        InputError: there are none.
+    """
+    if args.output_table:
+        bigquery_client.check_credentials()
 
 
 def requested(
@@ -84,7 +94,7 @@ def summarise(table: WriteTable | None) -> None:
     """Prints what the table holds of a run, once it is there."""
     if table:
         manifest = read_back(table.directory, Manifest)
-        print(report.table(str(table.table), table.rows.count(manifest), table.run_id(manifest)))
+        print(run.table(str(table.table), table.rows.count(manifest), table.run_id(manifest)))
 
 
 def _is_written(table: WriteTable, beam_options: PipelineOptions) -> bool:

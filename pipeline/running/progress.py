@@ -43,6 +43,20 @@ class Stage:
 
 
 SCORING = Stage("Score pairs", "pairs-scored", "pairs-planned", "pairs-scored", "pairs")
+FITTING = (
+    Stage("Sum moments", "examples-summed", "examples-to-fit", "examples-summed", "examples"),
+    Stage(
+        "Measure energies", "examples-measured", "examples-to-fit", "examples-measured", "examples"
+    ),
+)
+PROJECTING = Stage(
+    "Project", "examples-projected", "examples-planned", "examples-projected", "examples"
+)
+SEARCHING = Stage("Search", "tests-searched", "tests-planned", "tests-searched", "test examples")
+AUDITING = (
+    Stage("Sum activations", "examples-summed", "examples-planned", "examples-summed", "examples"),
+    Stage("Judge labels", "examples-audited", "examples-planned", "examples-audited", "examples"),
+)
 
 
 class Watch:

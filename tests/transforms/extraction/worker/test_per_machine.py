@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.running import runner
+from pipeline.running import graph_command
 from tests.conftest import Outcome, Tiny, write_records
 from transforms.core.errors import InputError
 from transforms.core.ids import id_array
@@ -67,13 +67,13 @@ def test_worker_processes_load_as_often_as_they_are_asked_to(
     for shard in range(8):
         write_records(tmp_path / "in" / f"s-{shard}", tiny.payloads()[shard::8])
     told: list[dict[str, int]] = []
-    run_graph = runner.run_graph
+    run_graph = graph_command.run_graph
 
     def watched(*args: Any) -> Any:
         told.append(run_graph(*args))
         return told[-1]
 
-    monkeypatch.setattr(runner, "run_graph", watched)
+    monkeypatch.setattr(graph_command, "run_graph", watched)
 
     def extract(output: str, *words: str) -> None:
         outcome = tracin(

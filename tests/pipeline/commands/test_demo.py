@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.commands import demo
-from pipeline.demonstration import digits, gallery
+from pipeline.demonstration import digits, findings, gallery, workspace
 from pipeline.flags import parser
 from transforms.influence.rows import read_rows
 from transforms.storage import filesystems, manifests
@@ -38,7 +38,9 @@ def parts():
 
 def test_self_influence_finds_the_planted_labels(story, parts):
     train, _ = parts
-    inspection = demo.inspect(*demo._read(f"{story.directory}/influence/train_features"), train)
+    inspection = findings.inspect(
+        *findings.read_features(f"{story.directory}/influence/train_features"), train
+    )
     assert inspection.found[-1] == 140
     assert inspection.found[inspection.first(0.1)] >= 0.5 * 140
     assert inspection.found[inspection.first(0.2)] >= 0.6 * 140
@@ -58,9 +60,9 @@ def test_rows_are_those_of_the_test_digits(story, parts):
 
 def test_worst_digits_are_those_with_the_least_likely_truth(story, parts):
     train, test = parts
-    features, _ = demo._read(f"{story.directory}/influence/test_features")
+    features, _ = findings.read_features(f"{story.directory}/influence/test_features")
     rows = {row["test_id"]: row for row in read_rows(f"{story.directory}/influence")}
-    traced = demo.trace_worst(features, rows, train, test)
+    traced = findings.trace_worst(features, rows, train, test)
     probabilities = [one.label_probability for one in traced]
     assert probabilities == sorted(features.label_probabilities[:, -1])[:5]
     for one in traced:
@@ -138,7 +140,7 @@ def test_overwrite_takes_back_the_results_and_nothing_else(tmp_path):
         manifests.Manifest("influence", "f", {}, (stored,), {"rows": 1}),
     )
     own = [tmp_path / "influence" / name for name in (manifests.FILE_NAME, "influence-00000.jsonl")]
-    demo._prepare_directory(str(tmp_path), overwrite=True)
+    workspace.prepare_directory(str(tmp_path), overwrite=True)
     assert all(path.exists() for path in others)
     assert not any(path.exists() for path in own)
 
@@ -194,7 +196,7 @@ def test_digits_are_the_same_every_time(parts):
 
 
 def test_inspection_counts_what_is_found():
-    inspection = gallery.Inspection.of(
+    inspection = findings.Inspection.of(
         np.array([1.0, 5.0, 3.0, 5.0, 0.0]), np.array([True, False, True, True, False])
     )
     assert inspection.order.tolist() == [1, 3, 2, 0, 4]
@@ -229,8 +231,8 @@ def test_drawing(encoding, colours, told):
 
 def test_table_is_as_wide_as_the_terminal_allows(parts):
     train, test = parts
-    candidates = tuple(gallery.Candidate(row, 1.0 - row) for row in range(5))
-    traced = [gallery.Traced(0, 1, 0.1, candidates, candidates[:2])]
+    candidates = tuple(findings.Candidate(row, 1.0 - row) for row in range(5))
+    traced = [findings.Traced(0, 1, 0.1, candidates, candidates[:2])]
     for width, shown in ((40, 1), (80, 3), (130, 5), (300, 5)):
         console = Console(file=io.StringIO(), width=width, color_system=None)
         console.print(gallery.traced_table(traced, test, train, console))

@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from pipeline.commands import plan
+from pipeline.commands.plan import PlanScore
 from pipeline.flags import parser
 from pipeline.running.beam_options import beam_options
+from pipeline.running.command import Invocation
 from tests.conftest import Outcome, example, write_records
 from tests.small import save
 from tests.synthetic import write_set
@@ -354,7 +355,7 @@ def test_the_graph_that_is_planned_for_dataflow_sums_positions(sets: Sets) -> No
     words = [*sets.cut, "--sum_positions", "--output=gs://bucket/out"]
     args, flags = parser.parse("plan", words)
     pipeline = beam.Pipeline()
-    plan.scoring_graph(pipeline, args, beam_options(flags))
+    PlanScore.prepare(Invocation(args, flags, beam_options(flags), 0.0)).build(pipeline)
     steps = {one.unique_name for one in pipeline.to_runner_api().components.transforms.values()}
     assert {
         "ScoreInfluence/PlanTiles/CountPositions",

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pipeline.commands import export, search
+from pipeline.running import progress
 from tests.conftest import Outcome
 from tests.synthetic import draw, write_set
 from tests.vector_sets import build_index, vectors_in
@@ -360,7 +360,7 @@ def test_progress_ends_where_it_was_to_end(
             assert counts[stage.done] == counts[stage.total] > 0, stage.title
 
     done(tracin("index", f"--train_features={train}", f"--output={tmp_path}/ix", "--dimensions=8"))
-    assert_complete(export.PROJECTING)
+    assert_complete([*progress.FITTING, progress.PROJECTING])
     sets = (f"--train_features={train}", f"--test_features={test_set}")
     done(
         tracin(
@@ -371,7 +371,7 @@ def test_progress_ends_where_it_was_to_end(
             f"--output={tmp_path}/found",
         )
     )
-    assert_complete([search.SEARCHING])
+    assert_complete([progress.SEARCHING])
 
 
 def test_an_empty_test_set_has_no_rows(tracin: Run, tmp_path: pathlib.Path, train: pathlib.Path):

@@ -15,7 +15,7 @@ from tests.conftest import Outcome
 from tests.synthetic import write_set
 
 Run = Callable[..., Outcome]
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 COUNTS = (
     "--train_count=60000",
     "--test_count=10000",
@@ -192,13 +192,14 @@ def test_numbers_stand_for_feature_sets_that_are_not_there_yet(
         assert to_be[name]["bytes"] == pytest.approx(there[name]["bytes"], rel=0.1)
 
 
-def test_files_to_be_hold_all_examples_and_are_as_large_as_files_become() -> None:
-    from pipeline.commands.plan import PlannedSet, files_to_be
+def test_planned_files_hold_all_examples_and_are_as_large_as_files_become() -> None:
+    from pipeline.preparation.planning import planned_files
+    from pipeline.terminal.planned import PlannedSet
     from transforms.core.shapes import Shape
 
     for shape, full in ((Shape(6, 10, 129), 8192), (Shape(3, 1000, 2049), 907)):
         for examples in (1, full, full + 1, 10**9):
-            found = files_to_be(shape.stored_bytes("float32"), examples)
+            found = planned_files(shape.stored_bytes("float32"), examples)
             assert (
                 sum(alike.number * alike.records for alike in found)
                 == examples

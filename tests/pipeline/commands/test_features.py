@@ -12,10 +12,11 @@ import keras
 import pytest
 
 from pipeline.flags import parser
-from pipeline.preparation import configs
+from pipeline.preparation.configs import from_flags
 from tests.conftest import CLASSES, RATES, SHAPE, Outcome, Tiny, build_tiny, example, write_records
 from transforms.extraction.example_format import choose_batch_size
 from transforms.extraction.load_model import find_checkpoints, load_model
+from transforms.models.config import ModelConfig
 from transforms.storage import feature_manifest, manifests
 
 Run = Callable[..., Outcome]
@@ -410,7 +411,7 @@ def test_a_list_keeps_its_order_and_a_glob_takes_that_of_training(
     args, _ = parser.parse(
         "features", ["--examples=e", "--output=o", f"--checkpoints={listed if kept else tiny.glob}"]
     )
-    prepared = load_model(configs.model_config(args), rates_needed=True)
+    prepared = load_model(from_flags(ModelConfig, args), rates_needed=True)
     assert [pathlib.Path(info.path).stem for info in prepared.infos] == order
     by_name = dict(zip(("epoch-1", "epoch-2", "epoch-10"), RATES, strict=True))
     assert list(prepared.learning_rates) == [by_name[name] for name in order]
@@ -528,10 +529,10 @@ def test_keys_of_several_inputs_are_their_names_and_the_output_is_part_of_the_fi
 def test_one_output_leaves_the_fingerprint_as_it_was(tiny: Tiny) -> None:
 
     words = ["--examples=e", "--output=o", f"--checkpoints={tiny.glob}"]
-    plain = load_model(configs.model_config(parser.parse("features", words)[0]))
+    plain = load_model(from_flags(ModelConfig, parser.parse("features", words)[0]))
     assert set(plain.settings) == {"model", "checkpoints", "layer", "loss", "include_bias"}
     words.append(f"--output_name={plain.loaded.layer}")
-    named = load_model(configs.model_config(parser.parse("features", words)[0]))
+    named = load_model(from_flags(ModelConfig, parser.parse("features", words)[0]))
     assert named.fingerprint == plain.fingerprint and named.settings == plain.settings
 
 
@@ -542,7 +543,8 @@ import keras, tensorflow as tf
 class Net(keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.flat, self.inner, self.end = keras.layers.Flatten(), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(3)
+        self.flat, self.end = keras.layers.Flatten(), keras.layers.Dense(3)
+        self.inner = keras.layers.Dense(4, activation="relu")
 
     def call(self, inputs):
         return tf.nn.softmax(self.end(self.inner(self.flat(tf.math.asinh(inputs)))))

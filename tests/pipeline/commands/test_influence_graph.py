@@ -11,8 +11,10 @@ import pytest
 from apache_beam.portability import common_urns
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 
-from pipeline.commands import influence
-from pipeline.running import runner
+from pipeline.commands.influence import Influence
+from pipeline.flags import parser
+from pipeline.running.beam_options import beam_options
+from pipeline.running.command import Invocation
 from tests.conftest import Tiny, write_records
 
 ACCELERATOR = "type:nvidia-l4;count:1"
@@ -22,30 +24,13 @@ def build(tiny: Tiny, directory: pathlib.Path, payloads: list[bytes], *flags: st
     """The graph as it is handed to a runner, with `payloads` as training and as test examples."""
     write_records(directory / "train-0", payloads)
     write_records(directory / "test-0", payloads)
-    graphs = []
-
-    def keep(assemble: Any, options: Any, stages: Any) -> None:
-        pipeline = beam.Pipeline(options=options)
-        assemble(pipeline)
-        graphs.append(pipeline.to_runner_api())
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "run_graph", keep)
-        words = [f"--{name}_examples={directory}/{name}-*" for name in ("train", "test")]
-        assert (
-            influence.run(
-                [
-                    *words,
-                    f"--checkpoints={tiny.glob}",
-                    f"--output={directory}/out",
-                    "--id_key=id",
-                    *flags,
-                ]
-            )
-            == 0
-        )
-    (graph,) = graphs
-    return graph
+    words = [f"--{name}_examples={directory}/{name}-*" for name in ("train", "test")]
+    words += [f"--checkpoints={tiny.glob}", f"--output={directory}/out", "--id_key=id", *flags]
+    args, beams = parser.parse("influence", words)
+    options = beam_options(beams)
+    pipeline = beam.Pipeline(options=options)
+    Influence.prepare(Invocation(args, beams, options, 0.0)).build(pipeline)
+    return pipeline.to_runner_api()
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +190,8 @@ def test_every_step_of_ours_has_a_name(graph):
     assert [name for name in ours if "(" in name] == []
 
 
-def test_the_graph_does_not_grow_with_the_examples(graph, tiny, tmp_path):
-    # Else a graph of a billion examples could not be submitted.
-    small = build(tiny, tmp_path, tiny.payloads()[:1])
+def test_the_graph_does_not_grow_with_the_examples(graph, tiny, tmp_path_factory):
+    # Else a graph of a billion examples could not be submitted. The directory's name is as long as
+    # that of the other graph, which holds it many times.
+    small = build(tiny, tmp_path_factory.mktemp("small"), tiny.payloads()[:1])
     assert len(graph.SerializeToString()) == pytest.approx(len(small.SerializeToString()), abs=500)
