@@ -1,20 +1,22 @@
-"""Inputs of a model as pictures: PNG or JPEG files."""
+"""Pictures of a model's inputs: PNG or JPEG files."""
 
 from __future__ import annotations
 
 import numpy as np
 import tensorflow as tf
 
-# Pixels of a picture's longer side, and up to which size it is kept without loss.
+# Pixels of the longer side of a picture: sharp at the size of a card, and a few KB each.
 _LONGEST_SIDE = 160
-
+# Pixels of the longer side up to which a picture is a PNG; JPEG's blocks would show.
 _LOSSLESS_SIDE = 64
+# Quality of a JPEG, from 0 to 100.
+_QUALITY = 85
 
 
 def to_pixels(array: np.ndarray) -> np.ndarray:
-    """A model's input [H, W] or [H, W, channels] as bytes [H, W, channels].
+    """Returns a model's input [H, W] or [H, W, channels] as pixels [H, W, channels] uint8.
 
-    Floats from 0 to 1 are scaled by 255, numbers from 0 to 255 taken as they are, and others
+    Floats from 0 to 1 are multiplied by 255, numbers from 0 to 255 are kept, and others are
     stretched from their lowest to their highest.
     """
     values = array.astype(np.float64).reshape(*array.shape[:2], -1)
@@ -27,8 +29,8 @@ def to_pixels(array: np.ndarray) -> np.ndarray:
 
 
 def encode_picture(array: np.ndarray) -> bytes:
-    """A model's input as a file: PNG where it is small or not opaque, else JPEG, no side longer
-    than 160 pixels.
+    """Encodes a model's input as a file, with no side longer than 160 pixels: PNG where it is small
+    or has an opacity, else JPEG.
     """
     pixels = to_pixels(array)
     height, width, channels = pixels.shape
@@ -40,6 +42,6 @@ def encode_picture(array: np.ndarray) -> bytes:
         if channels == 4 or max(height, width) <= _LOSSLESS_SIDE:
             encoded = tf.io.encode_png(pixels)
         else:
-            encoded = tf.io.encode_jpeg(pixels, quality=85)
+            encoded = tf.io.encode_jpeg(pixels, quality=_QUALITY)
     picture: bytes = encoded.numpy()
     return picture

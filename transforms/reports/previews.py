@@ -58,8 +58,8 @@ def why_no_pictures(manifest: FeatureManifest) -> str | None:
     """Returns why no input of a feature set can be shown, or None where one can."""
     if not manifest.inputs:
         return (
-            "There are no pictures: the features were extracted by an earlier version, which "
-            "does not tell what the inputs are."
+            "There are no pictures: the features were extracted by an earlier version, which did "
+            "not record the inputs of the model."
         )
     shapes = [tuple(spec["shape"]) for spec in manifest.inputs]
     if any(map(is_picture, shapes)):

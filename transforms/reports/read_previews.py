@@ -1,4 +1,4 @@
-"""Previews read from examples where they came from, which takes TensorFlow."""
+"""Reads the previews of examples from the files that hold them; needs TensorFlow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transforms.storage import filesystems
 from transforms.storage.example_wire import Feature
 from transforms.storage.feature_record import text
 
-# Characters of a kept text that are shown.
+# Characters of a kept text that are shown: about ten lines of a card.
 _LONGEST_TEXT = 300
 
 
@@ -30,18 +30,18 @@ def read_previews(
     An example that is gone or has changed has a preview that says so.
     """
     source, origins = grouped
-    wanted = {origin.offset: origin.content_digest for origin in origins}
+    digests = {origin.offset: origin.content_digest for origin in origins}
     try:
-        found, problem = records_at(source, wanted), "is no longer where it was read"
+        records, problem = records_at(source, digests), "is no longer where it was read"
     except (*filesystems.STORE_ERRORS, ValueError) as error:
-        found, problem = {}, f"cannot be read again ({filesystems.describe_error(error)})"
-    for offset in sorted(wanted):
-        if offset not in found:
+        records, problem = {}, f"cannot be read again ({filesystems.describe_error(error)})"
+    for offset in sorted(digests):
+        if offset not in records:
             preview = Preview(problem=problem)
-        elif digest(found[offset]) != wanted[offset]:
+        elif digest(records[offset]) != digests[offset]:
             preview = Preview(problem="has changed since its features were extracted")
         else:
-            preview = _preview(found[offset], source, offset, form)
+            preview = _preview(records[offset], source, offset, form)
         yield (source, offset), preview
 
 
