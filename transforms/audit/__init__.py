@@ -1,1 +1,1 @@
-"""Which labels of a training set are likely wrong."""
+"""Audits of training sets: labels that are probably wrong, drift, influence on a test set."""

@@ -22,8 +22,8 @@ from transforms.reports.read_previews import read_previews
 # Neighbours of each suspect: a row of small pictures below its own.
 _NEIGHBOURS = 3
 
-# Largest number of labels whose pairs are shown as a matrix: so many columns fit a wide page.
-_MATRIX_CLASSES = 30
+# Largest number of labels whose pairs are shown as a table: more columns are hard to read.
+_MOST_COLUMNS = 30
 
 
 def render(
@@ -64,6 +64,7 @@ def render(
         note=note,
         problems=[problem for row in shown if (problem := preview(row).problem)],
         matrix=_matrix(summary),
+        most_columns=_MOST_COLUMNS,
         plots=[
             _plot("Examples by suspicion", "suspicion", summary["suspicion_histogram"]),
             _plot(
@@ -85,7 +86,7 @@ def _matrix(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     labels = sorted(
         {label for pair in counts for label in pair} | {row["label"] for row in summary["classes"]}
     )
-    if not counts or len(labels) > _MATRIX_CLASSES:
+    if not counts or len(labels) > _MOST_COLUMNS:
         return None
     most = max(counts.values())
     rows = [

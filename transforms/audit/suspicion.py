@@ -155,6 +155,7 @@ class LeaveOneOut:
         self, activations: np.ndarray, labels: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         rows = np.arange(len(labels))
+        # PRESS: the residual without an example is its residual over 1 − its leverage.
         leverage = np.einsum("nd,nd->n", activations @ self.inverse, activations)
         target = np.zeros((len(labels), len(self.counts)))
         target[rows, labels] = 1
@@ -304,6 +305,7 @@ def estimate_noise(surest: np.ndarray) -> Noise:
     classes = len(surest)
     totals = surest.sum(axis=1).astype(np.float64)
     off = ~np.eye(classes, dtype=bool)
+    # Half an error more, so that no rate is 0 (Krichevsky and Trofimov 1981).
     rate = min((surest[off].sum() + 0.5) / (totals.sum() + 1), 1 - 1 / classes)
     seen = surest[off].astype(np.float64)
     means = np.repeat(totals, classes - 1) * rate / (classes - 1)
@@ -319,6 +321,7 @@ def estimate_noise(surest: np.ndarray) -> Noise:
             ).sum()
         )
 
+    # From 0.007 to 1,100 in steps of a quarter: u is then known to about 0.06.
     shape = max(np.exp(np.linspace(-5, 7, 49)), key=likelihood)
     matrix = np.zeros((classes, classes))
     matrix[off] = (seen + shape) / (np.repeat(totals, classes - 1) + shape * (classes - 1) / rate)
@@ -367,6 +370,7 @@ def judge(
         * noise.matrix[evidence.classes, labels[:, None]]
     )
     posterior = likely / likely.sum(axis=1, keepdims=True)
+    # A label that is as likely as another class, to rounding, is kept.
     best = np.where(own, posterior * (1 + 1e-12), posterior).argmax(axis=1)
     # Summed, not subtracted from 1, so that small ones keep their digits.
     return Judgement(
