@@ -11,7 +11,7 @@ COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --generate-ha
 	--no-emit-index-url --custom-compile-command "make lock" $(UPGRADE)
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-engines integration images lint types format templates lock clean
+.PHONY: help venv demo test test-engines integration images docs figures lint types format templates lock clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,14 @@ integration: $(STAMP)  ## Run the tests on Fashion-MNIST, one after another.
 
 images: $(STAMP)  ## Carry out the images' installing steps in a new environment; fetches some gigabytes.
 	$(BIN)/python -m pytest -n 0 -m images tests/templates
+
+# Nitpicky and with warnings as errors: a broken link, reference or anchor, a missing table of figures, a flag without help or a public
+# name without docstring fails.
+docs: $(STAMP)  ## Build the site, strictly; it is in build/site.
+	PYTHONPATH=$(CURDIR) $(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet docs build/site
+
+figures: $(STAMP)  ## Put the benchmarks' tables into README and pages.
+	$(BIN)/python docs/_ext/figures.py
 
 lint: $(STAMP)  ## Check style, format and the layers.
 	$(BIN)/ruff check .

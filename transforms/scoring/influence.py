@@ -69,7 +69,12 @@ class Scoring:
 
 
 def self_influence(features: Features, learning_rates: Sequence[float]) -> np.ndarray:
-    """The influence of n examples on themselves, `Σ_t η_t ‖δ_t‖² ‖ĥ_t‖²`: [n] float64."""
+    """Returns the influence of n examples on themselves, `Σ_t η_t ‖δ_t‖² ‖ĥ_t‖²`: [n] float64.
+
+    Args:
+        features: features of the n examples.
+        learning_rates: η of each checkpoint.
+    """
     total = np.zeros(len(features))
     for t, rate in enumerate(learning_rates):
         total += rate * (
@@ -81,10 +86,16 @@ def self_influence(features: Features, learning_rates: Sequence[float]) -> np.nd
 def canonical_scores(
     test: Features, train: Features, tests: np.ndarray, trains: np.ndarray, scoring: Scoring
 ) -> np.ndarray:
-    """The scores of P pairs, `Σ_t η_t (δ_t · δ'_t) (ĥ_t · ĥ'_t)`, normalised: [P] float64.
+    """Returns the scores of P pairs, `Σ_t η_t (δ_t · δ'_t) (ĥ_t · ĥ'_t)`, normalised: [P] float64.
 
-    `tests` and `trains` [P] are row numbers in `test` and `train`. This is the definition;
-    `kernels` computes the same bits faster.
+    This is the definition; `kernels` computes the same bits faster.
+
+    Args:
+        test: features of test examples.
+        train: features of training examples.
+        tests: [P] row numbers in `test`.
+        trains: [P] row numbers in `train`.
+        scoring: learning rates and normalisation.
     """
     scores = np.zeros(len(tests))
     width = test.loss_grads.shape[2] + test.activations.shape[2]
