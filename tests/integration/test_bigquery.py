@@ -289,9 +289,8 @@ def test_a_crossed_threshold_fails_after_the_table_is_written(
 
 def documented(number: int) -> str:
     """A query of the documentation, of the tables here."""
-    query = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)[
-        number
-    ]
+    page = (ROOT / "docs" / "formats" / "bigquery.md").read_text()
+    query = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)[number]
     return query.replace("PROJECT.DATASET", f"{PROJECT}.{DATASET}")
 
 
