@@ -37,6 +37,7 @@ def stage_one(
     tuning: ExtractionTuning = DEFAULT_TUNING,
     input_keys: tuple[str, ...] | None = None,
     per_token: bool = False,
+    share_checkpoints: str = "process",
     **config: Any,
 ) -> ExtractFeatures:
     """The transform that extracts the features of examples with ids under `id`.
@@ -44,8 +45,14 @@ def stage_one(
     `kind` may be a stand-in for what a pipeline carries, and `config` holds fields of
     ExtractionConfig.
     """
-    model = load_model(ModelConfig([str(path) for path in checkpoints], per_token=per_token))
-    carried = kind(model.model.spec, model.model.digests)
+    model = load_model(
+        ModelConfig(
+            [str(path) for path in checkpoints],
+            per_token=per_token,
+            share_checkpoints=share_checkpoints,
+        )
+    )
+    carried = kind(model.model.spec, model.model.digests, model.model.per_machine)
     return ExtractFeatures(
         str(examples),
         dataclasses.replace(model, model=carried),
@@ -56,12 +63,20 @@ def stage_one(
     )
 
 
-def extract_set(*args: Any, **keywords: Any) -> None:
-    """Runs `stage_one`, which takes the same arguments; leaves its counters."""
+def extract_set(*args: Any, options: Sequence[str] = (), **keywords: Any) -> dict[str, int]:
+    """Runs `stage_one`, which takes the same arguments, with Beam's options.
+
+    Returns Beam's counters; those of this process are left, too.
+    """
     stage = stage_one(*args, **keywords)
     counters.reset()
-    with beam.Pipeline("FnApiRunner", PipelineOptions([])) as pipeline:
-        pipeline | "ExtractFeatures" >> stage  # FeatureSet
+    pipeline = beam.Pipeline("FnApiRunner", PipelineOptions(list(options)))
+    pipeline | "ExtractFeatures" >> stage  # FeatureSet
+    result = pipeline.run()
+    result.wait_until_finish()
+    return {
+        counter.key.metric.name: counter.result for counter in result.metrics().query()["counters"]
+    }
 
 
 def read_set(directory: pathlib.Path) -> tuple[FeatureManifest, Features, list[Any]]:

@@ -29,11 +29,11 @@ def test_where_there_is_a_checkpoint_for_each_processor_none_is_split(
 ) -> None:
     import tensorflow as tf
 
-    told: list[int] = []
+    chosen: list[int] = []
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
-    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", told.append)
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", chosen.append)
     choose_threads(checkpoints)
-    assert told == ([] if threads is None else [threads])
+    assert chosen == ([] if threads is None else [threads])
 
 
 def test_a_changed_checkpoint_is_refused_by_the_worker(tmp_path: pathlib.Path) -> None:

@@ -8,14 +8,13 @@ import multiprocessing
 import os
 import pathlib
 import signal
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.running import graph_command
-from tests.conftest import Outcome, Tiny, write_records
+from tests.conftest import Tiny, write_records
+from tests.stage_one import extract_set
 from transforms.core.errors import InputError
 from transforms.core.ids import id_array
 from transforms.examples.batch import ExampleBatch
@@ -27,8 +26,6 @@ from transforms.extraction.worker.model import Model
 from transforms.extraction.worker.per_machine import OnePerMachine
 from transforms.models import checkpoint_files, checkpoints
 from transforms.models.checkpoints import ModelSpec
-
-Run = Callable[..., Outcome]
 
 
 def model_of(tiny: Tiny, digests: tuple[str, ...] | None = None) -> Model:
@@ -57,44 +54,21 @@ def batch_of(tiny: Tiny, start: int) -> ExampleBatch:
 
 @pytest.mark.parametrize(("share", "loads"), [("process", 2), ("machine", 1)])
 def test_worker_processes_load_as_often_as_they_are_asked_to(
-    tracin: Run,
-    tiny: Tiny,
-    tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-    share: str,
-    loads: int,
+    tiny: Tiny, tmp_path: pathlib.Path, share: str, loads: int
 ) -> None:
     for shard in range(8):
         write_records(tmp_path / "in" / f"s-{shard}", tiny.payloads()[shard::8])
-    told: list[dict[str, int]] = []
-    run_graph = graph_command.run_graph
-
-    def watched(*args: Any) -> Any:
-        told.append(run_graph(*args))
-        return told[-1]
-
-    monkeypatch.setattr(graph_command, "run_graph", watched)
-
-    def extract(output: str, *words: str) -> None:
-        outcome = tracin(
-            "features",
-            f"--examples={tmp_path / 'in' / 's-*'}",
-            f"--checkpoints={tiny.glob}",
-            "--id_key=id",
-            f"--output={tmp_path / output}",
-            *words,
-        )
-        assert outcome.status == 0, outcome.err
-
-    extract(
-        "out",
-        "--direct_running_mode=multi_processing",
-        "--direct_num_workers=2",
-        f"--share_checkpoints={share}",
+    examples = tmp_path / "in" / "s-*"
+    counts = extract_set(
+        tiny.paths,
+        examples,
+        tmp_path / "out",
+        share_checkpoints=share,
+        options=["--direct_running_mode=multi_processing", "--direct_num_workers=2"],
     )
-    assert told[0]["checkpoint-loads"] == loads
-    assert told[0]["examples-extracted"] == 40
-    extract("one")
+    assert counts["checkpoint-loads"] == loads
+    assert counts["examples-extracted"] == 40
+    extract_set(tiny.paths, examples, tmp_path / "one")
     records = [
         sorted(
             (path.name.rsplit("-", 1)[0], path.read_bytes())
@@ -107,7 +81,7 @@ def test_worker_processes_load_as_often_as_they_are_asked_to(
 
 
 def work(model: Model, batches: list[ExampleBatch], loads: str, pipe: Any) -> None:
-    """A worker process: extracts whenever it is told to; tells of each load in a file."""
+    """A worker process: extracts the batches that it is sent, and notes each load in a file."""
     load = checkpoints.load
 
     def noted(spec: ModelSpec) -> Any:
