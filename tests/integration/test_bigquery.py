@@ -10,32 +10,25 @@ import io
 import json
 import pathlib
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import main
 from pipeline.running import output_table
 from tests.conftest import CLASSES, Outcome, Tiny, example, write_records
-from tests.fakes import bigquery_service, object_store
+from tests.fakes import google_cloud
 from tests.fakes.bigquery_service import DATASET, PROJECT, Warehouse
 from tests.fakes.object_store import BUCKET, Fault, Store
-from tests.transforms.influence.test_rows import block
-from transforms.core.errors import InputError
-from transforms.influence.records import RecordScoring
-from transforms.influence.rows import read_rows, to_table
+from transforms.influence.rows import read_rows
 from transforms.storage import filesystems, manifests
 from transforms.storage.manifests import Manifest
 from transforms.storage.tables import bigquery_client
 from transforms.storage.tables.bigquery_client import JobTuning
-from transforms.storage.tables.bigquery_rows import TableName, TableRows
-from transforms.storage.tables.bigquery_write import WriteTable
 
 Run = Callable[..., Outcome]
 ROOT = pathlib.Path(__file__).parents[2]
@@ -47,19 +40,9 @@ INSERT = "^POST .*/jobs"
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[tuple[Store, Warehouse]]:
-    from apache_beam.internal.gcp import auth
-
-    with (
-        object_store.running() as store,
-        bigquery_service.running(store) as warehouse,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setenv("STORAGE_EMULATOR_HOST", f"http://{store.host}")
-        patch.setenv("BIGQUERY_EMULATOR_HOST", f"http://{warehouse.host}")
-        # Beam takes half a minute to see that there are none.
-        patch.setattr(auth, "get_service_credentials", lambda options: None)
+    with google_cloud.running() as servers, pytest.MonkeyPatch.context() as patch:
         patch.setattr(bigquery_client, "DEFAULT_TUNING", JobTuning(pause=0.01))
-        yield store, warehouse
+        yield servers
 
 
 @pytest.fixture
@@ -183,58 +166,6 @@ def test_examples_and_checkpoints_to_a_table_in_one_graph(
     assert without_run(rows) == read_rows(output) and len(rows) == 10
     today = datetime.datetime.now(datetime.timezone.utc).date()
     assert all(today - datetime.timedelta(1) <= row["run_date"] <= today for row in rows)
-
-
-def committed_rows(store: Store, table: Any, name: str) -> Manifest:
-    """A result of one file, as it would be committed."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    written = filesystems.write(
-        f"gs://{BUCKET}/out/{name}", "influence-00000.parquet", buffer.getvalue(), table.num_rows
-    )
-    return Manifest("influence", f"run-{name}", {}, (written,), {"rows": table.num_rows})
-
-
-def writer(
-    rows: TableRows,
-    name: str,
-    date: datetime.date = datetime.date(2026, 3, 30),
-    any_date: bool = True,
-) -> WriteTable:
-    return WriteTable(
-        TableName.parse(TABLE), rows, f"gs://{BUCKET}/out/{name}", date, any_date, PROJECT
-    )
-
-
-def client() -> Any:
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    return bigquery_client.connect(PROJECT, PipelineOptions())
-
-
-@pytest.mark.parametrize(
-    ("task", "outputs", "labels", "candidates"),
-    [
-        ("class", 9, [[3], [4], [5]], [[7], [8], [9]]),
-        ("multilabel", 9, [[1, 4], [-1, -1], [2, -1]], [[0, -1], [-1, -1], [5, 6]]),
-        ("regression", 1, [[0.5], [1.5], [-2.0]], [[1.0], [2.0], [3.0]]),
-        (
-            "regression",
-            2,
-            [[0.5, 1.0], [1.5, 2.0], [-2.0, 0.0]],
-            [[1.0, 9.0], [2.0, 9.0], [3.0, 9.0]],
-        ),
-    ],
-)
-def test_labels_of_every_task_come_back_as_they_were(
-    store, warehouse, task, outputs, labels, candidates
-) -> None:
-    probabilities = [np.nan] * 3 if task == "regression" else [0.5] * 3
-    fields = RecordScoring().schema(task, outputs)
-    table = to_table(block(np.array(labels), np.array(candidates), probabilities), fields)
-    rows = TableRows("influence-", fields)
-    writer(rows, "tasks").write(client(), committed_rows(store, table, "tasks"))
-    assert without_run(warehouse.rows("influence")) == table.to_pylist()
 
 
 def test_an_audits_table_tells_the_suspects(
@@ -438,45 +369,6 @@ def test_a_job_that_is_there_and_not_found_yet_is_looked_for_again(
     assert len(warehouse.rows("influence")) == 10 and len(warehouse.merges()) == 1
 
 
-@pytest.fixture
-def result(
-    sets: Sets, store: Store, warehouse: Warehouse, tracin: Run
-) -> tuple[WriteTable, Manifest]:
-    """A result that is complete, and the step that writes its rows."""
-    assert tracin(*sets.score()).status == 0
-    committed = manifests.read(f"gs://{BUCKET}/out/score", Manifest, "output")
-    return writer(
-        TableRows("influence-", RecordScoring().schema("class", CLASSES)), "score"
-    ), committed
-
-
-def test_tries_at_the_same_time_write_the_rows_once(result, warehouse) -> None:
-    step, committed = result
-    warehouse.looks = 5
-    # The first ones' run may have been started before midnight.
-    steps = [
-        dataclasses.replace(step, run_date=step.run_date + datetime.timedelta(i // 2))
-        for i in range(4)
-    ]
-    tries = [threading.Thread(target=one.write, args=(client(), committed)) for one in steps]
-    for one in tries:
-        one.start()
-    for one in tries:
-        one.join()
-    assert len(warehouse.rows("influence")) == 10 and len(warehouse.merges()) == 1
-
-
-def test_a_try_that_comes_late_changes_nothing(result, warehouse) -> None:
-    step, committed = result
-    step.write(client(), committed)
-    step.write(client(), committed)
-    assert len(warehouse.rows("influence")) == 10 and len(warehouse.merges()) == 1
-    # When BigQuery has forgotten the job, after half a year, the rows are replaced.
-    warehouse.jobs.clear()
-    step.write(client(), committed)
-    assert len(warehouse.rows("influence")) == 10 and len(warehouse.merges()) == 1
-
-
 def test_rows_that_were_deleted_since_are_written_again(sets, store, warehouse, tracin) -> None:
     words = sets.score(f"--output_table={TABLE}")
     assert tracin(*words).status == 0
@@ -532,28 +424,6 @@ def test_another_date_that_is_given_moves_the_rows(
         rows = warehouse.rows("influence")
         assert {str(row["run_date"]) for row in rows} == {date} and len(rows) == 10
     assert len(warehouse.merges()) == 3
-
-
-def test_rows_that_bigquery_cannot_take_change_nothing(store, warehouse) -> None:
-    fields = RecordScoring().schema("multilabel", 9)
-    table = to_table(block(np.array([[1], [2], [3]]), np.array([[7], [8], [9]]), [0.5] * 3), fields)
-    step = writer(TableRows("influence-", fields), "rows")
-    step.write(client(), committed_rows(store, table, "rows"))
-    before = warehouse.rows("influence")
-
-    labels = pa.array([[1], [2, None], []], pa.list_(pa.int64()))
-    null = table.set_column(table.column_names.index("test_label"), "test_label", labels)
-    other = to_table(
-        block(np.array([[1], [2], [3]]), np.array([[7], [8], [9]]), [0.5] * 3),
-        RecordScoring().schema("class", 9),
-    )
-    for wrong_rows, message in (
-        (null, "Array cannot have a null element"),
-        (other, r"test_label is BIGINT, and BIGINT\[\] in the table"),
-    ):
-        with pytest.raises(InputError, match=f"its rows were not written: .*{message}"):
-            step.write(client(), committed_rows(store, wrong_rows, "rows"))
-        assert warehouse.rows("influence") == before != []
 
 
 # What cannot be

@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import Tiny, write_records
-from tests.fakes import object_store
+from tests.fakes import google_cloud
 from tests.fakes.object_store import BUCKET, Fault, Store
 from transforms.core.errors import InputError
 from transforms.storage import filesystems, globs, manifests, tfrecords
@@ -33,12 +33,7 @@ DOWNLOAD = r"^GET /download/.*alt=media"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Store]:
-    from apache_beam.internal.gcp import auth
-
-    with object_store.running() as store, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", f"http://{store.host}")
-        # Beam takes half a minute to see that there are none.
-        patch.setattr(auth, "get_service_credentials", lambda options: None)
+    with google_cloud.running_store() as store:
         yield store
 
 
