@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,13 +59,14 @@ def write_set(
     prefix: str,
     features: Features | None = None,
     labels=None,
+    kept: Sequence[Mapping[str, Any]] | None = None,
     **changes: object,
 ) -> pathlib.Path:
     """A committed feature set of 2 checkpoints, 3 outputs and 6 units, whose files hold these
     numbers of records.
 
-    Of given features, or random ones, perhaps with other labels; `changes` are fields of the
-    manifest.
+    Of given features, or random ones, perhaps with other labels, and with the `kept` features of
+    each; `changes` are fields of the manifest.
     """
     from transforms.core.origins import Origin
     from transforms.storage import (
@@ -84,9 +87,11 @@ def write_set(
     written, start = [], 0
     for i, n in enumerate(rows):
         part = drawn.take(slice(start, start + n))
-        payloads = feature_record.encode(
-            part, [Origin("examples-of-a-kind", start + j, b"0123456789abcdef") for j in range(n)]
-        )
+        origins = [
+            Origin("examples-of-a-kind", j, b"0123456789abcdef", kept[j] if kept else {})
+            for j in range(start, start + n)
+        ]
+        payloads = feature_record.encode(part, origins)
         written.append(
             filesystems.write(
                 str(directory), f"features-{i:05d}.tfrecord", tfrecords.join_frames(payloads), n

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import apache_beam as beam
 import numpy as np
+import pytest
+from apache_beam.testing.util import assert_that
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import feature
+from tests.transforms.audit.sets import clusters, with_manifest, written
 from transforms.audit.config import AuditTuning
-from transforms.audit.slices import GradientSums, label_slices, slice_limit
+from transforms.audit.slices import GradientSums, SumGradients, label_slices, slice_limit
 from transforms.core.features import Features
 from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.feature_set import FeatureSet
 
 
 def features(rng: np.random.Generator, n: int) -> Features:
@@ -131,3 +137,53 @@ def test_labels_are_slices_where_their_sums_are_small_enough():
         found = manifest(outputs, units)
         assert label_slices(found, tuning) == labels
         assert slice_limit(found, tuning) == limit
+
+
+@pytest.fixture(scope="module")
+def sliced(tmp_path_factory) -> FeatureSet:
+    """30 examples in four files, with a rare and a common key."""
+    kept = [{"half": feature(i % 2), "serial": feature(f"{i:02d}")} for i in range(30)]
+    return written(tmp_path_factory.mktemp("test"), [10, 5, 5, 10], kept=kept)
+
+
+@pytest.mark.parametrize(
+    ("tuning", "keys", "named"),
+    [
+        (AuditTuning(), ("half", "serial"), 32),
+        (AuditTuning(groups=2), ("half",), 2),
+        (AuditTuning(slice_group_bytes=0), ("half",), 2),
+        (AuditTuning(slice_values=29), ("serial", "half"), 2),
+        (AuditTuning(slice_values=31), ("serial", "half"), 30),
+        (AuditTuning(slice_bytes=0), (), 0),
+    ],
+    ids=["all", "two groups", "one group", "key too large", "no room", "one slice"],
+)
+def test_sums_of_a_set_are_those_of_its_slices(sliced, tuning, keys, named):
+    drawn = clusters(30)
+    gradients = np.einsum(
+        "ntc,ntd->ntcd", drawn.loss_grads.astype(float), drawn.activations.astype(float)
+    )
+    labels = drawn.labels[:, 0]
+    texts = {"half": np.arange(30) % 2, "serial": np.arange(30)}
+
+    def check(found):
+        (sums,) = found
+        slices = sums.slices
+        assert len(slices.named) == named
+        assert set(slices.left_out) == set(keys) - {key for key, _ in slices.named}
+        masks = [labels == k for k in range(3)] if slices.labels == 3 else [labels >= 0]
+        masks += [texts[key] == int(value) for key, value in slices.named]
+        assert slices.counts.tolist() == [mask.sum() for mask in masks]
+        for mask, own in zip(masks, sums.sums, strict=True):
+            np.testing.assert_allclose(own, gradients[mask].sum(axis=0), rtol=1e-6, atol=1e-6)
+
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        assert_that(pipeline | beam.Create([sliced]) | SumGradients(keys, tuning), check)
+
+
+def test_an_empty_test_set_is_refused(sliced):
+    with (
+        pytest.raises(Exception, match="nothing to influence"),
+        beam.Pipeline(runner="FnApiRunner") as pipeline,
+    ):
+        pipeline | beam.Create([with_manifest(sliced, files=())]) | SumGradients()
