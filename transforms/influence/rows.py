@@ -55,7 +55,7 @@ def to_table(block: ScoredBlock, schema: pa.Schema) -> pa.Table:
 
 def _candidates(ranking: Ranking, n: int, kind: pa.DataType) -> pa.Array:
     fields = [kind.value_type.field(i) for i in range(kind.value_type.num_fields)]
-    # The second is the label, or what stands for it.
+    # The second is the label, or the number of positions.
     arrays = [
         string_array(ranking.ids),
         label_array(ranking.labels, fields[1].type),

@@ -1,3 +1,1 @@
-"""The numbers of stage 2: scores, bounds, tiles and the exact search, without Beam and without
-files.
-"""
+"""The numbers of stage 2, without Beam and files: scores, bounds, thresholds, tiles, costs."""

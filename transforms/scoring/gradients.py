@@ -3,8 +3,8 @@
 The gradient of an example's loss at checkpoint t is `G_t = Σ_a δ_a ⊗ ĥ_a`, over its positions a.
 The influence of an example on another, the sum of the scores of all pairs of their positions, is
 `Σ_t η_t <G_t, G'_t>`: a dot product of two vectors of T·C·D numbers. Pair by pair it would take
-P·P'·(C + D) products instead of C·D, so it is the longer way as soon as examples have more than a
-few positions, and a vector does not grow with them.
+P·P'·(C + D) products instead of C·D, which is the longer way as soon as examples have more than a
+few positions; and a vector does not grow with them.
 
 A vector holds `√η_t G_t`, one checkpoint after the other, in float64: products of float32 are exact
 in it, and they are added in the order of the positions. The canonical score of two examples is the
@@ -35,7 +35,7 @@ from transforms.core.summation import LANES
 from transforms.scoring.influence import Scoring
 from transforms.scoring.kernels.compiling import compiled
 
-# What stands for how many predictions are wrong where labels are numbers.
+# The number of wrong predictions where labels are numbers.
 UNKNOWN = -1
 
 # Terms of a part of a float32 product, at least: products of narrower matrices are slow.
@@ -44,15 +44,15 @@ _SHORTEST_PART = 256
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gradients:
-    """The gradients of n examples, and what is told of the examples.
+    """The gradients of n examples, and what their rows hold.
 
     Attributes:
         example_ids: [n] byte strings (dtype S), UTF-8.
-        positions: [n] int64, how many of an example count.
-        wrong: [n] int64, at how many of these the last checkpoint predicts another label; `UNKNOWN`
+        positions: [n] int64, numbers of positions that count.
+        wrong: [n] int64, numbers of these at which the last checkpoint predicts another label;
+            `UNKNOWN` for a regression.
+        label_probabilities: [n] float64, means of those of their labels at the last checkpoint; NaN
             for a regression.
-        label_probabilities: [n] float64, of their labels at the last checkpoint, the mean; NaN for
-            a regression.
         vectors: [n, T·C·D] float64.
         self_influence: [n] float64, the canonical product of a vector with itself.
     """
@@ -75,7 +75,7 @@ class Gradients:
 def canonical_scores(
     test: Gradients, train: Gradients, tests: np.ndarray, trains: np.ndarray, scoring: Scoring
 ) -> np.ndarray:
-    """The scores of P pairs, rows `tests` and `trains` [P], normalised: [P] float64."""
+    """Returns the scores of P pairs, rows `tests` and `trains` [P], normalised: [P] float64."""
     scores = np.empty(len(tests))
     _multiply_pairs(test.vectors, train.vectors, tests, trains, scores)
     divisors = np.ones(len(tests))
@@ -87,18 +87,18 @@ def canonical_scores(
 
 
 def part_size(size: int) -> int:
-    """How many terms of a float32 product of vectors of this size are added before their sum is
-    added to that of the parts before.
+    """Returns the number of terms of a part of a float32 product of vectors of this size: they are
+    added before their sum is added to that of the parts before.
     """
     return max(_SHORTEST_PART, math.isqrt(size))
 
 
 def cosine_margin(size: int) -> float:
-    """The proven difference between a float32 product of vectors of this size, over their lengths,
-    and their canonical score over N N'.
+    """Returns the proven difference between a float32 product of vectors of this size, over their
+    lengths, and their canonical score over N N'.
 
     Raises:
-        ValueError: so many terms prove nothing.
+        ValueError: there are so many terms that float32 proves nothing.
     """
     part = part_size(size)
     terms = (min(size, part) + -(-size // part) + 8) * 2.0**-24
@@ -108,9 +108,9 @@ def cosine_margin(size: int) -> float:
 
 
 class Summing:
-    """Adds up records, as they come, to gradients of at most `rows` examples at a time.
+    """Sums of records, as they come, to gradients of at most `rows` examples at a time.
 
-    Records of an example come one after the other, in the order of their positions.
+    Records of an example follow each other, in the order of their positions.
     """
 
     def __init__(self, learning_rates: tuple[float, ...], rows: int) -> None:
@@ -125,46 +125,42 @@ class Summing:
         self._vectors = np.empty((0, len(self._roots), 0, 0))
 
     def add(self, records: Features) -> Iterator[Gradients]:
-        """Adds records (at least one); yields what is complete whenever no further example has
-        room.
-        """
-        owners = [example_of(one) for one in records.example_ids.tolist()]
+        """Adds records (at least one); yields gradients whenever no further example has room."""
+        owners = [example_of(record) for record in records.example_ids.tolist()]
         differs = _differ(records.labels, records.predictions)
         start = 0
         while start < len(owners):
-            stop, places = start, []
+            stop, slots = start, []
             while stop < len(owners):
                 if not self._ids or owners[stop] != self._ids[-1]:
                     if len(self._ids) == self._rows:
                         break
                     self._ids.append(owners[stop])
-                places.append(len(self._ids) - 1)
+                slots.append(len(self._ids) - 1)
                 stop += 1
             self._add(
-                records.take(slice(start, stop)), np.array(places, np.int64), differs[start:stop]
+                records.take(slice(start, stop)), np.array(slots, np.int64), differs[start:stop]
             )
             if stop < len(owners):
                 yield self.rest()
             start = stop
 
-    def _add(self, records: Features, places: np.ndarray, differs: np.ndarray) -> None:
+    def _add(self, records: Features, slots: np.ndarray, differs: np.ndarray) -> None:
         if not len(self._vectors):
             _, checkpoints, outputs = records.loss_grads.shape
             self._vectors = np.zeros(
                 (self._rows, checkpoints, outputs, records.activations.shape[2])
             )
-        _add_products(self._vectors, places, records.loss_grads, records.activations)
-        # One after the other, in this order.
-        np.add.at(self._positions, places, 1)
-        np.add.at(self._wrong, places, differs)
-        np.add.at(
-            self._probabilities, places, records.label_probabilities[:, -1].astype(np.float64)
-        )
+        _add_products(self._vectors, slots, records.loss_grads, records.activations)
+        # In turn: sums depend on the order.
+        np.add.at(self._positions, slots, 1)
+        np.add.at(self._wrong, slots, differs)
+        np.add.at(self._probabilities, slots, records.label_probabilities[:, -1].astype(np.float64))
         if records.labels.dtype.kind == "f":
-            self._wrong[places] = UNKNOWN
+            self._wrong[slots] = UNKNOWN
 
     def rest(self) -> Gradients:
-        """What has been added since the last that were yielded; then begins anew."""
+        """Returns the gradients of the records since the last yielded ones; then begins anew."""
         n = len(self._ids)
         vectors = self._vectors[:n]
         vectors *= self._roots[:, None, None]
@@ -172,7 +168,7 @@ class Summing:
         influence = np.empty(n)
         _multiply_pairs(vectors, vectors, np.arange(n), np.arange(n), influence)
         positions = self._positions[:n]
-        found = Gradients(
+        gradients = Gradients(
             id_array(self._ids),
             positions,
             self._wrong[:n],
@@ -181,15 +177,13 @@ class Summing:
             influence,
         )
         self._begin()
-        return found
+        return gradients
 
 
 def _differ(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Which of n records are predicted otherwise than labelled, as `records.Features` holds both:
-    [n] bool.
-    """
+    """Returns which of n records are predicted otherwise than labelled: [n] bool."""
     width = min(labels.shape[1], predictions.shape[1])
-    longer = max(labels, predictions, key=lambda one: one.shape[1])
+    longer = max(labels, predictions, key=lambda labels: labels.shape[1])
     return (labels[:, :width] != predictions[:, :width]).any(axis=1) | (longer[:, width:] >= 0).any(
         axis=1
     )
@@ -197,17 +191,17 @@ def _differ(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
 
 @compiled()
 def _add_products(
-    vectors: np.ndarray, places: np.ndarray, loss_grads: np.ndarray, activations: np.ndarray
+    vectors: np.ndarray, slots: np.ndarray, loss_grads: np.ndarray, activations: np.ndarray
 ) -> None:
     """Adds `δ ⊗ ĥ` of records, loss_grads [p, T, C] and activations [p, T, D] float32, to vectors
-    [n, T, C, D] at their places [p].
+    [n, T, C, D] in their slots [p].
     """
     _, checkpoints, outputs, units = vectors.shape
-    for p in range(len(places)):
+    for p in range(len(slots)):
         for t in range(checkpoints):
             for c in range(outputs):
                 factor = np.float64(loss_grads[p, t, c])
-                row = vectors[places[p], t, c]
+                row = vectors[slots[p], t, c]
                 for d in range(units):
                     row[d] += factor * np.float64(activations[p, t, d])
 
@@ -221,14 +215,14 @@ def _multiply_pairs(
     """
     lanes = np.empty(LANES)
     for p in range(len(tests)):
-        one, other = test[tests[p]], train[trains[p]]
-        whole = len(one) // LANES * LANES
+        x, y = test[tests[p]], train[trains[p]]
+        whole = len(x) // LANES * LANES
         lanes[:] = 0
         for start in range(0, whole, LANES):
             for lane in range(LANES):
-                lanes[lane] += one[start + lane] * other[start + lane]
-        for lane in range(len(one) - whole):
-            lanes[lane] += one[whole + lane] * other[whole + lane]
+                lanes[lane] += x[start + lane] * y[start + lane]
+        for lane in range(len(x) - whole):
+            lanes[lane] += x[whole + lane] * y[whole + lane]
         width = LANES
         while width > 1:
             width //= 2

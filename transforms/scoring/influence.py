@@ -1,22 +1,11 @@
-"""What a score is: the influence of pairs by its definition, and how far float32 arithmetic can be
-from it.
+"""The definition of influence: the canonical score of a pair, its normalisations, self-influence.
 
-The canonical score is computed in float64 in an order of additions that is written down, so it is a
-function of two records and nothing else. It decides; float32 bounds and products only say which
-pairs it need not be computed for.
-
-The margin of a float32 product of all factors. Let `n_t = √η_t ‖δ_t‖ ‖ĥ_t‖` and `N² = Σ_t n_t²`
-(the self-influence). Activations are scaled to length 1 and loss gradients to `n_t` over a unit
-that is no smaller, so that all factors are at most 1 and nothing overflows. With `u = 2⁻²⁴`, a
-float32 dot product of n terms in any order, of factors rounded once, is off by at most `γ(n + 3)
-‖x‖ ‖y‖`, `γ(m) = m u / (1 − m u)` (Higham, Accuracy and Stability of Numerical Algorithms, section
-3.1). Sums are cut into parts of at most `PART` terms, which are added up one after the other, so
-that no term goes through more additions than a part has, and one for each part: `s` in all for the
-loss gradients. Each part of a product of activations is multiplied by that of the loss gradients
-and added to the score, which takes as many additions as all checkpoints have parts: `r` in all, a
-part's own included. By Cauchy–Schwarz, part by part, the errors add up to at most `γ(s + r + 8) Σ_t
-n_t n'_t ≤ γ(s + r + 8) N N'`. Where a factor or a product underflows, or is flushed to zero, each
-term is off by at most 2⁻¹²⁵ more.
+The influence of a training example on a test example is `Σ_t η_t (δ_t · δ'_t) (ĥ_t · ĥ'_t)`, over
+checkpoints t (Pruthi et al., Estimating Training Data Influence by Tracing Gradient Descent, 2020,
+for a last dense layer, whose gradient is δ ⊗ ĥ). The canonical score is this sum in float64, in an
+order of additions that is written down (`core.summation`), so it is a function of two records and
+nothing else. It alone decides which candidates are best; float32 bounds and products
+(`error_bounds`) only spare computing it for most pairs.
 """
 
 from __future__ import annotations
@@ -31,20 +20,22 @@ from transforms.core.summation import lane_sum
 
 NORMALIZATIONS = ("none", "cosine", "relatif")
 
-# Numbers of the pairs that are scored at once: half a megabyte of float64, which a processor's
-# cache holds.
+# Numbers that are multiplied at once: half a megabyte of float64, which a processor's cache holds.
 _PAIR_SCRATCH = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Scoring:
-    """What turns features into scores.
+    """How features become scores, and how many of them count.
 
     Attributes:
         learning_rates: η of each of T checkpoints, all positive.
-        k: how many proponents and opponents of each test example are wanted.
-        normalize: `none`; `cosine`, divided by both examples' √self-influence; or `relatif`, by the
-            training example's alone.
+        k: number of proponents and of opponents of each test example.
+        normalize: `none`; `cosine`, divided by √self-influence of both examples; or `relatif`, by
+            that of the training example.
+
+    Raises:
+        ValueError: the normalisation is unknown.
     """
 
     learning_rates: tuple[float, ...]
@@ -88,13 +79,14 @@ def canonical_scores(
 ) -> np.ndarray:
     """Returns the scores of P pairs, `Σ_t η_t (δ_t · δ'_t) (ĥ_t · ĥ'_t)`, normalised: [P] float64.
 
-    This is the definition; `kernels` computes the same bits faster.
+    A score is 0 where it would be divided by 0. This is the definition; `search.layout.score_pairs`
+    returns the same bits, faster.
 
     Args:
-        test: features of test examples.
-        train: features of training examples.
-        tests: [P] row numbers in `test`.
-        trains: [P] row numbers in `train`.
+        test: features of the test examples.
+        train: features of the training examples.
+        tests: [P] rows of `test`, one for each pair.
+        trains: [P] rows of `train`.
         scoring: learning rates and normalisation.
     """
     scores = np.zeros(len(tests))

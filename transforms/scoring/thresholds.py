@@ -1,15 +1,16 @@
-"""Thresholds: what of one part of the training set says about the k-th best score of all of it,
-before the rest is searched.
+"""Thresholds: estimating the k-th best score of a training set from a part of it.
 
-Known thresholds are proven: k training examples reach them. Of parts that are searched one by one,
-each for itself, every one has to find its own, and the first pairs of each pass. The first part
-could tell the others its k-th best; but of many parts, the k-th best of all lies far above that of
-each. If the first part is a sample like any other, it holds a share s of the k best of all, `k s`
-of them on average and seldom many more; so its score of a rank that it is next to impossible for so
-many of them to reach is about the k-th best of all, and nearly as useful. That is an estimate, and
-a result by it is checked: where k training examples reach the estimate, all that could be among the
-k best were looked for, and the result is proven. Where they do not, as in a training set that is
-sorted by class, the test example is searched once more, by the k-th best found, which is proven.
+A threshold is proven where k training examples reach it. Parts that are searched apart, on
+different workers, would each have to find a threshold of their own. The k-th best of the first part
+is proven, and low: the k-th best of all lies far above that of each of many parts. But if the first
+part is a sample like any other, with a share s of the training set, it holds about `k s` of the k
+best of all, and seldom many more. So its score of a rank that it is next to impossible for so many
+of them to reach is an estimate of the k-th best of all, and seldom too high.
+
+A result by an estimate is checked. Where k training examples reach the estimate, all that could be
+among the k best were looked for, and the result is proven. Where they do not, as in a training set
+that is sorted by class, the test example is searched once more, by the k-th best score found, which
+is proven.
 """
 
 from __future__ import annotations

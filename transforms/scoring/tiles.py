@@ -26,14 +26,14 @@ _ROWS_PER_FILE, _CANDIDATES_PER_FILE = 10_000, 2_000_000
 # short against a worker's life.
 _TILE_FLOPS = 4e12
 
-# What grows with nothing: blocks of scores, candidates that are not yet sifted, and the file that
-# is being read and decoded.
+# Memory that grows with nothing: blocks of scores, candidates that are not yet sifted, and the file
+# that is being read and decoded.
 _FIXED_BYTES = 320 << 20
 
-# Memory of a candidate: score, row, id, label; and what merging them holds twice.
+# Memory of a candidate: score, row, id and label; some of them twice while they are merged.
 _CANDIDATE_BYTES = 160
 
-# Memory of an example besides its gradient: its id, at most 512 bytes, and what its row says.
+# Memory of an example besides its gradient: its id, at most 512 bytes, and the fields of its row.
 _EXAMPLE_BYTES = 700
 
 
@@ -52,8 +52,8 @@ class Tile:
         test_start: row of the block's first example among the test set's examples.
         train_start: number of training records before the range; the tile at 0 is the first of
             its block to be searched.
-        tests: where the block's records are.
-        trains: where the range's records are.
+        tests: spans of the block's records.
+        trains: spans of the range's records.
         chunk_rows: number of training examples that are held at once.
         test_rows: number of test examples of the block.
     """
@@ -90,7 +90,7 @@ class Footprint:
         fewest: smallest test block and chunk; smaller ones would be read again and again.
         most_chunk: largest chunk, or None for any.
         even_chunks: whether a range is cut into chunks of equal size, since its size is known.
-        note: the end of a complaint about too little memory; what is large.
+        note: what is large, for the message about too little memory.
     """
 
     k: int
@@ -271,15 +271,15 @@ def train_ranges(grid: Grid, counts: Sequence[int], examples: int) -> Iterator[t
 
 
 def spans(counts: Sequence[int], start: int, stop: int) -> tuple[Span, ...]:
-    """Returns where rows `start` to `stop` of a set are, whose files hold `counts` records."""
-    found = []
+    """Returns the spans of rows `start` to `stop` of a set, whose files hold `counts` records."""
+    parts = []
     first = 0
     for file, count in enumerate(counts):
         low, high = max(start - first, 0), min(stop - first, count)
         if low < high:
-            found.append(Span(file, low, high))
+            parts.append(Span(file, low, high))
         first += count
-    return tuple(found)
+    return tuple(parts)
 
 
 def chunks(ranges: Sequence[Span], rows: int) -> Iterator[tuple[Span, ...]]:
