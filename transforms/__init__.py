@@ -19,18 +19,28 @@ if TYPE_CHECKING:
     from transforms.audit.write import WriteAudit as WriteAudit
     from transforms.core.errors import InputError as InputError
     from transforms.core.features import Features as Features
-    from transforms.core.topk import TopK as TopK
     from transforms.examples.config import ExampleConfig as ExampleConfig
     from transforms.extraction.config import ExtractionConfig as ExtractionConfig
-    from transforms.extraction.load_model import LoadedModel as LoadedModel
     from transforms.extraction.load_model import load_model as load_model
     from transforms.extraction.prepare import ExtractFeatures as ExtractFeatures
+    from transforms.influence.config import InfluenceReportConfig as InfluenceReportConfig
+    from transforms.influence.config import ScoringConfig as ScoringConfig
+    from transforms.influence.rows import read_rows as read_rows
+    from transforms.influence.score import ScoreInfluence as ScoreInfluence
+    from transforms.influence.write import WriteInfluence as WriteInfluence
     from transforms.models.config import ModelConfig as ModelConfig
+    from transforms.scoring.influence import Scoring as Scoring
     from transforms.scoring.influence import canonical_scores as canonical_scores
     from transforms.scoring.influence import self_influence as self_influence
+    from transforms.scoring.search.top_k import top_k as top_k
     from transforms.storage.feature_set import FeatureSet as FeatureSet
     from transforms.storage.read_feature_set import ReadFeatureSet as ReadFeatureSet
     from transforms.storage.read_feature_set import read_feature_set as read_feature_set
+    from transforms.vectors.config import ProjectionConfig as ProjectionConfig
+    from transforms.vectors.config import SearchConfig as SearchConfig
+    from transforms.vectors.files import ExportVectors as ExportVectors
+    from transforms.vectors.index import BuildIndex as BuildIndex
+    from transforms.vectors.search import SearchIndex as SearchIndex
 
 # By public name, in the order in which data meets them, the module that defines it.
 _MODULES = {
@@ -38,7 +48,6 @@ _MODULES = {
     "ExampleConfig": "examples.config",
     "ExtractionConfig": "extraction.config",
     "load_model": "extraction.load_model",
-    "LoadedModel": "extraction.load_model",
     "ExtractFeatures": "extraction.prepare",
     "ReadFeatureSet": "storage.read_feature_set",
     "read_feature_set": "storage.read_feature_set",
@@ -47,9 +56,23 @@ _MODULES = {
     "AuditLabels": "audit.judge",
     "WriteAudit": "audit.write",
     "Features": "core.features",
+    "ScoringConfig": "influence.config",
+    "ScoreInfluence": "influence.score",
+    "InfluenceReportConfig": "influence.config",
+    "WriteInfluence": "influence.write",
+    "read_rows": "influence.rows",
+    "AuditConfig": "audit.config",
+    "AuditLabels": "audit.judge",
+    "WriteAudit": "audit.write",
+    "ProjectionConfig": "vectors.config",
+    "ExportVectors": "vectors.files",
+    "BuildIndex": "vectors.index",
+    "SearchConfig": "vectors.config",
+    "SearchIndex": "vectors.search",
+    "Scoring": "scoring.influence",
     "self_influence": "scoring.influence",
     "canonical_scores": "scoring.influence",
-    "TopK": "core.topk",
+    "top_k": "scoring.search.top_k",
     "InputError": "core.errors",
 }
 

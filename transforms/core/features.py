@@ -84,6 +84,30 @@ class Features:
         )
 
     @staticmethod
+    def from_arrays(
+        loss_grads: np.ndarray,
+        activations: np.ndarray,
+        example_ids: Sequence[bytes] | None = None,
+        labels: np.ndarray | None = None,
+    ) -> Features:
+        """Makes features of nothing but arrays, for scores and the top k.
+
+        Args:
+            loss_grads: [n, T, C] of any float type.
+            activations: [n, T, D], with a trailing 1 where the bias counts.
+            example_ids: [n], or None for the row numbers.
+            labels: [n] integers, or None; neither scores nor ranks depend on them.
+        """
+        n, checkpoints = loss_grads.shape[:2]
+        ids = [b"%d" % row for row in range(n)] if example_ids is None else example_ids
+        column = np.full(n, NO_LABEL) if labels is None else np.asarray(labels)
+        column = column.astype(np.int64).reshape(n, 1)
+        unknown = np.full((n, checkpoints), np.nan, np.float32)
+        return Features.of(
+            ids, column, column, np.full(n, np.nan), unknown, loss_grads, activations
+        )
+
+    @staticmethod
     def concatenate(parts: Sequence[Features]) -> Features:
         """Returns the rows of `parts` (at least one), one after the other."""
         if len(parts) == 1:
