@@ -1,1 +1,1 @@
-"""The programs: options, one module per command that assembles a graph, the command line."""
+"""The command line: flags, one module for each command, and what a terminal shows."""

@@ -1,1 +1,1 @@
-"""One module per command: it assembles a graph and prints what came of it."""
+"""One module for each command: it prepares, builds a graph and summarises its result."""

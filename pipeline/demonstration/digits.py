@@ -29,8 +29,8 @@ class Digits:
     Attributes:
         ids: [n] unique ids, such as `train-0012`.
         images: [n, 8, 8] float32, from 0 (paper) to 1 (ink).
-        labels: [n] int64, the labels as the model is given them.
-        truth: [n] int64, what the digits are.
+        labels: [n] int64, the labels that the model learns.
+        truth: [n] int64, the true digits.
     """
 
     ids: tuple[str, ...]
@@ -48,8 +48,8 @@ class Digits:
 
 
 def load() -> tuple[Digits, Digits]:
-    """The training digits, of which a tenth are labelled wrong, and the test digits; the same ones
-    every time.
+    """Returns the training digits, of which a tenth are labelled wrong, and the test digits; the
+    same ones every time.
     """
     from sklearn.datasets import load_digits
 
@@ -72,8 +72,8 @@ def _ids(part: str, images: np.ndarray) -> tuple[str, ...]:
 
 
 def mislabel(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Labels [n] of which `WRONG_FRACTION` are wrong, each equally likely to be any of the nine
-    other digits.
+    """Returns labels [n] of which `WRONG_FRACTION` are wrong, each equally likely to be any of the
+    nine other digits.
     """
     labels = truth.copy()
     wrong = rng.choice(len(labels), round(WRONG_FRACTION * len(labels)), replace=False)

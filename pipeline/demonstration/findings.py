@@ -35,9 +35,9 @@ class Traced:
 
     Attributes:
         row: its row among the test digits.
-        prediction: what the last checkpoint takes it for.
-        label_probability: what the last checkpoint gives its true label.
-        proponents, opponents: strongest first.
+        prediction: the digit that the last checkpoint reads.
+        label_probability: probability of its true label, by the last checkpoint.
+        proponents, opponents: training digits, strongest first.
     """
 
     row: int
@@ -53,7 +53,7 @@ class Inspection:
 
     Attributes:
         order: [n] rows, by falling self-influence.
-        found: [n + 1] how many of the planted wrong labels are among the first 0 … n.
+        found: [n + 1] number of planted wrong labels among the first 0 … n.
     """
 
     order: np.ndarray
@@ -61,14 +61,14 @@ class Inspection:
 
     @staticmethod
     def of(self_influence: np.ndarray, planted: np.ndarray) -> Inspection:
-        """The inspection of n examples with their self-influence [n], given which labels are wrong
-        [n].
+        """Returns the inspection of examples with self-influence [n], of which `planted` [n] have
+        wrong labels.
         """
         order = np.argsort(-self_influence, kind="stable")
         return Inspection(order, np.concatenate([[0], np.cumsum(planted[order])]))
 
     def first(self, fraction: float) -> int:
-        """How many examples are a fraction of them."""
+        """Returns the number of examples in a fraction of them."""
         return int(fraction * len(self.order))
 
 

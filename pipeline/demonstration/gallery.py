@@ -50,7 +50,7 @@ def traced_table(traced: Sequence[Traced], test: Digits, train: Digits, console:
     """Returns test digits with their strongest proponents and opponents, as many as the console is
     wide enough for.
     """
-    most = max(len(candidates) for one in traced for candidates in (one.proponents, one.opponents))
+    most = max(max(len(digit.proponents), len(digit.opponents)) for digit in traced)
     shown = max(1, min(most, (console.width - _TEST_CELL - 1) // (2 * _CELL)))
     table = Table(box=box.HORIZONTALS, show_lines=True, show_edge=False, padding=0)
     table.add_column("test digit", width=_TEST_CELL - 1, no_wrap=True)
@@ -59,9 +59,9 @@ def traced_table(traced: Sequence[Traced], test: Digits, train: Digits, console:
             # The last proponent's column is wider, to set the opponents apart.
             width = _CELL if name == "proponents" and i == shown - 1 else _CELL - 1
             table.add_column(Text(name if i == 0 else "", style), width=width, no_wrap=True)
-    for one in traced:
-        cells = [_test_cell(one, test, console)]
-        for candidates in (one.proponents, one.opponents):
+    for digit in traced:
+        cells = [_test_cell(digit, test, console)]
+        for candidates in (digit.proponents, digit.opponents):
             drawn = [
                 _train_cell(c.row, train, console, f"{c.score:+.2f}") for c in candidates[:shown]
             ]
@@ -70,13 +70,13 @@ def traced_table(traced: Sequence[Traced], test: Digits, train: Digits, console:
     return table
 
 
-def _test_cell(one: Traced, test: Digits, console: Console) -> Group:
-    truth = test.truth[one.row]
+def _test_cell(digit: Traced, test: Digits, console: Console) -> Group:
+    truth = test.truth[digit.row]
     return Group(
-        draw(test.images[one.row], console),
-        Text(test.ids[one.row], "dim"),
-        Text(f"{truth}, read as {one.prediction}", "bold"),
-        Text(f"p({truth}) = {one.label_probability:.1%}"),
+        draw(test.images[digit.row], console),
+        Text(test.ids[digit.row], "dim"),
+        Text(f"{truth}, read as {digit.prediction}", "bold"),
+        Text(f"p({truth}) = {digit.label_probability:.1%}"),
     )
 
 

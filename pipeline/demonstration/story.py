@@ -1,4 +1,4 @@
-"""The demo's findings, told in the terminal from the worst predictions to the next command."""
+"""The demo's findings, shown in the terminal from the worst predictions to the next command."""
 
 from __future__ import annotations
 

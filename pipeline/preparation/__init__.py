@@ -1,1 +1,1 @@
-"""What flags name, found and checked before any work starts."""
+"""The parts of commands that follow from flags: configurations, both stages, a plan."""

@@ -1,1 +1,1 @@
-"""One graph, run: Beam's options, the runner, the watch over it."""
+"""The skeleton of commands: Beam's options, one graph, its progress, the way it ends."""

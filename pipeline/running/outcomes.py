@@ -16,7 +16,7 @@ _M = TypeVar("_M", bound=Manifest)
 
 
 class Crossed(Exception):
-    """A run did all it had to, and found more than a threshold allows."""
+    """A run did all it had to, and a number is above its threshold."""
 
 
 class RunFailed(Exception):
@@ -28,8 +28,8 @@ def exit_with(command: str, run: Callable[[], None]) -> int:
 
     Returns:
         The exit status: 0 where it is done, 1 where a run failed, 2 where something that the user
-        gave kept it from being started, 3 where it is done and crosses a threshold that it is told
-        to fail at, 130 where the user stopped it.
+        gave kept it from being started, 3 where it is done and a threshold is crossed at which it
+        is to fail, 130 where the user stopped it.
     """
     try:
         run()

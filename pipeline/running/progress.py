@@ -1,8 +1,7 @@
-"""What a person at a terminal sees while a run goes on: a bar for each stage, with counts, rate and
-time left.
+"""The progress of a run at a terminal: a bar for each stage, with counts, rate and time left.
 
-The numbers are the steps' own counters. The in-process runner blocks and says nothing, so there
-they are read from this process; other runners are asked for their metrics.
+The numbers are the steps' own counters. The in-process runner blocks and reports nothing, so its
+counters are read from this process; other runners are asked for their metrics.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ import contextlib
 import dataclasses
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from apache_beam.metrics.metric import MetricsFilter
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
 
 from transforms.runtime import counters
 
@@ -60,35 +59,37 @@ AUDITING = (
 
 
 class Watch:
-    """Where the numbers come from: this process, or a run on another runner once there is one."""
+    """Counters of this process, or of a run on another runner once there is such a run."""
 
     def __init__(self) -> None:
         self._result: Any = None
 
     def follow(self, result: Any) -> None:
-        """Asks this run's metrics from now on."""
+        """Reads this run's metrics from now on."""
         self._result = result
 
     def counts(self) -> Mapping[str, int]:
-        """The counters' present values, by name."""
+        """Returns the counters' present values, by name."""
         if self._result is None:
             return counters.snapshot()
         try:
-            queried = self._result.metrics().query(
+            metrics = self._result.metrics().query(
                 MetricsFilter().with_namespace(counters.NAMESPACE)
             )
         except Exception:
             # A runner that has no answer yet, or lost its connection for a moment, must not end the
             # run.
             return {}
-        found: dict[str, int] = {}
-        for counter in queried["counters"]:
+        totals: dict[str, int] = {}
+        for counter in metrics["counters"]:
             value = counter.committed if counter.committed is not None else counter.attempted
-            found[counter.key.metric.name] = found.get(counter.key.metric.name, 0) + (value or 0)
-        return found
+            name = counter.key.metric.name
+            totals[name] = totals.get(name, 0) + (value or 0)
+        return totals
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
+    """Returns a number in at most a few characters: `1,234`, `5.6M`."""
     for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if number >= size:
             return f"{number / size:.1f}{suffix}"
@@ -101,56 +102,61 @@ def shown(stages: Sequence[Stage], watch: Watch) -> Iterator[None]:
     if not stages or not sys.stderr.isatty():
         yield
         return
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[told]}"),
-        TimeRemainingColumn(compact=True),
-        console=Console(stderr=True),
-    )
-    tasks = [bars.add_task(stage.title, total=None, told="", start=False) for stage in stages]
-    look = _looker(bars, list(zip(tasks, stages, strict=True)), watch.counts)
+    bars = Bars(stages, Console(stderr=True))
     stopped = threading.Event()
 
     def run() -> None:
         while not stopped.wait(_INTERVAL):
-            look()
+            bars.update(watch.counts())
 
     thread = threading.Thread(target=run, name="progress", daemon=True)
-    with bars:
+    with bars.progress:
         thread.start()
         try:
             yield
         finally:
             stopped.set()
             thread.join()
-            look()
+            bars.update(watch.counts())
 
 
-def _looker(
-    bars: Progress, tasks: Sequence[tuple[Any, Stage]], counts: Callable[[], Mapping[str, int]]
-) -> Callable[[], None]:
-    started: set[Any] = set()
+class Bars:
+    """A bar for each stage, which begins to run with its first count.
 
-    def look() -> None:
-        now = counts()
-        for task, stage in tasks:
-            done = now.get(stage.done, 0)
-            total = stage.total if isinstance(stage.total, int) else now.get(stage.total, 0)
-            number = now.get(stage.shown, 0)
-            if task not in started and (done or number):
-                bars.start_task(task)
-                started.add(task)
-            if task in started:
-                shown_task = bars.tasks[bars.task_ids.index(task)]
-                # A stage that is done keeps the rate that it had.
-                elapsed = shown_task.finished_time or shown_task.elapsed or 0
-                rate = f", {_short(number / elapsed)}/s" if elapsed > 1 else ""
-                bars.update(
-                    task,
-                    completed=done,
-                    total=total or None,
-                    told=f"{_short(number)} {stage.unit}{rate}",
-                )
+    Attributes:
+        progress: the bars, as rich shows them.
+    """
 
-    return look
+    def __init__(self, stages: Sequence[Stage], console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[amount]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+        )
+        self._tasks = [
+            (self.progress.add_task(stage.title, total=None, amount="", start=False), stage)
+            for stage in stages
+        ]
+
+    def update(self, counts: Mapping[str, int]) -> None:
+        """Shows these values of the counters."""
+        for task_id, stage in self._tasks:
+            self._update(self.progress.tasks[self.progress.task_ids.index(task_id)], stage, counts)
+
+    def _update(self, task: Task, stage: Stage, counts: Mapping[str, int]) -> None:
+        done, number = counts.get(stage.done, 0), counts.get(stage.shown, 0)
+        total = stage.total if isinstance(stage.total, int) else counts.get(stage.total, 0)
+        if not task.started and (done or number):
+            self.progress.start_task(task.id)
+        if task.started:
+            # A stage that is done keeps the rate that it had.
+            elapsed = task.finished_time or task.elapsed or 0
+            rate = f", {short(number / elapsed)}/s" if elapsed > 1 else ""
+            self.progress.update(
+                task.id,
+                completed=done,
+                total=total or None,
+                amount=f"{short(number)} {stage.unit}{rate}",
+            )
