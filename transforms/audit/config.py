@@ -41,6 +41,9 @@ class AuditConfig:
             Kolmogorov-Smirnov distance, or None.
         fail_on_drift: whether a crossed threshold fails the run, after everything is committed.
         overwrite: whether a complete audit with other settings is replaced.
+
+    Raises:
+        InputError: a number is out of its range, or a setting lacks another that it needs.
     """
 
     learning_rates: tuple[float, ...] | None = None
@@ -55,6 +58,30 @@ class AuditConfig:
     max_shift: float | None = None
     fail_on_drift: bool = False
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("min_suspicion", "min_similarity", "max_suspect_fraction", "max_shift"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"`{name}={value}` is no fraction: give a number from 0 to 1")
+        if self.max_suspects_per_class < 1:
+            raise InputError(
+                f"`max_suspects_per_class={self.max_suspects_per_class}` lists no suspect: give a "
+                "number from 1 on"
+            )
+        if self.max_appeared_suspects is not None and self.max_appeared_suspects < 0:
+            raise InputError(
+                f"`max_appeared_suspects={self.max_appeared_suspects}` is negative: give a number "
+                "from 0 on"
+            )
+        for name in ("max_appeared_suspects", "max_shift"):
+            if getattr(self, name) is not None and not self.previous:
+                raise InputError(f"`{name}` needs an audit to compare with: give `previous`")
+        if self.fail_on_drift and all(getattr(self, name) is None for name in THRESHOLDS):
+            raise InputError(
+                "`fail_on_drift` needs a threshold: give `max_suspect_fraction`, "
+                "`max_appeared_suspects` or `max_shift`"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,13 +159,15 @@ def plan_audit(
 
     Raises:
         InputError: labels are not classes that somebody gave, the two sets are of different
-            models, no usable learning rate is known, `previous`, `class_names` or `slice_keys`
+            models, no usable learning rate is known, or `previous`, `class_names` or `slice_keys`
             cannot be used.
     """
     rates = feature_manifest.usable_rates(train.manifest, config.learning_rates)
     check_labels(train)
     previous = _read_previous(config.previous, output)
     class_names = read_class_names(config.class_names, train.manifest)
+    if config.slice_keys and not test:
+        raise InputError("`slice_keys` names keys of a test set: give one")
     if test:
         check_labels(test)
         feature_manifest.check_same_model(

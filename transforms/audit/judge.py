@@ -155,14 +155,28 @@ def _noise(counts: LabelCounts, plan: AuditPlan) -> Noise:
     return suspicion.estimate_noise(counts.surest(plan.classes))
 
 
+def _fit_classifiers(train: beam.PCollection, tuning: AuditTuning) -> beam.PCollection:
+    """(checkpoint, LeaveOneOut) of each checkpoint of a FeatureSet (one)."""
+    return (
+        train
+        | "PlanGroups" >> beam.FlatMap(plan_groups, tuning)
+        # (group, first file, file after the last)
+        | "SpreadGroups" >> beam.Reshuffle()  # (group, first file, file after the last)
+        | "SumMoments" >> beam.FlatMap(sum_moments, beam.pvalue.AsSingleton(train))
+        # (checkpoint, (group, Moments))
+        | "GroupMoments" >> beam.GroupByKey()  # (checkpoint, [(group, Moments)])
+        | "FitClassifiers" >> beam.Map(fit)  # (checkpoint, LeaveOneOut)
+    )
+
+
 @dataclasses.dataclass
 class AuditLabels(beam.PTransform):
     """Weighs the evidence on every label of a training set, and finds duplicates.
 
-    Input: `train`: FeatureSet (one), alone or in a mapping with `test`: FeatureSet (one), on which
-    influence is measured. Both are checked first; see `config.plan_audit`.
+    Input: a training set, FeatureSet (one); or a mapping of it as `train` and a test set as `test`,
+    on which influence is measured. Both are checked first; see `config.plan_audit`.
 
-    Output, which `WriteAudit` reads: a mapping of
+    Output: a mapping for `WriteAudit`:
 
         train: FeatureSet (one)
         plan: AuditPlan (one)
@@ -170,6 +184,17 @@ class AuditLabels(beam.PTransform):
         noise: Noise (one), with which the evidence is judged
         duplicates: Duplicates (one)
         directions: Directions (one), with which neighbours are found
+
+    For example:
+
+        config = AuditConfig(min_suspicion=0.8)
+        with beam.Pipeline() as pipeline:
+            (
+                pipeline
+                | ReadFeatureSet("features")
+                | AuditLabels(config, "audit")
+                | WriteAudit(config, "audit")
+            )
 
     Attributes:
         config: settings.
@@ -184,18 +209,6 @@ class AuditLabels(beam.PTransform):
     def _plan(self, _: None, train: FeatureSet, test: Sequence[FeatureSet]) -> AuditPlan:
         return plan_audit(self.config, self.output, train, *test)
 
-    def _fit(self, train: beam.PCollection) -> beam.PCollection:
-        return (
-            train
-            | "PlanGroups" >> beam.FlatMap(plan_groups, self.tuning)
-            # (group, first file, file after the last)
-            | "SpreadGroups" >> beam.Reshuffle()  # (group, first file, file after the last)
-            | "SumMoments" >> beam.FlatMap(sum_moments, beam.pvalue.AsSingleton(train))
-            # (checkpoint, (group, Moments))
-            | "GroupMoments" >> beam.GroupByKey()  # (checkpoint, [(group, Moments)])
-            | "FitClassifiers" >> beam.Map(fit)  # (checkpoint, LeaveOneOut)
-        )
-
     def expand(
         self, sets: beam.PCollection | Mapping[str, beam.PCollection]
     ) -> Mapping[str, beam.PCollection]:
@@ -208,7 +221,7 @@ class AuditLabels(beam.PTransform):
         plan = start | "PlanAudit" >> beam.Map(
             self._plan, features, beam.pvalue.AsList(nothing if test is None else test)
         )  # AuditPlan
-        fitted = beam.pvalue.AsList(self._fit(train))
+        fitted = beam.pvalue.AsList(_fit_classifiers(train, self.tuning))
         sums = (
             nothing
             if test is None

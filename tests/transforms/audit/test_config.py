@@ -97,6 +97,32 @@ def test_settings_that_do_not_fit_are_refused_by_name(train, config, field, mess
     assert error.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"min_suspicion": 1.5}, "no fraction"),
+        ({"min_suspicion": float("nan")}, "no fraction"),
+        ({"min_similarity": -0.5}, "no fraction"),
+        ({"max_suspect_fraction": 2}, "no fraction"),
+        ({"max_suspects_per_class": 0}, "lists no suspect"),
+        ({"max_appeared_suspects": -1, "previous": "old"}, "is negative"),
+        ({"max_appeared_suspects": 1}, "needs an audit to compare with"),
+        ({"max_shift": 0.5}, "needs an audit to compare with"),
+        ({"fail_on_drift": True}, "needs a threshold"),
+    ],
+)
+def test_a_setting_out_of_range_or_alone_is_refused_by_name(settings, message):
+    with pytest.raises(InputError, match=message) as error:
+        AuditConfig(**settings)
+    assert error.value.field == next(iter(settings))
+
+
+def test_slices_need_a_test_set(train):
+    with pytest.raises(InputError, match="test set") as error:
+        plan_audit(AuditConfig(slice_keys=("place",)), "out", train)
+    assert error.value.field == "slice_keys"
+
+
 def test_an_audit_is_not_compared_with_itself(train, tmp_path):
     manifests.write(str(tmp_path), Manifest("audit", "old", {}, (), {}))
     with pytest.raises(InputError, match="directory of its own") as error:

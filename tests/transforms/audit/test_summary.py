@@ -190,7 +190,7 @@ DRIFT = {
 )
 def test_thresholds_are_crossed_by_larger_values_alone(thresholds, drift, names):
     summary = {"suspects": 2, "examples": 10, **({"drift": drift} if drift else {})}
-    rows = crossed(summary, AuditConfig(**thresholds))
+    rows = crossed(summary, AuditConfig(previous="old", **thresholds))
     assert [row["threshold"] for row in rows] == names
     for row in rows:
         assert row["found"] > row["limit"] == thresholds[row["threshold"]]
