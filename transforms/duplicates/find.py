@@ -108,12 +108,12 @@ def pair_limit(features: FeatureSet, tuning: DuplicateTuning) -> int:
 
 
 def read_vectors(
-    wanted: tuple[int, np.ndarray], features: FeatureSet, directions: Directions
+    examples: tuple[int, np.ndarray], features: FeatureSet, directions: Directions
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads some examples of a feature file, (file, record numbers [n]): returns the record numbers
     and the vectors [n, d].
     """
-    file, records = wanted
+    file, records = examples
     payloads = features.payloads(Span(file, 0, features.manifest.files[file].count))
     chosen = features.decode([payloads[i] for i in signatures.indices_of(records).tolist()])
     return records, directions.vectors(chosen.activations)
