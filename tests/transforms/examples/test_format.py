@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sample_examples import (
-    PIXELS,
-)
+from tests.sample_examples import PIXELS
 from transforms.core.errors import InputError
 from transforms.examples.format import ExampleFormat, resolve_function
 

@@ -10,13 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import example, feature
-from tests.sample_examples import (
-    PIXELS,
-    SIX,
-    parse,
-    parsed,
-    rejected,
-)
+from tests.sample_examples import PIXELS, SIX, parse, parsed, rejected
 from transforms.core.errors import InputError
 from transforms.examples import rejects
 from transforms.examples.format import ExampleFormat, InputSpec

@@ -7,12 +7,7 @@ import pathlib
 import pytest
 
 from tests.conftest import damage, write_records
-from tests.sample_examples import (
-    FORM,
-    floats,
-    ids,
-    input_file,
-)
+from tests.sample_examples import FORM, floats, ids, input_file
 from transforms.core.errors import InputError
 from transforms.examples import rejects
 from transforms.examples.read import read_examples

@@ -5,10 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from tests.conftest import damage, write_records
-from tests.sample_examples import (
-    floats,
-    input_file,
-)
+from tests.sample_examples import floats, input_file
 from transforms.examples.records import first_records, records_at
 
 

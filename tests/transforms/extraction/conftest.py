@@ -7,10 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import (
-    Outcome,
-    Tiny,
-)
+from tests.conftest import Outcome, Tiny
 
 Run = Callable[..., Outcome]
 

@@ -8,21 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from tests.conftest import (
-    RATES,
-    UNITS,
-    Outcome,
-    Tiny,
-    example,
-    feature,
-    write_records,
-)
-from tests.stage_one import (
-    assert_one_line,
-    assert_same_features,
-    read_rejects,
-    read_set,
-)
+from tests.conftest import RATES, UNITS, Outcome, Tiny, example, feature, write_records
+from tests.stage_one import assert_one_line, assert_same_features, read_rejects, read_set
 from transforms.examples import rejects
 from transforms.runtime import counters
 from transforms.storage import manifests
@@ -60,9 +47,9 @@ def test_features_equal_full_gradients_of_each_checkpoint(
     model = tiny_softmax if softmax else tiny
     examples = write_records(tmp_path / "examples", model.payloads())
     assert extract(examples, model=model).status == 0
-    found, records, _ = read_set(tmp_path / "out")
-    assert found.checkpoints == ("epoch-1.keras", "epoch-2.keras", "epoch-10.keras")
-    assert found.learning_rates == RATES
+    manifest, records, _ = read_set(tmp_path / "out")
+    assert manifest.checkpoints == ("epoch-1.keras", "epoch-2.keras", "epoch-10.keras")
+    assert manifest.learning_rates == RATES
     assert records.example_ids.tolist() == [f"ex-{i:02d}".encode() for i in range(40)]
     assert records.labels.ravel().tolist() == model.labels.tolist()
     for t, path in enumerate(model.paths):
@@ -121,16 +108,16 @@ def test_predicted_labels_are_the_last_checkpoints(
         [example(image=x, id=f"ex-{i:02d}") for i, x in enumerate(tiny.images)],
     )
     assert extract(unlabelled, "--labels=predicted").status == 0
-    _, found, _ = read_set(tmp_path / "out")
-    assert found.labels.tolist() == found.predictions.tolist()
-    assert found.labels.ravel().tolist() != tiny.labels.tolist()
+    _, predicted, _ = read_set(tmp_path / "out")
+    assert predicted.labels.tolist() == predicted.predictions.tolist()
+    assert predicted.labels.ravel().tolist() != tiny.labels.tolist()
     # They are the features of examples that were given these labels, at every checkpoint.
     given = [
         example(image=x, label=int(y), id=f"ex-{i:02d}")
-        for i, (x, y) in enumerate(zip(tiny.images, found.labels.ravel(), strict=True))
+        for i, (x, y) in enumerate(zip(tiny.images, predicted.labels.ravel(), strict=True))
     ]
     assert extract(write_records(tmp_path / "labelled", given), output="given").status == 0
-    assert_same_features(read_set(tmp_path / "given")[1], found)
+    assert_same_features(read_set(tmp_path / "given")[1], predicted)
 
 
 def test_kept_keys_and_origins_are_stored(extract: Run, tiny: Tiny, tmp_path: pathlib.Path) -> None:
@@ -170,8 +157,8 @@ def test_features_are_stored_in_a_shorter_dtype_where_asked(
     examples = write_records(tmp_path / "examples", tiny.payloads())
     assert extract(examples).status == 0
     assert extract(examples, f"--feature_dtype={dtype}", output="short").status == 0
-    (_, whole, _), (found, short, raw) = read_set(tmp_path / "out"), read_set(tmp_path / "short")
-    assert found.feature_dtype == dtype
+    (_, whole, _), (manifest, short, raw) = read_set(tmp_path / "out"), read_set(tmp_path / "short")
+    assert manifest.feature_dtype == dtype
     # Half a unit in the last place of 8 or 11 bits.
     relative = 2.0 ** -(8 if dtype == "bfloat16" else 11)
     for name in ("loss_grads", "activations"):
@@ -206,10 +193,10 @@ def test_sharding_and_compression_change_no_bit(
         for shard, rows in enumerate(np.array_split(np.arange(40), shards)):
             write_records(directory / f"s-{shard:03d}", [payloads[i] for i in rows], compression)
         assert extract(directory / "s-*", "--batch_size=16", output=f"out-{shards}").status == 0
-        found, records, _ = read_set(tmp_path / f"out-{shards}")
+        manifest, records, _ = read_set(tmp_path / f"out-{shards}")
         # The set's order is that of files and of records in them.
         assert records.example_ids.tolist() == [f"ex-{i:02d}".encode() for i in range(40)]
-        assert found.counts == {"examples": 40, "rejected": 0}
+        assert manifest.counts == {"examples": 40, "rejected": 0}
         sets.append(records)
     for other in sets[1:]:
         assert_same_features(other, sets[0])
@@ -247,8 +234,8 @@ def test_a_truncated_file_fails_the_run_and_is_used_where_allowed(
     assert manifests.read_if_any(str(tmp_path / "out"), "output") is None
     outcome = extract(path, "--allow_truncated_files", "--max_rejected_fraction=0.03")
     assert outcome.status == 0, outcome.err
-    found, records, _ = read_set(tmp_path / "out")
-    assert found.counts == {"examples": 39, "rejected": 1} and len(records) == 39
+    manifest, records, _ = read_set(tmp_path / "out")
+    assert manifest.counts == {"examples": 39, "rejected": 1} and len(records) == 39
     assert [(reject.offset, reject.reason) for reject in read_rejects(tmp_path / "out")] == [
         (39, rejects.UNREADABLE_TAIL)
     ]
@@ -256,7 +243,9 @@ def test_a_truncated_file_fails_the_run_and_is_used_where_allowed(
 
 def test_an_empty_file_gives_an_empty_set(extract: Run, tmp_path: pathlib.Path) -> None:
     assert extract(write_records(tmp_path / "examples", [])).status == 0
-    found, records, _ = read_set(tmp_path / "out")
+    manifest, records, _ = read_set(tmp_path / "out")
     assert (
-        found.counts == {"examples": 0, "rejected": 0} and found.files == () and len(records) == 0
+        manifest.counts == {"examples": 0, "rejected": 0}
+        and manifest.files == ()
+        and len(records) == 0
     )

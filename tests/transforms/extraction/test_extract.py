@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import (
-    Outcome,
-    Tiny,
-    write_records,
-)
+from tests.conftest import Tiny, write_records
 from tests.fakes.models import SlowModel
-from tests.stage_one import (
-    extract_set,
-    read_set,
-)
+from tests.stage_one import extract_set, read_set
 from transforms.extraction.tuning import ExtractionTuning
-
-Run = Callable[..., Outcome]
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["one after the other", "at once"])

@@ -7,17 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import (
-    Outcome,
-    Tiny,
-    write_records,
-)
-from tests.stage_one import (
-    assert_one_line,
-    extract_set,
-    read_set,
-    stage_one,
-)
+from tests.conftest import Outcome, Tiny, write_records
+from tests.stage_one import assert_one_line, extract_set, read_set, stage_one
 from transforms.core.errors import InputError
 from transforms.storage import manifests
 

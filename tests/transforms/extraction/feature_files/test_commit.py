@@ -8,14 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import (
-    Outcome,
-    Tiny,
-)
+from tests.conftest import Outcome, Tiny
 from tests.sample_examples import with_bad
-from tests.stage_one import (
-    assert_one_line,
-)
+from tests.stage_one import assert_one_line
 from transforms.examples import rejects
 from transforms.storage import manifests
 
@@ -42,13 +37,13 @@ def test_too_many_bad_records_fail_the_run_in_one_line_without_a_manifest(
         "/out/rejected-00000-",
     )
     assert manifests.read_if_any(str(tmp_path / "out"), "output") is None
-    # What was set aside can be looked at.
-    aside = [
+    # The rejects can be looked at.
+    rejected = [
         reject
         for file in (tmp_path / "out").glob("rejected-*.jsonl")
         for reject in rejects.from_jsonl(file.read_bytes())
     ]
-    assert len(aside) == 7
+    assert len(rejected) == 7
 
 
 def test_the_limit_itself_is_allowed_and_holds_for_a_set_that_is_already_there(

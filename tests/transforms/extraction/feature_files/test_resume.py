@@ -7,21 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import (
-    UNITS,
-    Outcome,
-    Tiny,
-    damage,
-    example,
-    write_records,
-)
+from tests.conftest import UNITS, Outcome, Tiny, damage, example, write_records
 from tests.fakes.models import dying_at
-from tests.stage_one import (
-    assert_same_features,
-    extract_set,
-    read_rejects,
-    read_set,
-)
+from tests.stage_one import assert_same_features, extract_set, read_rejects, read_set
 from transforms.runtime import counters
 from transforms.storage import filesystems
 
@@ -78,10 +66,13 @@ def test_a_run_takes_over_the_files_that_a_dead_attempt_finished(
         path.stat().st_size for path in (tmp_path / "in").iterdir()
     )
     assert died(output="whole").status == 0
-    (found, records, _), (_, expected, _) = read_set(tmp_path / "out"), read_set(tmp_path / "whole")
+    (manifest, records, _), (_, expected, _) = (
+        read_set(tmp_path / "out"),
+        read_set(tmp_path / "whole"),
+    )
     assert records.example_ids.tolist() == expected.example_ids.tolist()
     assert_same_features(records, expected)
-    assert found.counts == {"examples": 39, "rejected": 1} and [
+    assert manifest.counts == {"examples": 39, "rejected": 1} and [
         r.example_id for r in read_rejects(tmp_path / "out")
     ] == ["too small"]
     # The records of finished files are deleted by the commit.
@@ -114,6 +105,6 @@ def test_files_that_were_finished_with_other_settings_are_not_taken_over(
 ) -> None:
     assert died("--include_bias=false").status == 0
     assert "examples-reused" not in counters.snapshot()
-    found, records, _ = read_set(tmp_path / "out")
-    assert found.units == records.activations.shape[2] == UNITS
+    manifest, records, _ = read_set(tmp_path / "out")
+    assert manifest.units == records.activations.shape[2] == UNITS
     assert not list((tmp_path / "out").glob("finished-*"))

@@ -8,16 +8,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pytest
 
-from tests.conftest import (
-    Outcome,
-    Tiny,
-    write_records,
-)
+from tests.conftest import Outcome, Tiny, write_records
 from tests.fakes.models import dying_at
-from tests.stage_one import (
-    assert_one_line,
-    extract_set,
-)
+from tests.stage_one import assert_one_line, extract_set
 from transforms.extraction.feature_files.unique_ids import repeated_hashes
 from transforms.runtime import counters
 from transforms.storage import manifests

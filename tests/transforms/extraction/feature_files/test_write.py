@@ -7,16 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tests.conftest import (
-    Outcome,
-    Tiny,
-    write_records,
-)
-from tests.stage_one import (
-    assert_same_features,
-    extract_set,
-    read_set,
-)
+from tests.conftest import Outcome, Tiny, write_records
+from tests.stage_one import assert_same_features, extract_set, read_set
 from transforms.examples import rejects
 from transforms.examples.format import InputFile
 from transforms.extraction.feature_files.feature_batch import NO_FEATURES, FeatureBatch
@@ -34,8 +26,8 @@ def test_feature_files_are_cut_at_a_number_of_records(
     assert extract(examples, output="whole").status == 0
     tuning = ExtractionTuning(file_limits=FileLimits(records=9))
     extract_set(tiny.paths, examples, tmp_path / "cut", tuning=tuning, batch_size=16)
-    found, records, _ = read_set(tmp_path / "cut")
-    assert [file.count for file in found.files] == [9, 9, 9, 9, 4]
+    manifest, records, _ = read_set(tmp_path / "cut")
+    assert [file.count for file in manifest.files] == [9, 9, 9, 9, 4]
     assert_same_features(records, read_set(tmp_path / "whole")[1])
 
 
@@ -45,11 +37,11 @@ def test_files_of_a_dead_attempt_are_not_read_and_are_deleted_by_the_commit(
     left = tmp_path / "out" / "features-00000-0000000000-deadbeef.tfrecord"
     write_records(left, [b"half a record"])
     assert extract(write_records(tmp_path / "examples", tiny.payloads())).status == 0
-    found, records, _ = read_set(tmp_path / "out")
-    assert left.name not in {file.name for file in found.files}
+    manifest, records, _ = read_set(tmp_path / "out")
+    assert left.name not in {file.name for file in manifest.files}
     # A person who reads `features-*` must not find it either.
     assert not left.exists()
-    assert len(records) == found.examples == 40
+    assert len(records) == manifest.examples == 40
 
 
 def test_a_file_whose_beginning_went_elsewhere_does_not_count_as_finished(

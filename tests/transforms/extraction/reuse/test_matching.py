@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import Outcome
 from transforms.examples.format import InputFile
 from transforms.extraction.reuse.matching import bucketed, example_key, match_examples
 from transforms.storage.filesystems import StoredFile
-
-Run = Callable[..., Outcome]
 
 
 @given(st.lists(st.binary(min_size=16, max_size=16), max_size=40), st.integers(1, 7))
@@ -60,11 +55,11 @@ def test_matches_are_the_pairs_with_equal_id_and_content(
     elements += [
         element(InputFile(file, f"n{file}", "", 1), entries) for file, entries in here.items()
     ]
-    found = set()
+    matched = set()
     for match in match_examples(elements[::-1]):
         for row, offset in zip(match.rows.tolist(), match.offsets.tolist(), strict=True):
             old, now = there[int(match.stored.name[1:])][row], here[match.file.index][offset]
             assert old[1:] == now[1:]
-            assert now[1:] not in found
-            found.add(now[1:])
-    assert found == {entry[1:] for entry in base} & {entry[1:] for entry in new}
+            assert now[1:] not in matched
+            matched.add(now[1:])
+    assert matched == {entry[1:] for entry in base} & {entry[1:] for entry in new}

@@ -165,11 +165,11 @@ def test_a_run_that_died_is_resumed_only_with_the_same_base(
     assert counters.snapshot()["examples-unchanged"] == 5
     assert_as_computed(extract, tmp_path, "a", "two")
     # What was left to extract beside one base is not all that there is without it.
-    found = manifests.read(str(tmp_path / "two"), FeatureManifest, "features")
+    manifest = manifests.read(str(tmp_path / "two"), FeatureManifest, "features")
     assert (
         read_finished(
             str(tmp_path / "two"),
-            found.fingerprint,
+            manifest.fingerprint,
             InputFile(0, str(tmp_path / "a" / "s-0"), "s-0", 1),
         )
         is None

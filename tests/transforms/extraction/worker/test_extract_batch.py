@@ -8,19 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tests.conftest import (
-    SHAPE,
-    Outcome,
-    Tiny,
-    example,
-    write_records,
-)
+from tests.conftest import SHAPE, Outcome, Tiny, example, write_records
 from tests.sample_examples import with_bad
-from tests.stage_one import (
-    assert_same_features,
-    read_rejects,
-    read_set,
-)
+from tests.stage_one import assert_same_features, read_rejects, read_set
 from transforms.examples import rejects
 
 Run = Callable[..., Outcome]
@@ -35,14 +25,16 @@ def test_bad_records_are_rejected_and_the_others_are_untouched(
         tmp_path / "in" / "s-*", f"--batch_size={batch_size}", "--max_rejected_fraction=0.2"
     )
     assert outcome.status == 0, outcome.err
-    found, records, _ = read_set(tmp_path / "out")
-    assert found.counts == {"examples": 33, "rejected": 7}
-    assert found.rejected == {reason: 1 for _, _, reason in expected}
-    assert sum(file.count for file in found.rejected_files) == 7
-    aside = read_rejects(tmp_path / "out")
-    assert sorted((reject.offset, reject.example_id, reject.reason) for reject in aside) == expected
-    assert {reject.source for reject in aside} == {str(path)}
-    assert all(reject.detail for reject in aside)
+    manifest, records, _ = read_set(tmp_path / "out")
+    assert manifest.counts == {"examples": 33, "rejected": 7}
+    assert manifest.rejected == {reason: 1 for _, _, reason in expected}
+    assert sum(file.count for file in manifest.rejected_files) == 7
+    rejected = read_rejects(tmp_path / "out")
+    assert (
+        sorted((reject.offset, reject.example_id, reject.reason) for reject in rejected) == expected
+    )
+    assert {reject.source for reject in rejected} == {str(path)}
+    assert all(reject.detail for reject in rejected)
     assert "7 rejected" in outcome.out and "bad-checksum 1" in outcome.out
     assert extract(write_records(tmp_path / "whole", tiny.payloads()), output="clean").status == 0
     gone = {index for index, _, _ in expected}
@@ -61,8 +53,8 @@ def test_a_model_that_gives_a_nan_costs_that_example(
         ).status
         == 0
     )
-    found, records, _ = read_set(tmp_path / "out")
-    assert found.rejected == {rejects.NON_FINITE_FEATURES: 1}
+    manifest, records, _ = read_set(tmp_path / "out")
+    assert manifest.rejected == {rejects.NON_FINITE_FEATURES: 1}
     (reject,) = read_rejects(tmp_path / "out")
     assert (reject.offset, reject.example_id) == (4, "huge")
     assert len(records) == 9 and np.isfinite(records.loss_grads).all()

@@ -9,23 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import (
-    CLASSES,
-    RATES,
-    UNITS,
-    Outcome,
-    Tiny,
-)
-from tests.stage_one import (
-    assert_same_features,
-)
+from tests.conftest import CLASSES, RATES, UNITS, Tiny
+from tests.stage_one import assert_same_features
 from transforms.core.errors import InputError
 from transforms.core.features import Features
 from transforms.extraction.worker.extractor import ExtractionPlan, FeatureExtractor
 from transforms.models.checkpoints import Checkpoints, ModelSpec, load
 from transforms.runtime import counters
 
-Run = Callable[..., Outcome]
 T = len(RATES)
 
 
@@ -61,8 +52,8 @@ def test_batches_of_other_lengths_are_computed_by_a_trace_of_their_own(
     rng = np.random.default_rng(0)
     for length in (5, 7, 5):
         sequences = rng.normal(size=(8, length, 4)).astype(np.float32)
-        found = extractor([f"ex-{i}" for i in range(8)], [sequences], np.zeros((8, 1)))
-        assert found.activations[:, 0, :4].tolist() == sequences.max(axis=1).tolist()
+        features = extractor([f"ex-{i}" for i in range(8)], [sequences], np.zeros((8, 1)))
+        assert features.activations[:, 0, :4].tolist() == sequences.max(axis=1).tolist()
 
 
 @pytest.fixture

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import (
-    RATES,
-    Outcome,
-    Tiny,
-    build_tiny,
-)
+from tests.conftest import RATES, Tiny, build_tiny
 from transforms.core.errors import InputError
 from transforms.extraction.worker.model import Model, choose_threads
 from transforms.models import checkpoint_files
 from transforms.models.checkpoints import ModelSpec
 
-Run = Callable[..., Outcome]
 T = len(RATES)
 
 

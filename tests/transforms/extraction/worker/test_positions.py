@@ -13,12 +13,7 @@ import tensorflow as tf
 
 from tests.conftest import Outcome, example, write_records
 from tests.small import save
-from tests.stage_one import (
-    assert_same_features,
-    extract_set,
-    read_rejects,
-    read_set,
-)
+from tests.stage_one import assert_same_features, extract_set, read_rejects, read_set
 from tests.taggers import MODELS, SPARSE, C, L, N, P, data, dense_tagger, head_of, tagger
 from transforms.core.errors import InputError
 from transforms.core.ids import example_of
@@ -86,11 +81,11 @@ def test_records_of_an_example_add_up_to_the_gradient_of_its_compiled_loss(
     # Once trained, so that nothing is at its first value.
     model.fit(x, y, epochs=2, batch_size=4, verbose=0)
     assert run(model, x, y, "--batch_size=3").status == 0
-    found, records, raw = read_set(tmp_path / "out")
+    manifest, records, raw = read_set(tmp_path / "out")
     assert (
-        found.per_token
-        and found.counts["examples"] == N
-        and found.counts["positions"] == len(records)
+        manifest.per_token
+        and manifest.counts["examples"] == N
+        and manifest.counts["positions"] == len(records)
     )
     dense = head_of(model)
     sizes = []
@@ -208,9 +203,9 @@ def test_predicted_labels_are_those_of_each_position(
     model.compile("sgd", SPARSE(from_logits=True))
     assert run(model, x, None, "--labels=predicted").status == 0
     records = read_set(tmp_path / "out")[1]
-    wanted = model.predict(x, verbose=0).argmax(-1)[x != 0]
+    expected = model.predict(x, verbose=0).argmax(-1)[x != 0]
     assert (
-        records.labels.ravel().tolist() == wanted.tolist() == records.predictions.ravel().tolist()
+        records.labels.ravel().tolist() == expected.tolist() == records.predictions.ravel().tolist()
     )
 
 
@@ -236,11 +231,11 @@ def test_batches_and_copies_change_no_bit(
     computed, copied = read_set(tmp_path / "computed"), read_set(tmp_path / "copied")
     assert copied[0].counts == computed[0].counts
     assert_same_features(copied[1], computed[1])
-    places: dict[bytes, list[int]] = {}
+    positions: dict[bytes, list[int]] = {}
     for one in copied[1].example_ids.tolist():
-        places.setdefault(example_of(one), []).append(int(one.split(b"@")[1]))
-    assert list(map(len, places.values())) != [1] * N
-    assert all(found == list(range(len(found))) for found in places.values())
+        positions.setdefault(example_of(one), []).append(int(one.split(b"@")[1]))
+    assert list(map(len, positions.values())) != [1] * N
+    assert all(indices == list(range(len(indices))) for indices in positions.values())
 
 
 def test_a_file_of_features_ends_between_examples(
@@ -259,10 +254,10 @@ def test_a_file_of_features_ends_between_examples(
         input_keys=("x",),
         per_token=True,
     )
-    found, records, _ = read_set(tmp_path / "out")
+    manifest, records, _ = read_set(tmp_path / "out")
     # Of 5, 4, 3, 2, 1, 5, 4 and 2 positions.
-    assert [file.count for file in found.files] == [5, 4, 5, 6, 4, 2]
-    assert found.counts == {"examples": N, "rejected": 0, "positions": len(records)}
+    assert [file.count for file in manifest.files] == [5, 4, 5, 6, 4, 2]
+    assert manifest.counts == {"examples": N, "rejected": 0, "positions": len(records)}
 
 
 REFUSED: dict[str, tuple[Callable[[], keras.Model], bool, str]] = {
