@@ -1,6 +1,4 @@
-"""Where feature records came from: file, record index, content digest, and the keys that are
-kept.
-"""
+"""Origins of feature records: file, record index, content digest, and kept keys."""
 
 from __future__ import annotations
 
@@ -13,8 +11,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where a record came from: file, record index, digest of the serialized example, and the keys
-    that are kept of it.
+    """The origin of a feature record.
+
+    Attributes:
+        source: the file of the example.
+        offset: its record index in the file.
+        content_digest: of the serialized example.
+        kept: the `tf.train.Feature` of each kept key.
     """
 
     source: str
@@ -25,12 +28,12 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Origins:
-    """Where n records came from, as arrays: an object for each would be several times as large
-    where they travel.
+    """The origins of n feature records, as arrays: objects would be several times as large in
+    transfers.
 
     Attributes:
         sources: names of files, each once.
-        source: [n] int32, the file of each, by its place among these.
+        source: [n] int32, indices of files in `sources`.
         offsets: [n] int64, record indices.
         digests: [n, 16] uint8, content digests.
     """
@@ -42,13 +45,13 @@ class Origins:
 
     @staticmethod
     def of(origins: Sequence[Origin]) -> Origins:
-        """The same of each by itself; digests of one length."""
-        place = {source: i for i, source in enumerate(dict.fromkeys(one.source for one in origins))}
+        """Makes columns of single origins, whose digests have one length."""
+        sources = dict.fromkeys(origin.source for origin in origins)
+        index = {source: i for i, source in enumerate(sources)}
+        digests = np.frombuffer(b"".join(origin.content_digest for origin in origins), np.uint8)
         return Origins(
-            tuple(place),
-            np.array([place[one.source] for one in origins], np.int32),
-            np.array([one.offset for one in origins], np.int64),
-            np.frombuffer(b"".join(one.content_digest for one in origins), np.uint8).reshape(
-                len(origins), -1 if origins else 0
-            ),
+            tuple(index),
+            np.array([index[origin.source] for origin in origins], np.int32),
+            np.array([origin.offset for origin in origins], np.int64),
+            digests.reshape(len(origins), -1 if origins else 0),
         )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-# What a record takes in a file beside its arrays, about: the keys, the id, the name of its source,
-# the framing.
+# Bytes of a record in a file beside its arrays, about: keys, id, name of the source, framing.
 _STORED_RECORD_BYTES = 350
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """Records `start` to `stop` of the file at place `file` of a feature set's manifest."""
+    """Records `start` to `stop` of file number `file` of a feature set's manifest."""
 
     file: int
     start: int
@@ -31,11 +30,11 @@ class Shape:
 
     @property
     def record_bytes(self) -> int:
-        """Memory of one record's arrays, its id (at most 512 bytes) and labels."""
+        """Bytes of one record in memory: its arrays, its id (at most 512 bytes) and labels."""
         return self.checkpoints * (4 * (self.outputs + self.units) + 20) + 600
 
     def stored_bytes(self, feature_dtype: str) -> int:
-        """What one record takes in a file, about, with arrays of this dtype."""
+        """Estimates the bytes of one record in a file, with arrays of this dtype."""
         return (
             self.checkpoints
             * ((4 if feature_dtype == "float32" else 2) * (self.outputs + self.units) + 20)
@@ -44,5 +43,5 @@ class Shape:
 
     @property
     def pair_flops(self) -> int:
-        """Arithmetic of one pair in factored form, `2 T (C + D)`."""
+        """Floating-point operations of one pair in factored form, `2 T (C + D)`."""
         return 2 * self.checkpoints * (self.outputs + self.units)

@@ -17,8 +17,8 @@ from transforms.core.features import NO_LABEL
 
 
 def encode_vectors(example_ids: np.ndarray, labels: np.ndarray, vectors: np.ndarray) -> list[bytes]:
-    """Serializes n `tf.train.Example`s of `example_id`, `label` and `vector`: [n], [n, L] and [n,
-    d] float32, lists of floats.
+    """Serializes n `tf.train.Example`s of `example_id` [n], `label` [n, L] and `vector` [n, d]
+    float32, a list of floats.
     """
     return serialize_examples(
         len(vectors),
@@ -33,18 +33,19 @@ def encode_vectors(example_ids: np.ndarray, labels: np.ndarray, vectors: np.ndar
 def serialize_examples(
     n: int, payloads: Mapping[str, tuple[int, np.ndarray | Sequence[bytes]]]
 ) -> list[bytes]:
-    """Serialized `tf.train.Example`s [n] of columns: the kind of a column's lists, and the content
-    of each, as rows [n, size] of bytes, a row [1, size] for all, or by itself.
+    """Serializes n `tf.train.Example`s from columns.
 
-    Neighbouring columns whose contents have one size are laid side by side in an array, so that
-    little is left to do for each record, and nothing where this is so of all columns.
+    A column is the kind of its lists, and their contents: rows [n, size] of bytes, a row [1, size]
+    for all records, or n byte strings. Neighbouring columns whose contents have one size are put
+    side by side as arrays, so that little is left to do for each record; nothing, where all columns
+    are such.
     """
     pieces: list[list[bytes]] = []
     fixed: list[np.ndarray] = []
 
-    def lay() -> None:
+    def join_fixed() -> None:
         if fixed:
-            pieces.append(_beside(n, fixed))
+            pieces.append(_side_by_side(n, fixed))
             fixed.clear()
 
     for name, key in sorted((name.encode(), name) for name in payloads):
@@ -53,19 +54,19 @@ def serialize_examples(
         if rows is not None:
             fixed += [constant_row(entry_head(name, kind, rows.shape[1])), rows]
         else:
-            lay()
+            join_fixed()
             pieces.append([entry_head(name, kind, len(value)) + value for value in content])
     if not pieces:
-        return _beside(
+        return _side_by_side(
             n, [constant_row(_example_head(sum(column.shape[1] for column in fixed))), *fixed]
         )
-    lay()
+    join_fixed()
     return [serialize_example(*row) for row in zip(*pieces, strict=True)]
 
 
-def _beside(n: int, columns: Sequence[np.ndarray]) -> list[bytes]:
-    """The rows of columns [n, size] or [1, size] side by side."""
-    return _one_by_one(
+def _side_by_side(n: int, columns: Sequence[np.ndarray]) -> list[bytes]:
+    """Returns the rows of columns [n, size] or [1, size] side by side, as byte strings."""
+    return _split_rows(
         np.concatenate(
             [np.broadcast_to(column, (n, column.shape[1])) for column in columns], axis=1
         )
@@ -78,20 +79,22 @@ def constant_row(data: bytes) -> np.ndarray:
 
 
 def text_rows(texts: np.ndarray) -> np.ndarray | list[bytes]:
-    """Byte strings [n] (dtype S) as rows [n, size] where all are of one length."""
+    """Returns byte strings [n] (dtype S) as rows [n, size], or as a list where their lengths
+    differ.
+    """
     rows = np.ascontiguousarray(texts).view(np.uint8).reshape(len(texts), -1 if len(texts) else 0)
-    # A shorter one is filled up with NULs, which none ends with.
+    # A shorter string is filled up with NULs, with which no id ends.
     return rows if rows.shape[1] and rows[:, -1].all() else texts.tolist()
 
 
-def _one_by_one(rows: np.ndarray) -> list[bytes]:
-    """Rows [n, size] of bytes, size at least 1, as byte strings."""
+def _split_rows(rows: np.ndarray) -> list[bytes]:
+    """Returns rows [n, size] of bytes, size at least 1, as byte strings."""
     data, size = rows.tobytes(), rows.shape[1]
     return [data[start : start + size] for start in range(0, len(data), size)]
 
 
 def _as_rows(contents: Sequence[bytes]) -> np.ndarray | None:
-    """Byte strings of one length as an array [n, length]; None where they have several."""
+    """Returns byte strings of one length as an array [n, length]; None where lengths differ."""
     lengths = set(map(len, contents))
     if len(lengths) > 1:
         return None
@@ -101,12 +104,12 @@ def _as_rows(contents: Sequence[bytes]) -> np.ndarray | None:
 
 
 def serialize_example(*entries: bytes) -> bytes:
-    """A `tf.train.Example` of these entries of its map."""
+    """Returns a serialized `tf.train.Example` of serialized entries of its map."""
     return b"".join((_example_head(sum(map(len, entries))), *entries))
 
 
 def _example_head(size: int) -> bytes:
-    """What stands before the entries, of `size` bytes together."""
+    """Returns the bytes before the entries, which have `size` bytes together."""
     return b"\x0a" + varint(size)
 
 
@@ -132,23 +135,23 @@ def varint(value: int) -> bytes:
 
 
 def varint_rows(values: np.ndarray) -> np.ndarray | list[bytes]:
-    """Integers [n] as Protocol Buffers write them, as rows [n, size] where all take as many
-    bytes.
+    """Returns integers [n] as varints: rows [n, size] where all have as many bytes, else byte
+    strings.
     """
-    places = np.arange(10)
-    septets = values.astype(np.uint64)[:, None] >> (7 * places).astype(np.uint64)
+    indices = np.arange(LONGEST_VARINT)
+    septets = values.astype(np.uint64)[:, None] >> (7 * indices).astype(np.uint64)
     sizes = np.maximum(1, np.count_nonzero(septets, axis=1))
     written = (septets & np.uint64(0x7F)).astype(np.uint8) | np.where(
-        places < sizes[:, None] - 1, 0x80, 0
+        indices < sizes[:, None] - 1, 0x80, 0
     ).astype(np.uint8)
     if len(values) and sizes.min() == sizes.max():
         return written[:, : sizes[0]]
-    return [row[:size] for row, size in zip(_one_by_one(written), sizes.tolist(), strict=True)]
+    return [row[:size] for row, size in zip(_split_rows(written), sizes.tolist(), strict=True)]
 
 
 @functools.lru_cache(maxsize=4096)
 def entry_head(key: bytes, kind: int, size: int) -> bytes:
-    """What stands before the last `size` bytes, the payload, of an entry of the map
+    """Returns the bytes before the payload, the last `size` bytes, of an entry of the map
     `tf.train.Features.feature`.
 
     The payload is the last field of the innermost of nested messages, so that it ends where all of
@@ -165,19 +168,21 @@ def entry_head(key: bytes, kind: int, size: int) -> bytes:
 
 
 def float_list(array: np.ndarray) -> bytes:
-    """A serialized `tf.train.FloatList` of an array's numbers."""
+    """Returns a serialized `tf.train.FloatList` of an array's numbers."""
     data = array.ravel().astype("<f4").tobytes()
     return b"\x0a" + varint(len(data)) + data if data else b""
 
 
 def byte_rows(array: np.ndarray, dtype: Any) -> np.ndarray:
-    """The bytes of each of n rows: [n, size]."""
+    """Returns the bytes of each of n rows: [n, size] uint8."""
     flat = np.ascontiguousarray(array, dtype).reshape(len(array), math.prod(array.shape[1:]))
     return flat.view(np.uint8) if flat.size else np.empty((len(array), 0), np.uint8)
 
 
 def number_lists(values: np.ndarray) -> tuple[int, np.ndarray | list[bytes]]:
-    """The lists of n rows: of whole numbers but `NO_LABEL`, or of float32."""
+    """Returns the kind and the contents of n lists of numbers: integers without `NO_LABEL`, or
+    float32.
+    """
     if np.issubdtype(values.dtype, np.integer):
         if values.shape[1] == 1 and (values != NO_LABEL).all():
             return INT64_LIST, varint_rows(values[:, 0])

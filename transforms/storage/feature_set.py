@@ -15,7 +15,8 @@ from transforms.storage.example_columns import DamagedRecord
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.filesystems import StoredFile
 
-# What part of a file's records may be read one by one, each by a seek, instead of the whole file.
+# Share of a file's records up to which they are read one by one, each by a seek, instead of the
+# whole file.
 _FEW = 1 / 16
 
 
@@ -74,25 +75,24 @@ class FeatureSet:
         return Features.concatenate([self.decode(self.payloads(span), span) for span in spans])
 
     def take(self, rows: np.ndarray) -> Features:
-        """Reads, verifies and parses the records of some rows of the set, ascending, [m] integers:
-        each file that holds some once.
+        """Reads, verifies and parses the records of some rows of the set, ascending, [m] integers;
+        each file is read once.
 
-        Of a file on this machine of which few are wanted, only these are read, and verified by
-        their own checksums.
+        A few records of a file on this machine are read alone, and verified by their own checksums.
 
         Raises:
-            InputError: what is read is not what was written.
+            InputError: a file is damaged or gone.
         """
         borders = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
         payloads: list[bytes] = []
         for file in np.unique(np.searchsorted(borders, rows, side="right") - 1).tolist():
-            wanted = rows[(rows >= borders[file]) & (rows < borders[file + 1])] - borders[file]
-            if len(wanted) < _FEW * self.counts[file] and filesystems.is_local(self.directory):
-                payloads += self._pick(self.manifest.files[file], wanted.tolist())
+            indices = rows[(rows >= borders[file]) & (rows < borders[file + 1])] - borders[file]
+            if len(indices) < _FEW * self.counts[file] and filesystems.is_local(self.directory):
+                payloads += self._pick(self.manifest.files[file], indices.tolist())
             else:
-                first = int(wanted[0])
-                found = self.payloads(Span(file, first, int(wanted[-1]) + 1))
-                payloads += [found[row - first] for row in wanted.tolist()]
+                first = int(indices[0])
+                read = self.payloads(Span(file, first, int(indices[-1]) + 1))
+                payloads += [read[index - first] for index in indices.tolist()]
         return self.decode(payloads)
 
     def _pick(self, file: StoredFile, indices: Sequence[int]) -> list[bytes]:

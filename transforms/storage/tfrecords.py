@@ -1,9 +1,8 @@
-"""The framing of TFRecord files: payloads out of a stream, one by one and with what is wrong with
-them; and back.
+"""Frames of TFRecord files: payloads are read from a stream, with their damage, and written.
 
 Beam's and TensorFlow's readers stop at the first damaged record and lose the rest of the file with
-it. Here a payload with a wrong checksum is one record lost, said so, and the next is read; only a
-damaged length ends the file, since nobody knows where the next record starts. Format: `uint64
+it. Here a payload with a wrong checksum is one record lost and reported, and the next is read. Only
+a damaged length ends the file, since nobody knows where the next record starts. Format: `uint64
 length, masked CRC-32C of it, payload, masked CRC-32C of it`, little-endian.
 """
 
@@ -56,13 +55,13 @@ def _masked_crc(data: bytes) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def _header(length: int) -> bytes:
-    """What stands before a payload; records of a file have few lengths."""
+    """Returns the bytes before a payload; records of a file have few lengths."""
     packed = struct.pack("<Q", length)
     return packed + _CRC.pack(_masked_crc(packed))
 
 
 def frame(payload: bytes) -> bytes:
-    """The bytes of one record in a TFRecord file."""
+    """Returns the bytes of one record in a TFRecord file."""
     return b"".join((_header(len(payload)), payload, _CRC.pack(_masked_crc(payload))))
 
 
@@ -98,7 +97,7 @@ def pick_frames(stream: IO[bytes], indices: Sequence[int]) -> list[bytes]:
     """
     payloads = []
     position = index = 0
-    for wanted in indices:
+    for chosen in indices:
         while True:
             stream.seek(position)
             header = stream.read(_HEADER.size)
@@ -107,17 +106,17 @@ def pick_frames(stream: IO[bytes], indices: Sequence[int]) -> list[bytes]:
             (length, _) = _HEADER.unpack(header)
             position += length + 16
             index += 1
-            if index > wanted:
+            if index > chosen:
                 break
         payload, crc = stream.read(length), stream.read(_CRC.size)
         if len(payload) < length or crc != _CRC.pack(_masked_crc(payload)):
-            raise ValueError(f"record {wanted} has another checksum than is stored with it")
+            raise ValueError(f"record {chosen} has another checksum than is stored with it")
         payloads.append(payload)
     return payloads
 
 
 def read_frames(stream: IO[bytes]) -> Iterator[list[bytes | None]]:
-    """Reads the records of a TFRecord stream, plain or gzip (told by content, not by name), in
+    """Reads the records of a TFRecord stream, plain or gzip (by content, not by name), in
     order, as many at once as a read gives.
 
     Yields:
@@ -131,7 +130,7 @@ def read_frames(stream: IO[bytes]) -> Iterator[list[bytes | None]]:
     if head[:2] == _GZIP_MAGIC and not _is_header(head):
         # It reads `fileobj` forwards only, which its type does not say.
         unzipped = gzip.GzipFile(fileobj=_Rewound(head, stream))  # type: ignore[call-overload]
-        # read1, because read throws away what it has unzipped when it comes to a damaged place.
+        # read1, because read drops unzipped bytes when it comes to damage.
         yield from _read_plain(lambda size: unzipped.read1(min(size, _UNZIPPED)), b"")
     else:
         yield from _read_plain(stream.read, head)
@@ -157,11 +156,11 @@ def _read_plain(read: Callable[[int], bytes], buffer: bytes) -> Iterator[list[by
             )
             raise UnreadableTail(index, offset, reason, is_no_record=not index)
         length = _LENGTH.unpack_from(buffer)[0] if len(buffer) >= _HEADER.size else None
-        wanted = _HEADER.size if length is None else length + 16
+        needed = _HEADER.size if length is None else length + 16
         parts, have = [buffer], len(buffer)
-        while have < wanted:
+        while have < needed:
             try:
-                part = read(max(_CHUNK, wanted - have))
+                part = read(max(_CHUNK, needed - have))
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 broken, part = str(error), b""
             if not part:

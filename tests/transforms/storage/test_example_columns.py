@@ -23,7 +23,6 @@ from transforms.storage.example_wire import (
     FLOAT_LIST,
     INT64_LIST,
     entry_head,
-    read_features,
     serialize_example,
     varint,
 )
@@ -262,25 +261,3 @@ def test_no_damage_does_more_than_raise(data: st.DataObject) -> None:
     own = y[0][1][: y[1][1]].tolist()
     assert own == list(expected["y"].int64_list.value)
     np.testing.assert_array_equal(z[0][1][: z[1][1]], list(expected["z"].float_list.value))
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.dictionaries(
-        st.text(max_size=20),
-        st.one_of(
-            st.lists(st.binary(max_size=5), max_size=3),
-            st.lists(st.integers(-(2**63), 2**63 - 1), max_size=3),
-            st.lists(st.floats(width=32, allow_nan=False), max_size=3),
-        ),
-        max_size=4,
-    )
-)
-def test_single_records_are_read_and_written_as_by_the_library(values) -> None:
-    keys = {key: feature(value) for key, value in values.items()}
-    record = tf.train.Example(features=tf.train.Features(feature=keys)).SerializeToString()
-    found = read_features(record)
-    assert {key.decode() for key in found} == set(values)
-    for key, one in found.items():
-        assert list(one.values) == list(values[key.decode()])
-        assert one.serialize() == keys[key.decode()].SerializeToString(deterministic=True)
