@@ -46,7 +46,7 @@ class Show(Command):
     def prepare(cls, invocation: Invocation) -> Show:
         """Reads the manifest."""
         args = invocation.args
-        manifest = manifests.read_if_any(args.directory, "DIR")
+        manifest = manifests.read_if_any(args.directory, "directory")
         if manifest is None:
             raise InputError(
                 f"{args.directory} is not a complete result: it has no {manifests.FILE_NAME}"

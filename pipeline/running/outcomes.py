@@ -34,11 +34,11 @@ def exit_with(command: str, run: Callable[[], None]) -> int:
     try:
         run()
     except Crossed as error:
-        return _end(command, with_flags(str(error)), 3)
+        return _end(command, with_flags(str(error), command), 3)
     except RunFailed as error:
-        return _end(command, f"failed: {with_flags(str(error))}", 1)
+        return _end(command, f"failed: {with_flags(str(error), command)}", 1)
     except InputError as error:
-        return _end(command, with_flags(str(error)), 2)
+        return _end(command, with_flags(str(error), command), 2)
     except KeyboardInterrupt:
         return _end(command, "stopped", 130)
     return 0

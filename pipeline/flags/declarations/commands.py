@@ -19,8 +19,8 @@ from pipeline.flags.declarations.flag import Flag, names_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Command:
-    """A command of the program.
+class DeclaredCommand:
+    """The declaration of a command.
 
     Attributes:
         summary: what it does, without a full stop.
@@ -39,40 +39,42 @@ class Command:
     computes: bool = True
 
 
-COMMANDS: Mapping[str, Command] = {
-    "influence": Command(
+COMMANDS: Mapping[str, DeclaredCommand] = {
+    "influence": DeclaredCommand(
         "trace test predictions to the training examples behind them: features and scores in one "
         "run",
         ("data", "model", "scoring"),
     ),
-    "features": Command("extract the features of a set of examples (stage 1)", ("data", "model")),
-    "score": Command(
+    "features": DeclaredCommand(
+        "extract the features of a set of examples (stage 1)", ("data", "model")
+    ),
+    "score": DeclaredCommand(
         "score a test feature set against a training feature set (stage 2)",
         ("data", "scoring", "model"),
         computes=False,
     ),
-    "audit": Command(
+    "audit": DeclaredCommand(
         "find the labels of a training set that are likely wrong",
         ("data", "model", "suspects"),
         alternatives=(("features",), ("examples", "checkpoints")),
         between=" and ",
     ),
-    "export": Command(
+    "export": DeclaredCommand(
         "turn a feature set into vectors whose dot product is, or is near to, the influence",
         ("data", "vectors"),
     ),
-    "index": Command(
+    "index": DeclaredCommand(
         "build a nearest-neighbour index of a training feature set (needs the extra `neighbours`)",
         ("data", "vectors"),
     ),
-    "search": Command(
+    "search": DeclaredCommand(
         "find each test example's proponents and opponents by an index, and score them exactly",
         ("data", "search"),
     ),
-    "show": Command(
+    "show": DeclaredCommand(
         "see what an audit or an influence result holds, in the terminal", computes=False
     ),
-    "plan": Command(
+    "plan": DeclaredCommand(
         "predict the cost of a `tracin score` with the same flags: tiles, bytes, arithmetic, "
         "memory; nothing is run or written",
         ("data", model.PLANNED, "scoring", "model"),
@@ -80,7 +82,9 @@ COMMANDS: Mapping[str, Command] = {
         before_last="of sets that are not there yet ",
         computes=False,
     ),
-    "demo": Command("see the whole story on real handwritten digits that come with the install"),
+    "demo": DeclaredCommand(
+        "see the whole story on real handwritten digits that come with the install"
+    ),
 }
 
 # In the order of the help.

@@ -7,15 +7,12 @@ import shlex
 import struct
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from rich.console import Console
 
 from pipeline.commands import demo
-from pipeline.demonstration import digits, findings, gallery, workspace
+from pipeline.demonstration import digits, findings
 from pipeline.flags import parser
 from transforms.influence.rows import read_rows
-from transforms.storage import filesystems, manifests
 
 
 @pytest.fixture(scope="module")
@@ -125,26 +122,6 @@ def test_complete_demo_is_left_alone(story, capfd):
     assert {path: path.stat().st_mtime_ns for path in story.directory.rglob("*")} == before
 
 
-def test_overwrite_takes_back_the_results_and_nothing_else(tmp_path):
-    others = [
-        tmp_path / "notes.txt",
-        tmp_path / "checkpoints" / "epoch-1.keras",
-        tmp_path / "influence" / "notes.txt",
-    ]
-    for path in others:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("{}")
-    stored = filesystems.write(str(tmp_path / "influence"), "influence-00000.jsonl", b"{}", 1)
-    manifests.write(
-        str(tmp_path / "influence"),
-        manifests.Manifest("influence", "f", {}, (stored,), {"rows": 1}),
-    )
-    own = [tmp_path / "influence" / name for name in (manifests.FILE_NAME, "influence-00000.jsonl")]
-    workspace.prepare_directory(str(tmp_path), overwrite=True)
-    assert all(path.exists() for path in others)
-    assert not any(path.exists() for path in own)
-
-
 @pytest.mark.parametrize("output", ["gs://bucket/demo", "a,b"])
 def test_output_that_flags_cannot_name_is_refused(output, capfd):
     assert demo.run([f"--output={output}"]) == 2
@@ -167,75 +144,3 @@ def test_missing_package_is_one_line(missing, tmp_path, monkeypatch, capfd):
     captured = capfd.readouterr()
     assert len(captured.err.splitlines()) == 1
     assert "pip install 'tracin-beam[demo]'" in captured.err
-
-
-def test_mislabelling():
-    truth = np.repeat(np.arange(10), 900)
-    labels = digits.mislabel(truth, np.random.default_rng(0))
-    wrong = labels != truth
-    assert wrong.sum() == 900
-    assert set(np.unique(labels)) == set(range(10))
-    shifts = np.bincount((labels - truth)[wrong] % 10, minlength=10)
-    assert shifts[0] == 0 and shifts[1:].min() > 60 and shifts[1:].max() < 140
-    assert (labels == digits.mislabel(truth, np.random.default_rng(0))).all()
-
-
-def test_digits_are_the_same_every_time(parts):
-    again = digits.load()
-    for one, other in zip(parts, again, strict=True):
-        assert one.ids == other.ids
-        assert (
-            (one.images == other.images).all()
-            and (one.labels == other.labels).all()
-            and (one.truth == other.truth).all()
-        )
-    train, test = parts
-    assert (len(train), len(test)) == (1397, 400)
-    assert train.planted.sum() == 140 and test.planted.sum() == 0
-    assert train.images.min() == 0 and train.images.max() == 1
-
-
-def test_inspection_counts_what_is_found():
-    inspection = findings.Inspection.of(
-        np.array([1.0, 5.0, 3.0, 5.0, 0.0]), np.array([True, False, True, True, False])
-    )
-    assert inspection.order.tolist() == [1, 3, 2, 0, 4]
-    assert inspection.found.tolist() == [0, 0, 1, 2, 3, 3]
-    assert inspection.first(0.4) == 2
-
-
-@pytest.mark.parametrize(
-    ("encoding", "colours", "told"),
-    [
-        ("utf-8", None, "▀▄█ "),
-        ("ascii", None, "'.# "),
-        ("utf-8", "truecolor", "▀▀▀▀"),
-        ("ascii", "truecolor", "'.# "),
-    ],
-)
-def test_drawing(encoding, colours, told):
-    image = np.zeros((8, 8))
-    image[0, 0] = image[1, 1] = image[0, 2] = image[1, 2] = 1
-    console = Console(
-        file=io.TextIOWrapper(io.BytesIO(), encoding=encoding),
-        color_system=colours,
-        force_terminal=colours is not None,
-        no_color=False,
-    )
-    drawn = gallery.draw(image, console)
-    lines = drawn.plain.split("\n")
-    assert [len(line) for line in lines] == [8, 8, 8, 8]
-    assert lines[0][:4] == told
-    assert bool(drawn.spans) == (told == "▀▀▀▀")
-
-
-def test_table_is_as_wide_as_the_terminal_allows(parts):
-    train, test = parts
-    candidates = tuple(findings.Candidate(row, 1.0 - row) for row in range(5))
-    traced = [findings.Traced(0, 1, 0.1, candidates, candidates[:2])]
-    for width, shown in ((40, 1), (80, 3), (130, 5), (300, 5)):
-        console = Console(file=io.StringIO(), width=width, color_system=None)
-        console.print(gallery.traced_table(traced, test, train, console))
-        printed = console.file.getvalue()
-        assert max(map(len, printed.splitlines())) <= width
-        assert printed.count("train-") == shown + min(shown, 2)

@@ -7,6 +7,10 @@ import pytest
 from pipeline.flags.messages import with_flags
 
 
+def test_a_word_without_a_flag_is_named_as_in_the_help() -> None:
+    assert with_flags("`directory='x'` cannot be read", "show") == "DIR='x' cannot be read"
+
+
 @pytest.mark.parametrize(
     ("message", "expected"),
     [

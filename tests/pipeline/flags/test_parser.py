@@ -1,10 +1,8 @@
-"""The command line before anything heavy is imported: help, and mistakes in flags."""
+"""The parsers of the commands: help, values, and mistakes in flags."""
 
 from __future__ import annotations
 
 import pathlib
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -29,49 +27,6 @@ def assert_told(outcome: Outcome, *parts: str) -> None:
         assert part in outcome.err, outcome.err
 
 
-# In a new process, since this one has imported everything. All at once, because a process costs
-# more than an answer.
-HEAVY = """
-import contextlib, io, sys
-from pipeline import cli
-from pipeline.flags.declarations.commands import COMMANDS
-wrong = [["score"], ["plan", "--outputs=3"], ["features", "--exmaples=x"], ["nonsense"]]
-for words in [[c, "--help"] for c in COMMANDS] + [["--help"], ["--version"], *wrong]:
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-        try:
-            status = cli.main(words)
-        except SystemExit as error:
-            status = error.code
-    print(status, *words, "|", len(told.getvalue()))
-heavy = {"tensorflow", "keras", "apache_beam", "numpy", "pyarrow", "matplotlib", "sklearn"}
-print("heavy:", sorted(heavy & set(sys.modules)))
-"""
-
-
-def test_help_and_mistakes_are_answered_without_importing_anything_heavy() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", HEAVY],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    *answers, heavy = done.stdout.splitlines()
-    assert heavy == "heavy: []"
-    expected = [f"0 {command} --help" for command in COMMANDS] + [
-        "0 --help",
-        "0 --version",
-        "2 score",
-        "2 plan --outputs=3",
-        "2 features --exmaples=x",
-        "2 nonsense",
-    ]
-    assert [answer.split(" |")[0] for answer in answers] == expected
-    assert all(int(answer.split("|")[1]) > 10 for answer in answers)
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_names_every_flag_with_what_it_does(tracin: Run, command: str) -> None:
     outcome = tracin(command, "--help")
@@ -79,16 +34,6 @@ def test_help_names_every_flag_with_what_it_does(tracin: Run, command: str) -> N
     for flag in flags_of(command):
         assert (flag.value_name if flag.positional else flag.option) in outcome.out
         assert flag.help, flag.name
-
-
-def test_the_usage_names_every_command(tracin: Run) -> None:
-    outcome = tracin("--help")
-    assert outcome.status == 0
-    assert all(command in outcome.out for command in COMMANDS)
-
-
-def test_an_unknown_command_is_told_with_those_there_are(tracin: Run) -> None:
-    assert_told(tracin("scores"), "'scores'", "influence", "features", "score")
 
 
 def test_a_missing_flag_is_named(tracin: Run) -> None:
