@@ -29,7 +29,7 @@ from transforms.storage.manifests import Manifest
 from transforms.storage.read_feature_set import read_feature_set
 from transforms.vectors import faiss_index
 from transforms.vectors.config import SearchConfig
-from transforms.vectors.recall import RECALL_FILE, MeasureRecall
+from transforms.vectors.recall import RECALL_FILE, MeasureRecall, report_note
 from transforms.vectors.search import SearchIndex, SearchPlan
 
 
@@ -70,23 +70,12 @@ class Search(GraphCommand):
         write = WriteInfluence(
             self.output,
             self.config,
-            InfluenceReportConfig(self.class_names, (self._note(),)),
+            InfluenceReportConfig(self.class_names, (report_note(self.plan),)),
             self.invocation.args.overwrite,
             self.settings,
             beside,
         )
         (rows, *sets) | "WriteInfluence" >> write  # Manifest
-
-    def _note(self) -> str:
-        missed = (
-            f"{RECALL_FILE} tells what part of the exact answer was found"
-            if self.plan.sample
-            else "what was missed has not been measured"
-        )
-        return (
-            "Proponents and opponents were looked for by an index, and those that it did not "
-            f"offer are missing: {missed}."
-        )
 
     def stages(self) -> Sequence[Stage]:
         """Returns the stage of searching."""

@@ -44,17 +44,17 @@ class Refused(Exception):
 
 
 class Warehouse:
-    """The tables, the jobs, and what is to go wrong.
+    """The tables, the jobs, and the faults to come.
 
     Attributes:
         host: where it listens.
         store: where files are.
-        tables: what is told of each table, by its name in SQL.
-        jobs: all jobs, by name, as they are told.
+        tables: the resource of each table, by its name in SQL.
+        jobs: the resources of all jobs, by name.
         faults: requests that are still to be answered wrongly; see `object_store.Fault`.
         failures: the errors, `(reason, message)`, that the next MERGE jobs end with, nothing done.
         looks: how often a MERGE job is looked at before it has ended.
-        requests: what has been asked for, as `METHOD path?query`.
+        requests: all requests, as `METHOD path?query`.
     """
 
     def __init__(self, host: str, store: Store) -> None:
@@ -78,10 +78,10 @@ class Warehouse:
             return self.ask(f"SELECT * FROM `{PROJECT}.{DATASET}.{table}`")
 
     def ask(self, sql: str) -> list[dict[str, Any]]:
-        """What a statement of BigQuery's, without parameters, answers."""
+        """Returns the rows of a BigQuery statement without parameters."""
         with self._lock:
-            found = self._database.sql(_translated(sql))
-            return found.to_arrow_table().to_pylist() if found else []
+            relation = self._database.sql(_translated(sql))
+            return relation.to_arrow_table().to_pylist() if relation else []
 
     def merges(self) -> list[dict[str, Any]]:
         """The jobs that write, in order."""
@@ -145,12 +145,13 @@ class Warehouse:
         assert dated["type"] == "DATE" and set(table["clustering"]["fields"]) <= {
             column["name"] for column in columns
         }
-        told = ", ".join(
-            f'"{one["name"]}" {_type(one)}{" NOT NULL" if one["mode"] == "REQUIRED" else ""}'
-            for one in columns
+        definitions = ", ".join(
+            f'"{column["name"]}" {_type(column)}'
+            f"{' NOT NULL' if column['mode'] == 'REQUIRED' else ''}"
+            for column in columns
         )
         self._database.execute(
-            f'CREATE TABLE "{PROJECT}".{DATASET}."{reference["tableId"]}" ({told})'
+            f'CREATE TABLE "{PROJECT}".{DATASET}."{reference["tableId"]}" ({definitions})'
         )
         self.tables[name] = {**table, "type": "TABLE", "location": LOCATION}
         return self.tables[name]
@@ -210,32 +211,32 @@ class Warehouse:
         return job
 
     def _merge(self, query: dict[str, Any]) -> None:
-        found = re.search(
+        merge = re.search(
             r"^MERGE INTO `([^`]+)`.*^USING \((SELECT .*)\) AS \w+$.*INSERT \((.*?)\) VALUES",
             query["query"],
             re.MULTILINE | re.DOTALL,
         )
-        assert found
-        table = self._table(found[1])
+        assert merge
+        table = self._table(merge[1])
         for name, source in query["tableDefinitions"].items():
             self._database.register(name, self._external(source))
-        wanted = {one["name"]: _type(one) for one in table["schema"]["fields"]}
-        made = self._database.sql(_translated(found[2]), params=_parameters(found[2], query))
-        given = {name: str(kind) for name, kind in zip(made.columns, made.types, strict=True)}
-        names = [name.strip("`") for name in found[3].split(", ")]
-        if set(names) != set(given):
-            raise Refused(0, "invalidQuery", f"{names} are inserted, {list(given)} are there")
+        expected = {column["name"]: _type(column) for column in table["schema"]["fields"]}
+        made = self._database.sql(_translated(merge[2]), params=_parameters(merge[2], query))
+        types = {name: str(kind) for name, kind in zip(made.columns, made.types, strict=True)}
+        names = [name.strip("`") for name in merge[3].split(", ")]
+        if set(names) != set(types):
+            raise Refused(0, "invalidQuery", f"{names} are inserted, {list(types)} are there")
         wrong = [
-            f"{name} is {given[name]}, and {wanted.get(name)} in the table"
+            f"{name} is {types[name]}, and {expected.get(name)} in the table"
             for name in names
-            if given[name] != wanted.get(name)
+            if types[name] != expected.get(name)
         ]
         if wrong:
             raise Refused(0, "invalidQuery", "; ".join(wrong))
         self._database.begin()
         try:
             self._database.execute(_translated(query["query"]), _parameters(query["query"], query))
-            _check_lists(self.ask(f"SELECT * FROM `{found[1]}`"))
+            _check_lists(self.ask(f"SELECT * FROM `{merge[1]}`"))
         except BaseException:
             self._database.rollback()
             raise
@@ -341,7 +342,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         url = urlsplit(self.path)
         try:
-            told = self.warehouse.answer(
+            answer = self.warehouse.answer(
                 self.command,
                 unquote(url.path),
                 parse_qs(url.query),
@@ -349,16 +350,16 @@ class _Handler(BaseHTTPRequestHandler):
             )
             status = 200
         except Refused as error:
-            status, told = error.args[0], _error(*error.args)
+            status, answer = error.args[0], _error(*error.args)
         if fault and fault.what == "lost":
             self.connection.close()
         else:
-            self._send(status, told)
+            self._send(status, answer)
 
     do_GET = do_POST = _handle
 
-    def _send(self, status: int, told: Any) -> None:
-        content = json.dumps(told).encode()
+    def _send(self, status: int, answer: Any) -> None:
+        content = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))

@@ -35,13 +35,13 @@ class Dockerfile:
 
     def copies(self) -> list[Copy]:
         """Every COPY."""
-        found = []
+        copies = []
         for rest in self.of("COPY"):
             words = shlex.split(rest)
             images = [word.removeprefix("--from=") for word in words if word.startswith("--from=")]
             paths = [word for word in words if not word.startswith("--")]
-            found.append(Copy(tuple(paths[:-1]), paths[-1], images[0] if images else None))
-        return found
+            copies.append(Copy(tuple(paths[:-1]), paths[-1], images[0] if images else None))
+        return copies
 
     def environment(self) -> list[tuple[str, str]]:
         """Every variable that is set."""
@@ -66,7 +66,7 @@ def read(name: str, **arguments: str) -> Dockerfile:
             key, _, value = rest.partition("=")
             arguments.setdefault(key, value)
         elif instruction != "RUN":
-            rest = re.sub(r"\$\{(\w+)\}", lambda found: arguments.get(found[1], found[0]), rest)
+            rest = re.sub(r"\$\{(\w+)\}", lambda match: arguments.get(match[1], match[0]), rest)
         instructions.append((instruction, rest.strip()))
     return Dockerfile(tuple(instructions))
 

@@ -114,7 +114,7 @@ class Store:
     def objects(self, prefix: str = "") -> dict[str, bytes]:
         """The objects below a prefix, by what follows it."""
         _, _, content = self.ask("GET", f"/storage/v1/b/{BUCKET}/o?prefix={quote(prefix, safe='')}")
-        names = [one["name"] for one in json.loads(content)["items"]]
+        names = [item["name"] for item in json.loads(content)["items"]]
         return {
             name[len(prefix) :]: self.ask("GET", f"/{BUCKET}/{quote(name)}")[2] for name in names
         }
@@ -193,11 +193,11 @@ class _Front(BaseHTTPRequestHandler):
         if fault == "lost":
             self._cut()
         elif fault == "short":
-            told = re.match(r"bytes (\d+)-\d+/(\d+)", kept.get("Content-Range", ""))
+            sizes = re.match(r"bytes (\d+)-\d+/(\d+)", kept.get("Content-Range", ""))
             content = content[: len(content) // 2]
-            if told:
+            if sizes:
                 kept["Content-Range"] = (
-                    f"bytes {told[1]}-{int(told[1]) + len(content) - 1}/{told[2]}"
+                    f"bytes {sizes[1]}-{int(sizes[1]) + len(content) - 1}/{sizes[2]}"
                 )
             self._answer(status, content, kept)
         elif fault == "changed":

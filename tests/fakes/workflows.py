@@ -144,12 +144,12 @@ class Workflow:
                 scope[step["result"]] = result
         for assignment in step.get("assign", ()):
             ((target, value),) = assignment.items()
-            found = self._value(value, scope)
+            result = self._value(value, scope)
             *way, last = target.split(".")
             where = scope
             for part in way:
                 where = where[part]
-            where[last] = copy.deepcopy(found) if self.copies else found
+            where[last] = copy.deepcopy(result) if self.copies else result
         for case in step.get("switch", ()):
             assert set(case) <= CASE_FIELDS, case
             condition = self._value(case["condition"], scope)
@@ -262,9 +262,9 @@ class Workflow:
         raise AssertionError(f"not in the language: {ast.unparse(node)}")
 
     def _truth(self, node: ast.expr, scope: dict[str, Any]) -> bool:
-        found = self._evaluate(node, scope)
-        assert isinstance(found, bool), ast.unparse(node)
-        return found
+        truth = self._evaluate(node, scope)
+        assert isinstance(truth, bool), ast.unparse(node)
+        return truth
 
     def _standard(self, name: str, *arguments: Any) -> Any:
         environment = {

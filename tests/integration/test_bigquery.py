@@ -109,7 +109,7 @@ def without_run(rows: list[dict[str, Any]], *more: str) -> list[dict[str, Any]]:
     ]
 
 
-def told(outcome: Outcome) -> str:
+def error_line(outcome: Outcome) -> str:
     """The one line of standard error."""
     (line,) = outcome.err.splitlines()
     return line
@@ -168,7 +168,7 @@ def test_examples_and_checkpoints_to_a_table_in_one_graph(
     assert all(today - datetime.timedelta(1) <= row["run_date"] <= today for row in rows)
 
 
-def test_an_audits_table_tells_the_suspects(
+def test_an_audits_table_marks_the_suspects(
     sets: Sets, store: Store, warehouse: Warehouse, tracin: Run
 ) -> None:
     table = f"{PROJECT}:{DATASET}.audit"
@@ -181,10 +181,10 @@ def test_an_audits_table_tells_the_suspects(
     )
     assert outcome.status == 0, outcome.err
     rows = warehouse.rows("audit")
-    found = store.objects("out/audit/")
-    written = pq.read_table(io.BytesIO(found["examples-00000.parquet"])).to_pylist()
+    objects = store.objects("out/audit/")
+    written = pq.read_table(io.BytesIO(objects["examples-00000.parquet"])).to_pylist()
     assert without_run(rows, "suspect") == without_run(written, "test_influence_by_label")
-    listed = {json.loads(line)["example_id"] for line in found["suspects.jsonl"].splitlines()}
+    listed = {json.loads(line)["example_id"] for line in objects["suspects.jsonl"].splitlines()}
     assert {row["example_id"] for row in rows if row["suspect"]} == listed != set()
     assert 0 < len(listed) < len(rows) == 30
 
@@ -207,10 +207,10 @@ def test_a_crossed_threshold_fails_after_the_table_is_written(
     warehouse.failures.append(("accessDenied", "Access Denied"))
     outcome = tracin(*words)
     assert (outcome.status, warehouse.rows("audit")) == (1, [])
-    assert "its rows were not written: Access Denied" in told(outcome)
+    assert "its rows were not written: Access Denied" in error_line(outcome)
     outcome = tracin(*words)
     assert outcome.status == 3 and len(warehouse.rows("audit")) == 30
-    assert "crosses thresholds" in told(outcome)
+    assert "crosses thresholds" in error_line(outcome)
     assert tracin(*words).status == 3 and len(warehouse.merges()) == 2
 
     filesystems.delete(f"gs://{BUCKET}/out/audit", ["manifest.json"])
@@ -237,10 +237,10 @@ def test_the_documented_query_of_influence_finds_whom_it_says(
     )
     pairs = [one for row in read_rows(f"gs://{BUCKET}/out/score") for one in row["opponents"]]
     counts = Counter(one["train_id"] for one in pairs)
-    found = warehouse.ask(documented(0))
-    assert {row["train_id"]: row["test_examples"] for row in found} == counts and len(counts) <= 20
-    assert [row["test_examples"] for row in found] == sorted(counts.values(), reverse=True)
-    for row in found:
+    answer = warehouse.ask(documented(0))
+    assert {row["train_id"]: row["test_examples"] for row in answer} == counts and len(counts) <= 20
+    assert [row["test_examples"] for row in answer] == sorted(counts.values(), reverse=True)
+    for row in answer:
         assert row["score"] == pytest.approx(
             sum(one["score"] for one in pairs if one["train_id"] == row["train_id"])
         )
@@ -262,9 +262,9 @@ def test_the_documented_query_of_audits_finds_suspects_that_appeared(
             for row in warehouse.rows("audit")
             if str(row["run_date"]) == date and row["suspect"]
         }
-    found = [row["example_id"] for row in warehouse.ask(documented(1))]
-    assert set(found) == suspects[TUESDAY] - suspects[MONDAY] != set()
-    assert suspects[MONDAY] != set() and len(found) == len(set(found))
+    appeared = [row["example_id"] for row in warehouse.ask(documented(1))]
+    assert set(appeared) == suspects[TUESDAY] - suspects[MONDAY] != set()
+    assert suspects[MONDAY] != set() and len(appeared) == len(set(appeared))
 
 
 # Once, and whole
@@ -304,14 +304,14 @@ def test_neither_table_nor_date_shows_in_the_files(
     assert without_run(warehouse.rows("other")) == without_run(warehouse.rows("influence"))
 
 
-def test_a_job_that_fails_is_told_and_the_next_run_writes_the_rows(
+def test_a_failed_job_is_reported_and_the_next_run_writes_the_rows(
     sets: Sets, store: Store, warehouse: Warehouse, tracin: Run
 ) -> None:
     warehouse.failures.append(("accessDenied", "Access Denied: bucket"))
     words = sets.score(f"--output_table={TABLE}")
     outcome = tracin(*words)
     assert (outcome.status, warehouse.rows("influence")) == (1, [])
-    assert told(outcome) == (
+    assert error_line(outcome) == (
         f"tracin score: failed: --output_table={TABLE}: gs://{BUCKET}/out/score is complete, and "
         "its rows were not written: Access Denied: bucket; run it again to write them"
     )
@@ -339,10 +339,10 @@ def test_a_job_that_fails_for_the_moment_is_followed_by_another(
     assert [job["jobReference"]["jobId"][-2:] for job in warehouse.merges()] == ["-0", "-1", "-2"]
 
 
-def test_a_job_that_always_fails_for_the_moment_is_told(sets, store, warehouse, tracin) -> None:
+def test_a_job_that_always_fails_for_the_moment_is_reported(sets, store, warehouse, tracin) -> None:
     warehouse.failures += [("backendError", "try again")] * 9
     outcome = tracin(*sets.score(f"--output_table={TABLE}"))
-    assert outcome.status == 1 and "its rows were not written: try again" in told(outcome)
+    assert outcome.status == 1 and "its rows were not written: try again" in error_line(outcome)
     assert len(warehouse.merges()) == 3
 
 
@@ -432,7 +432,7 @@ def test_another_date_that_is_given_moves_the_rows(
 def assert_refused(outcome: Outcome, store: Store, *parts: str) -> None:
     assert (outcome.status, outcome.out) == (2, "")
     for part in parts:
-        assert part in told(outcome), outcome.err
+        assert part in error_line(outcome), outcome.err
     assert store.objects("out/") == {}
 
 
@@ -446,7 +446,7 @@ def assert_refused(outcome: Outcome, store: Store, *parts: str) -> None:
         ),
     ],
 )
-def test_a_table_that_cannot_be_made_is_told_before_any_work(
+def test_a_table_that_cannot_be_made_is_reported_before_any_work(
     sets, store, warehouse, tracin, table, parts
 ) -> None:
     assert_refused(
@@ -466,8 +466,8 @@ def wrong(column: str, **changes: Any) -> Callable[[dict[str, Any]], None]:
         *outer, last = column.split(".")
         for name in outer:
             (inside,) = (one["fields"] for one in inside if one["name"] == name)
-        (found,) = (one for one in inside if one["name"] == last)
-        found.update(changes) if changes else inside.remove(found)
+        (resource,) = (item for item in inside if item["name"] == last)
+        resource.update(changes) if changes else inside.remove(resource)
 
     return change
 
@@ -514,7 +514,7 @@ def wrong(column: str, **changes: Any) -> Callable[[dict[str, Any]], None]:
         (lambda table: table.update(type="VIEW"), ["it is a VIEW, expected a table"]),
     ],
 )
-def test_a_table_that_cannot_take_the_rows_is_told_before_any_work(
+def test_a_table_that_cannot_take_the_rows_is_reported_before_any_work(
     sets, store, warehouse, tracin, change, parts
 ) -> None:
     assert tracin(*sets.score(f"--output_table={TABLE}")).status == 0
@@ -546,7 +546,7 @@ def test_types_by_their_other_names_and_further_columns_are_no_difference(
     assert outcome.status == 0 and "nothing to do" in outcome.out
 
 
-def test_what_is_forbidden_is_told_before_any_work(sets, store, warehouse, tracin) -> None:
+def test_a_forbidden_request_is_reported_before_any_work(sets, store, warehouse, tracin) -> None:
     warehouse.faults.append(Fault(403, "^GET .*/tables/"))
     outcome = tracin(*sets.score(f"--output_table={TABLE}"))
     assert_refused(
@@ -554,7 +554,9 @@ def test_what_is_forbidden_is_told_before_any_work(sets, store, warehouse, traci
     )
 
 
-def test_missing_credentials_are_told_at_once(sets, store, warehouse, tracin, monkeypatch) -> None:
+def test_missing_credentials_are_reported_at_once(
+    sets, store, warehouse, tracin, monkeypatch
+) -> None:
     import google.auth
     from google.auth.exceptions import DefaultCredentialsError
 
@@ -566,8 +568,9 @@ def test_missing_credentials_are_told_at_once(sets, store, warehouse, tracin, mo
     store.requests.clear()
     outcome = tracin(*sets.score(f"--output_table={TABLE}"))
     assert (outcome.status, store.requests) == (2, [])
-    assert "--output_table needs Google's credentials (None were found): run `gcloud auth" in told(
-        outcome
+    assert (
+        "--output_table needs Google's credentials (None were found): run `gcloud auth"
+        in error_line(outcome)
     )
 
 

@@ -117,18 +117,18 @@ def test_a_download_that_goes_wrong_is_mended(
 
 
 @pytest.mark.parametrize(
-    ("what", "told"), [("short", "CRC-32C|arrived"), ("changed", "CRC-32C"), (403, "403")]
+    ("what", "message"), [("short", "CRC-32C|arrived"), ("changed", "CRC-32C"), (403, "403")]
 )
-def test_what_never_arrives_whole_is_told_and_leaves_nothing(
-    checkpoint: Store, tmp_path: pathlib.Path, what: int | str, told: str
+def test_a_file_that_never_arrives_whole_is_reported_and_leaves_nothing(
+    checkpoint: Store, tmp_path: pathlib.Path, what: int | str, message: str
 ) -> None:
     checkpoint.faults.append(Fault(what, DOWNLOAD, times=12))
-    with pytest.raises(InputError, match=rf"^{A} cannot be copied to this machine: .*({told})"):
+    with pytest.raises(InputError, match=rf"^{A} cannot be copied to this machine: .*({message})"):
         local_checkpoint(A, FOUR_PARTS)
     assert {file.name for file in (tmp_path / "local").rglob("*") if file.is_file()} == {"lock"}
 
 
-def test_what_is_missing_or_forbidden_is_told(checkpoint: Store) -> None:
+def test_a_missing_or_forbidden_file_is_reported(checkpoint: Store) -> None:
     with pytest.raises(InputError, match=rf"^gs://{BUCKET}/ckpt/b.keras: no such file$"):
         local_checkpoint(f"gs://{BUCKET}/ckpt/b.keras", FOUR_PARTS)
     with pytest.raises(InputError, match=r"^gs://no-bucket/a.keras: no such file$"):
@@ -218,7 +218,7 @@ def test_deleting_that_goes_wrong_is_mended(store: Store) -> None:
 
 
 @pytest.mark.parametrize("on", ["^POST /upload", "^PUT /upload"])
-def test_what_is_not_taken_is_told_and_not_written_later(store: Store, on: str) -> None:
+def test_a_refused_file_is_reported_and_not_written_later(store: Store, on: str) -> None:
     store.faults.append(Fault(403, on, times=3))
     with pytest.raises(
         InputError, match=rf"^{OUT}/late.bin cannot be written: 403 Forbidden: no permission$"
@@ -230,7 +230,7 @@ def test_what_is_not_taken_is_told_and_not_written_later(store: Store, on: str) 
     assert store.described("files/late.bin") is None
 
 
-def test_what_is_damaged_or_gone_is_told(store: Store) -> None:
+def test_a_damaged_or_missing_file_is_reported(store: Store) -> None:
     written = filesystems.write(OUT, "damaged.bin", CONTENT, 1)
     store.put("files/damaged.bin", CONTENT[::-1])
     with pytest.raises(
@@ -299,8 +299,8 @@ def cloud(store: Store, tiny: Tiny, local: Local) -> str:
     return f"gs://{BUCKET}/job"
 
 
-def results(found: Mapping[str, bytes]) -> dict[str, bytes]:
-    return {name: data for name, data in found.items() if name.startswith("influence-")}
+def results(objects: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in objects.items() if name.startswith("influence-")}
 
 
 def on_disk(local: Local, name: str = "out") -> dict[str, bytes]:
@@ -312,16 +312,16 @@ def on_disk(local: Local, name: str = "out") -> dict[str, bytes]:
 
 
 def records_of(directory: str) -> dict[bytes, tuple[bytes, ...]]:
-    """What a feature set holds of each example, but for where it came from."""
-    found = {}
+    """The stored fields of each example of a feature set, except its source."""
+    records = {}
     for file in manifests.read(directory, FeatureManifest, "train_features").files:
         for payload in tfrecords.split_frames(filesystems.read_verified(directory, file)):
             feature = tf.train.Example.FromString(payload).features.feature
             keys = sorted(set(feature) - {"source"})
-            found[feature["example_id"].bytes_list.value[0]] = tuple(
+            records[feature["example_id"].bytes_list.value[0]] = tuple(
                 feature[key].SerializeToString() for key in keys
             )
-    return found
+    return records
 
 
 def test_a_whole_run_gives_the_bytes_of_the_disk_while_the_store_fails(
@@ -346,12 +346,12 @@ def test_a_whole_run_gives_the_bytes_of_the_disk_while_the_store_fails(
     )
     assert outcome.status == 0, outcome.err
     assert [fault for fault in store.faults if fault.times] == []
-    found = store.objects("job/out/")
-    assert results(found) == results(on_disk(local)) != {}
+    objects = store.objects("job/out/")
+    assert results(objects) == results(on_disk(local)) != {}
     # It lists the same files with the same checksums; fingerprints tell where the examples are, and
     # when they were written.
-    told, expected = (json.loads(one["manifest.json"]) for one in (found, on_disk(local)))
-    assert told["files"] == expected["files"]
+    manifest, expected = (json.loads(files["manifest.json"]) for files in (objects, on_disk(local)))
+    assert manifest["files"] == expected["files"]
     for name in ("train", "test"):
         assert (
             records_of(f"{cloud}/out/{name}_features")
@@ -360,7 +360,7 @@ def test_a_whole_run_gives_the_bytes_of_the_disk_while_the_store_fails(
         )
     beside = {
         name
-        for name in found
+        for name in objects
         if not name.startswith(("influence-", "train_features/", "test_features/"))
     }
     assert beside == {"manifest.json", "report.html"}
@@ -374,7 +374,7 @@ def test_a_whole_run_gives_the_bytes_of_the_disk_while_the_store_fails(
     sets = [f"--{name}_features={cloud}/out/{name}_features" for name in ("train", "test")]
     outcome = tracin("score", *sets, "--k=4", f"--output={cloud}/out-score")
     assert outcome.status == 0, outcome.err
-    assert results(store.objects("job/out-score/")) == results(found)
+    assert results(store.objects("job/out-score/")) == results(objects)
 
 
 def test_a_run_that_fails_half_way_leaves_no_manifest_and_the_next_completes_it(

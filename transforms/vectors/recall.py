@@ -26,6 +26,19 @@ RECALL_FILE = "recall.json"
 _EXACT_ROWS = 100_000
 
 
+def report_note(plan: SearchPlan) -> str:
+    """Returns the note of a result's report that an index chose its candidates."""
+    missed = (
+        f"{RECALL_FILE} tells what part of the exact answer was found"
+        if plan.sample
+        else "what was missed has not been measured"
+    )
+    return (
+        "Proponents and opponents were looked for by an index, and those that it did not "
+        f"offer are missing: {missed}."
+    )
+
+
 def sampled_rows(blocks: Sequence[TestBlock], sample: int) -> np.ndarray:
     """Returns the rows of the test set to search for exactly, evenly spread over those of all
     blocks: [at most `sample`] int64.

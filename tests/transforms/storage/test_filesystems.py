@@ -77,7 +77,9 @@ def test_a_damaged_file_is_noticed_before_it_is_used(tmp_path: pathlib.Path, dam
     assert ("cannot be read" if damage == "missing" else "is damaged") in str(caught.value)
 
 
-def test_a_directory_that_cannot_be_written_is_told_before_any_work(tmp_path: pathlib.Path) -> None:
+def test_a_directory_that_cannot_be_written_is_reported_before_any_work(
+    tmp_path: pathlib.Path,
+) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match=r"`output=.*` cannot be written"):
         filesystems.check_writable(str(tmp_path / "file" / "below"))

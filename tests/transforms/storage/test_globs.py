@@ -44,11 +44,11 @@ def test_names_are_what_follows_the_globs_literal_directory(
     monkeypatch.chdir(tree)
     if kind == "absolute":
         pattern = ",".join(f"{tree}/{part.strip()}" for part in pattern.split(",") if part.strip())
-    found = globs.find(pattern, "examples")
-    assert [file.name for file in found] == names
+    files = globs.find(pattern, "examples")
+    assert [file.name for file in files] == names
     assert all(
         file.size == len(pathlib.Path(file.path).read_bytes()) and file.modified > 0
-        for file in found
+        for file in files
     )
 
 
@@ -79,7 +79,7 @@ def test_nested_directories_are_reached_by_two_stars(tree: pathlib.Path) -> None
 
 
 @pytest.mark.parametrize("empty", ["", " ", ",,"])
-def test_no_glob_at_all_is_told(empty: str) -> None:
+def test_no_glob_at_all_is_refused(empty: str) -> None:
     with pytest.raises(InputError, match="`examples` is empty"):
         globs.find(empty, "examples")
 

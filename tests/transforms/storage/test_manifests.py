@@ -55,9 +55,9 @@ def influence_manifest() -> Manifest:
 def test_a_manifest_survives_a_round_trip(tmp_path: pathlib.Path) -> None:
     directory = str(tmp_path / "new" / "set")
     manifests.write(directory, feature_manifest())
-    found = manifests.read(directory, FeatureManifest, "features")
-    assert found == feature_manifest()
-    assert found.examples == 7 and found.integer_labels
+    manifest = manifests.read(directory, FeatureManifest, "features")
+    assert manifest == feature_manifest()
+    assert manifest.examples == 7 and manifest.integer_labels
     assert not feature_manifest(task="regression").integer_labels
     manifests.write(directory, influence_manifest())
     assert manifests.read(directory, Manifest, "output") == influence_manifest()
@@ -100,7 +100,7 @@ def test_a_directory_without_manifest_holds_no_set(tmp_path: pathlib.Path) -> No
         b'"counts": {}}',
     ],
 )
-def test_a_damaged_manifest_is_told_with_its_path_and_what_to_do(
+def test_a_damaged_manifest_is_reported_with_its_path_and_a_remedy(
     tmp_path: pathlib.Path, content: bytes
 ) -> None:
     (tmp_path / FILE_NAME).write_bytes(content)
@@ -156,15 +156,15 @@ def is_complete(
 
 def committed(directory: pathlib.Path) -> FeatureManifest:
     """A committed set whose files are there, and its manifest."""
-    found = feature_manifest()
+    manifest = feature_manifest()
     stored = tuple(
         filesystems.write(str(directory), file.name, b"x" * file.size, file.count)
-        for file in (*found.files, *found.rejected_files)
+        for file in (*manifest.files, *manifest.rejected_files)
     )
-    n = len(found.files)
-    found = dataclasses.replace(found, files=stored[:n], rejected_files=stored[n:])
-    manifests.write(str(directory), found)
-    return found
+    n = len(manifest.files)
+    manifest = dataclasses.replace(manifest, files=stored[:n], rejected_files=stored[n:])
+    manifests.write(str(directory), manifest)
+    return manifest
 
 
 def test_a_complete_set_with_the_same_fingerprint_is_recognised(tmp_path: pathlib.Path) -> None:
@@ -212,7 +212,7 @@ def test_a_complete_set_with_other_settings_names_what_differs(tmp_path: pathlib
     assert "loss" not in message
 
 
-def test_a_difference_inside_a_list_is_told_by_its_smallest_part() -> None:
+def test_a_difference_inside_a_list_is_named_by_its_smallest_part() -> None:
     was = {"examples": [{"name": "a", "size": 1}, {"name": "b", "size": 2}]}
     assert manifests.differences(
         was, {"examples": [{"name": "a", "size": 1}, {"name": "b", "size": 3}]}
@@ -222,9 +222,9 @@ def test_a_difference_inside_a_list_is_told_by_its_smallest_part() -> None:
 
 def test_many_differences_are_counted_and_long_ones_cut(tmp_path: pathlib.Path) -> None:
     manifests.write(str(tmp_path), feature_manifest())
-    wanted = {"k": "x" * 500, "a": 1, "b": 2}
+    settings = {"k": "x" * 500, "a": 1, "b": 2}
     with pytest.raises(InputError) as caught:
-        is_complete(tmp_path, wanted)
+        is_complete(tmp_path, settings)
     assert "and 3 more" in str(caught.value)
     assert len(str(caught.value)) < 700
 
@@ -232,7 +232,7 @@ def test_many_differences_are_counted_and_long_ones_cut(tmp_path: pathlib.Path) 
 def test_a_manifest_is_withdrawn_before_its_files_and_other_files_stay(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = committed(tmp_path)
+    manifest = committed(tmp_path)
     (tmp_path / "notes.txt").write_bytes(b"x")
     deleted: list[str] = []
     delete = filesystems.FileSystems.delete
@@ -245,7 +245,7 @@ def test_a_manifest_is_withdrawn_before_its_files_and_other_files_stay(
     manifests.withdraw(str(tmp_path))
     assert deleted == [
         FILE_NAME,
-        *sorted(file.name for file in (*found.files, *found.rejected_files)),
+        *sorted(file.name for file in (*manifest.files, *manifest.rejected_files)),
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -258,19 +258,19 @@ def test_withdrawing_nothing_changes_nothing(tmp_path: pathlib.Path) -> None:
 def test_a_commit_clears_the_remains_of_attempts_and_leaves_other_files(
     tmp_path: pathlib.Path,
 ) -> None:
-    found = feature_manifest()
+    manifest = feature_manifest()
     for name in (
         "features-9-dead.tfrecord",
         "rejected-9-dead.jsonl",
         "notes.txt",
-        *(file.name for file in found.files),
+        *(file.name for file in manifest.files),
     ):
         (tmp_path / name).write_bytes(b"x")
-    assert manifests.commit(str(tmp_path), found, overwrite=False) == found
+    assert manifests.commit(str(tmp_path), manifest, overwrite=False) == manifest
     assert {path.name for path in tmp_path.iterdir()} == {
         FILE_NAME,
         "notes.txt",
-        *(file.name for file in found.files),
+        *(file.name for file in manifest.files),
     }
 
 

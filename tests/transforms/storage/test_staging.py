@@ -77,7 +77,7 @@ def test_a_damaged_copy_is_not_used(damage: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["short", "changed", "broken"])
-def test_what_does_not_arrive_whole_is_copied_again(
+def test_a_file_that_does_not_arrive_whole_is_copied_again(
     fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     StoreFileSystem.faults.extend([fault] * 2)
@@ -92,15 +92,15 @@ def test_what_does_not_arrive_whole_is_copied_again(
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [("short", "7000 bytes, 3500 arrived"), ("changed", "CRC-32C"), ("broken", "reset by peer")],
 )
-def test_what_never_arrives_whole_is_told_and_leaves_nothing(
-    tmp_path: pathlib.Path, fault: str, told: str
+def test_a_file_that_never_arrives_whole_is_reported_and_leaves_nothing(
+    tmp_path: pathlib.Path, fault: str, message: str
 ) -> None:
     StoreFileSystem.faults.extend([fault] * 3)
     with pytest.raises(
-        InputError, match=f"^store://a.keras cannot be copied to this machine: .*{told}"
+        InputError, match=f"^store://a.keras cannot be copied to this machine: .*{message}"
     ):
         local_checkpoint("store://a.keras")
     assert {file.name for file in (tmp_path / "local").rglob("*") if file.is_file()} == {"lock"}
@@ -114,7 +114,7 @@ def test_a_store_without_checksums_is_believed_for_its_sizes(
     assert len(pathlib.Path(local_checkpoint("store://a.keras")).read_bytes()) == 7000
 
 
-def test_a_missing_file_is_told() -> None:
+def test_a_missing_file_is_reported() -> None:
     with pytest.raises(InputError, match=r"^store://b.keras: no such file$"):
         local_checkpoint("store://b.keras")
 

@@ -28,7 +28,7 @@ def test_neighbours_of_both_signs(kind: str):
         rng.normal(size=(20, 8)).astype(np.float32),
     )
     built = faiss_index.of_bytes(faiss_index.to_bytes(faiss_index.build(vectors, kind, 0)))
-    found = faiss_index.nearest(built, queries, 10, nprobe=100, ef_search=300)
+    nearest = faiss_index.nearest(built, queries, 10, nprobe=100, ef_search=300)
     products = queries @ vectors.T
     for sign in (0, 1):
         expected = np.argsort(-products if sign == 0 else products, axis=1)[:, :10]
@@ -36,7 +36,7 @@ def test_neighbours_of_both_signs(kind: str):
             np.mean(
                 [
                     len(np.intersect1d(*pair)) / 10
-                    for pair in zip(found[sign], expected, strict=True)
+                    for pair in zip(nearest[sign], expected, strict=True)
                 ]
             )
             > 0.99

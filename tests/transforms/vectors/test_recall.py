@@ -13,9 +13,17 @@ from tests.vector_sets import RATES, build_index, feature_set, features_of
 from transforms.core.topk import Ranking, TopK
 from transforms.influence.records import RecordBlock
 from transforms.scoring.influence import Scoring
+from transforms.storage.manifests import Manifest
 from transforms.vectors.config import ProjectionConfig, SearchConfig
 from transforms.vectors.files import plan_shards
-from transforms.vectors.recall import ids_by_test, recall, recalls, sampled_rows, search_exactly
+from transforms.vectors.recall import (
+    ids_by_test,
+    recall,
+    recalls,
+    report_note,
+    sampled_rows,
+    search_exactly,
+)
 from transforms.vectors.search import SearchPlan, TestBlock, plan_blocks
 
 
@@ -82,3 +90,12 @@ def test_the_exact_answer_is_that_of_a_full_sort(
         pytest.approx([1.0] * len(recalls(exact, [expected])[1])),
     )
     assert list(search_exactly(shard, test, trains, plan, [])) == []
+
+
+@pytest.mark.parametrize(
+    ("sample", "words"),
+    [(7, "recall.json tells what part of the exact answer was found"), (0, "not been measured")],
+)
+def test_a_report_says_that_an_index_chose_the_candidates(sample: int, words: str):
+    plan = SearchPlan(SearchConfig("index"), Manifest("index", "f", {}, (), {}), "t", sample)
+    assert "looked for by an index" in report_note(plan) and words in report_note(plan)

@@ -118,7 +118,9 @@ def test_a_searcher_gives_the_best_of_each_file(
     searcher = IndexSearcher()
     tests, trains = features_of(test_set), features_of(train)
     for start, file in plan_index_files(plan):
-        found = searcher.search(block, start, file, feature_set(test_set), feature_set(train), plan)
+        scored = searcher.search(
+            block, start, file, feature_set(test_set), feature_set(train), plan
+        )
         in_file = trains.take(slice(start, start + file.count))
-        assert_same(found.best, full_sort(tests, in_file, plan.scoring))
-        assert found.test_ids.tolist() == tests.example_ids.tolist()
+        assert_same(scored.best, full_sort(tests, in_file, plan.scoring))
+        assert scored.test_ids.tolist() == tests.example_ids.tolist()

@@ -35,7 +35,7 @@ def test_a_stored_projection_is_the_same(method: str):
 @pytest.mark.parametrize(
     "damage", [lambda data: data[:100], lambda data: b"", lambda data: b"PK" + data]
 )
-def test_what_is_no_projection_is_refused(damage):
+def test_bytes_that_are_no_projection_are_refused(damage):
     with pytest.raises(ValueError):
         Projection.of_bytes(damage(methods.exact(scaling(), 2, 3).to_bytes()))
 
