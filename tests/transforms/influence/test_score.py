@@ -15,7 +15,7 @@ from transforms.core.errors import InputError
 from transforms.core.features import Features
 from transforms.core.origins import Origin
 from transforms.influence.config import ScoringConfig
-from transforms.influence.plan import check_memory, plan_tiles, protocol_of, scoring_of
+from transforms.influence.plan import plan_tiles, protocol_of, scoring_of
 from transforms.influence.protocol import ScoredBlock
 from transforms.influence.score import (
     Again,
@@ -26,8 +26,8 @@ from transforms.influence.score import (
 )
 from transforms.runtime import counters
 from transforms.scoring.influence import Scoring, self_influence
-from transforms.scoring.tiles import Tile, spans
-from transforms.storage import feature_record, feature_set, filesystems, tfrecords
+from transforms.scoring.tiles import Tile
+from transforms.storage import feature_record, filesystems, tfrecords
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
 
@@ -139,17 +139,6 @@ def test_any_grid_gives_the_full_sort(arrays, sets, test_rows, train_rows):
             assert merged.test_ids.tolist() == test.example_ids[start : start + n].tolist()
 
 
-def test_reading_gives_what_was_written_in_any_spans(arrays, sets):
-    _, train = arrays
-    for start, stop in ((0, 170), (39, 41), (169, 170), (5, 100)):
-        found = sets[1].read(spans(sets[1].counts, start, stop))
-        for field in dataclasses.fields(Features):
-            assert (
-                getattr(found, field.name).tobytes()
-                == getattr(train.take(slice(start, stop)), field.name).tobytes()
-            ), field.name
-
-
 def test_a_flipped_byte_is_found(arrays, tmp_path):
     damaged = committed(tmp_path, arrays[1], 100)
     path = tmp_path / damaged.manifest.files[1].name
@@ -160,39 +149,10 @@ def test_a_flipped_byte_is_found(arrays, tmp_path):
         score_all(damaged, damaged, ScoringConfig(k=3))
 
 
-def test_an_empty_training_set_is_refused_and_an_empty_test_set_has_no_tiles(
-    arrays, sets, tmp_path
-):
-    empty = committed(tmp_path, arrays[0].take(slice(0, 0)), 9)
-    assert list(plan_tiles(empty, sets[1], ScoringConfig(k=3))) == []
-    with pytest.raises(InputError, match="holds no example"):
-        list(plan_tiles(sets[0], empty, ScoringConfig(k=3)))
-
-
 def test_another_learning_rate_is_another_score_of_the_same_features(arrays, sets):
     config = ScoringConfig(k=4, learning_rates=(0.5, 0.5))
     (blocks,) = score_all(*sets, config).values()
     assert_same(blocks[0].best, full_sort(*arrays, Scoring((0.5, 0.5), 4)))
-
-
-@pytest.mark.parametrize(
-    ("rates", "message"),
-    [
-        ((0.1,), "has 1 numbers, the features are of 2 checkpoints"),
-        ((0.1, 0.0), "rate of epoch-1 is 0"),
-        ((0.1, -1.0), "rate of epoch-1 is -1"),
-    ],
-)
-def test_unusable_learning_rates_are_refused(sets, rates, message):
-    with pytest.raises(InputError, match=message):
-        scoring_of(ScoringConfig(k=4, learning_rates=rates), sets[1].manifest)
-
-
-def test_too_little_memory_is_said_before_the_start(sets):
-    with pytest.raises(InputError, match=r"`memory_gb=0\.1`: .* too little"):
-        check_memory(ScoringConfig(k=4, memory_gb=0.1), sets[1].shape, 1)
-    # How many workers share a machine is known there only.
-    check_memory(ScoringConfig(k=4, memory_gb=0.1), sets[1].shape, None)
 
 
 def test_a_tile_knows_the_thresholds_of_the_tiles_before_it(arrays, sets):
@@ -295,31 +255,3 @@ def test_what_is_counted_adds_up_to_all_pairs(arrays, sets):
     )
     assert counts["pairs-scored-exactly"] > 0
     assert counts["bytes-shuffled"] > 0
-
-
-@pytest.mark.parametrize("few", [0, 1 / 16, 2])
-def test_rows_are_taken_whether_whole_files_are_read_or_some_records(tmp_path, monkeypatch, few):
-    monkeypatch.setattr(feature_set, "_FEW", few)
-    features = draw(np.random.default_rng(3), 100, 2, 3, 6)
-    found = committed(tmp_path, features, 40)
-    for rows in ([0], [7, 39, 40, 99], [80, 81], list(range(100)), []):
-        taken = found.take(np.array(rows, np.int64))
-        assert taken.example_ids.tolist() == features.example_ids[rows].tolist()
-        assert taken.loss_grads.tobytes() == features.loss_grads[rows].tobytes()
-        assert taken.activation_norms.tobytes() == features.activation_norms[rows].tobytes()
-
-
-def test_a_damaged_record_that_is_taken_is_told(tmp_path):
-    found = committed(tmp_path, draw(np.random.default_rng(3), 40, 2, 3, 6), 40)
-    path = tmp_path / found.manifest.files[0].name
-    data = bytearray(path.read_bytes())
-    data[100] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(
-        InputError,
-        match=r"features-00000.tfrecord is damaged or gone: record 0 has another checksum",
-    ):
-        found.take(np.array([0]))
-    assert len(found.take(np.array([5]))) == 1
-    with pytest.raises(InputError, match="is damaged"):
-        found.take(np.arange(20))

@@ -8,9 +8,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from tests.synthetic import write_set
+from tests.synthetic import draw, write_set
+from tests.transforms.influence.test_score import committed
 from transforms.core.errors import InputError
+from transforms.core.features import Features
 from transforms.core.shapes import Shape, Span
+from transforms.scoring.tiles import spans
 from transforms.storage import filesystems, manifests, tfrecords
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
@@ -71,3 +74,44 @@ def test_records_of_another_shape_are_refused(feature_set: FeatureSet) -> None:
     )
     with pytest.raises(InputError, match="'loss_grads' has 24 bytes, expected 32: 8 numbers"):
         everything(other)
+
+
+def test_reading_gives_what_was_written_in_any_spans(tmp_path: pathlib.Path) -> None:
+    features = draw(np.random.default_rng(0), 170, 2, 3, 6)
+    stored = committed(tmp_path, features, 40)
+    for start, stop in ((0, 170), (39, 41), (169, 170), (5, 100)):
+        read = stored.read(spans(stored.counts, start, stop))
+        expected = features.take(slice(start, stop))
+        for field in dataclasses.fields(Features):
+            own, theirs = getattr(read, field.name), getattr(expected, field.name)
+            assert own.tobytes() == theirs.tobytes(), field.name
+
+
+# One or two rows are few of a large file, of which only they are read, and many of a small one.
+@pytest.mark.parametrize("rows_per_file", [5, 40, 100])
+def test_rows_are_taken_whether_whole_files_are_read_or_some_records(
+    tmp_path: pathlib.Path, rows_per_file: int
+) -> None:
+    features = draw(np.random.default_rng(3), 100, 2, 3, 6)
+    stored = committed(tmp_path, features, rows_per_file)
+    for rows in ([0], [7, 39, 40, 99], [80, 81], list(range(100)), []):
+        taken = stored.take(np.array(rows, np.int64))
+        assert taken.example_ids.tolist() == features.example_ids[rows].tolist()
+        assert taken.loss_grads.tobytes() == features.loss_grads[rows].tobytes()
+        assert taken.activation_norms.tobytes() == features.activation_norms[rows].tobytes()
+
+
+def test_a_damaged_record_that_is_taken_is_reported(tmp_path: pathlib.Path) -> None:
+    stored = committed(tmp_path, draw(np.random.default_rng(3), 40, 2, 3, 6), 40)
+    path = tmp_path / stored.manifest.files[0].name
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        InputError,
+        match=r"features-00000.tfrecord is damaged or gone: record 0 has another checksum",
+    ):
+        stored.take(np.array([0]))
+    assert len(stored.take(np.array([5]))) == 1
+    with pytest.raises(InputError, match="is damaged"):
+        stored.take(np.arange(20))
