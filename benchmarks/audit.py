@@ -11,7 +11,8 @@ quality from out-of-sample probabilities, for which further networks are trained
 without the suspects, and with their suggested labels.
 
     uniform   10 % of the labels become any other class
-    similar   10 % become another class of their group: T-shirt, pullover, coat, shirt; sandal, sneaker, boot
+    similar   10 % become another class of their group: T-shirt, pullover, coat, shirt; sandal,
+              sneaker, boot
 
 The constants of the ranking were chosen on other noises (rates, pairs, cycles, classes, weak
 classifiers), networks and seeds.

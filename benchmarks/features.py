@@ -1,7 +1,8 @@
 """`tracin features`, whole commands, against the bare forward passes of the same checkpoints over
 the same tensors in memory.
 
-    python -m benchmarks.features [DIR] [--workload=fashion|resnet|all] [--times=1,4,16] [--images=256]
+    python -m benchmarks.features [DIR] [--workload=fashion|resnet|all] [--times=1,4,16]
+                                  [--images=256] [--results=benchmarks/results]
 
 Workloads:
 

@@ -142,7 +142,8 @@ def main() -> None:
             length = np.linalg.norm(activations[:, t], axis=1)
             print(
                 f"{t}, {'training' if train else 'test'} examples".ljust(28),
-                f"{best[:, 0].mean():8.3f}{best.any(axis=1).mean():8.3f}{p[:, t].max(axis=1).mean():13.3f}   ",
+                f"{best[:, 0].mean():8.3f}{best.any(axis=1).mean():8.3f}"
+                f"{p[:, t].max(axis=1).mean():13.3f}   ",
                 f"{' | '.join(f'{quantile:.3f}' for quantile in quantiles):<41}{length.mean():.1f} "
                 f"± {length.std():.1f}",
             )

@@ -1,13 +1,15 @@
 """Vectors and indexes against the exact search: what compressed vectors find, and when an index is
 worth having.
 
-    python -m benchmarks.neighbours [DIR] [--workload=fashion|imagenet|all] [--part=vectors|indexes|all] [--k=50] [--runs=3]
-                                    [--plots=FILE]
+    python -m benchmarks.neighbours [DIR] [--workload=fashion|imagenet|all]
+                                    [--part=vectors|indexes|all] [--k=50] [--runs=3]
+                                    [--plots=FILE] [--results=benchmarks/results]
 
 Workloads, features in memory:
 
-    fashion     60,000 training and 1,000 test examples of Fashion-MNIST, 6 checkpoints, C = 10, D = 128
-    imagenet    60,000 × 500 of `benchmarks.imagenet_like`, 3 checkpoints, C = 1000, D = 2048; needs 8 GB
+    fashion     60,000 × 1,000 examples of Fashion-MNIST, 6 checkpoints, C = 10, D = 128
+    imagenet    60,000 × 500 of `benchmarks.imagenet_like`, 3 checkpoints, C = 1000, D = 2048;
+                needs 8 GB
 
 `vectors`: for each method and number of dimensions, what part of the exact top k of both signs is
 among the first k, 4 k and 8 k by the dot product of vectors, on average and in the worst test
@@ -16,7 +18,7 @@ example; seconds to fit, and to project all training examples.
 `indexes`: for parts of the training set, for some of the checkpoints, and for 1, 100 and all test
 examples, seconds of the exact search (the reference) and of each kind of index with 4 k candidates
 of each sign scored exactly; the ratio of both; seconds to build; bytes; recall. Data is resident
-for both: what reading takes is told by `benchmarks.scoring`. Machines are noisy: quote the ratios.
+for both; `benchmarks.scoring` measures reading. Machines are noisy: quote the ratios.
 `--plots` draws the last workload's `indexes`.
 """
 

@@ -1,7 +1,9 @@
 """Scores of whole examples, summed over the pairs of their positions: what they take, against
 products of all pairs of positions.
 
-    python -m benchmarks.positions [--tests=200] [--trains=10000] [--positions=20] [--outputs=10] [--units=129] [--checkpoints=3] [--k=10]
+    python -m benchmarks.positions [--tests=200] [--trains=10000] [--positions=20] [--outputs=10]
+                                   [--units=129] [--checkpoints=3] [--k=10]
+                                   [--results=benchmarks/results]
 
 Examples have random numbers of positions, `--positions` on average, with heavy-tailed random
 gradients. Printed are seconds to add up the training records, to search the sums (median of three),

@@ -1,23 +1,27 @@
 """Scoring, features decoded in memory → top-k arrays, against the dense path and against what brute
 force could do at best.
 
-    python -m benchmarks.scoring [DIR] [--workload=fashion|imagenet|equal-fashion|equal-imagenet|all] [--trains=N] [--tests=N]
-                                 [--dense_tests=N] [--k=50] [--runs=3] [--parts=8] [--plots=FILE]
+    python -m benchmarks.scoring [DIR] [--trains=N] [--tests=N] [--dense_tests=N] [--k=50]
+        [--workload=fashion|imagenet|equal-fashion|equal-imagenet|all] [--runs=3] [--parts=8]
+        [--plots=FILE] [--results=benchmarks/results]
 
 Workloads:
 
-    fashion         60,000 × 10,000 examples of Fashion-MNIST, 6 checkpoints, C = 10, D = 128; and the whole `tracin score` in parts
-    imagenet        100,000 × 10,000 of `benchmarks.imagenet_like`, 3 checkpoints, C = 1000, D = 2048; needs 16 GB
+    fashion         60,000 × 10,000 examples of Fashion-MNIST, 6 checkpoints, C = 10, D = 128;
+                    and the whole `tracin score` in parts
+    imagenet        100,000 × 10,000 of `benchmarks.imagenet_like`, 3 checkpoints, C = 1000,
+                    D = 2048; needs 16 GB
     equal-fashion   60,000 × 10,000 of the first shape, and
-    equal-imagenet  100,000 × 10,000 of the second, where no bound can tell pairs apart: equal norms, random directions, cosine
+    equal-imagenet  100,000 × 10,000 of the second, where no bound separates pairs: equal norms,
+                    random directions, cosine
 
 Both paths run by turns, so that a busy machine is busy for both, and their results must be
 identical in ids and in the bits of scores. The dense path may have fewer test examples
 (`--dense_tests`; 1,000 for imagenet): compared are pairs/s. The brute-force limit is the machine's
 best float32 matrix multiply, measured before and after, over the `2 T (C + D + 1)` flops of a pair.
 Machines are noisy: quote the ratios. `--parts` searches the training set in so many parts too, as
-tiles on different workers do: each for itself, by thresholds that are estimated from the first, and by
-those of the whole set. `--plots` draws the cost on Fashion-MNIST against the numbers of examples
+tiles on different workers do: each for itself, by thresholds estimated from the first, and by those
+of the whole set. `--plots` draws the cost on Fashion-MNIST against the numbers of examples
 and k, which takes ten minutes and more. DIR keeps its data (a temporary directory otherwise).
 """
 

@@ -3,7 +3,8 @@
 Sections:
     environment     how TensorFlow behaves, set before it is imported
     records         serialized examples, and TFRecord files written by TensorFlow's own writer
-    model           a tiny network with dropout and batch norm, its checkpoints and its data, made once a session
+    model           a tiny network with dropout and batch norm, its checkpoints and its data, made
+                    once a session
     command line    a command run in this process: exit status, standard output, standard error
 """
 
