@@ -278,10 +278,10 @@ class ExportVectors(beam.PTransform):
     """Writes the vectors of a feature set in the formats of nearest-neighbour libraries, and
     commits them: FeatureSet (one) → Manifest (one).
 
-        features = FeatureSet(directory, manifests.read(directory, FeatureManifest, "features"))
+        config = ProjectionConfig(formats=("parquet",))
+        export = ExportVectors(read_feature_set(directory), config, output)
         with beam.Pipeline() as pipeline:
-            export = ExportVectors(features, ProjectionConfig(formats=("parquet",)), output)
-            pipeline | beam.Create([features]) | export
+            pipeline | ReadFeatureSet(directory) | export
 
     Attributes:
         features: the feature set, the same as the element.

@@ -327,9 +327,11 @@ class SearchIndex(beam.PTransform):
     """Searches an index for each test example's strongest training examples: (test, train)
     FeatureSet (one each) → (row, ScoredBlock).
 
+        test, train = read_feature_set(test_directory), read_feature_set(train_directory)
         plan = SearchPlan.of(SearchConfig(index, k=10), test, train)
-        sets = tuple(pipeline | name >> beam.Create([s]) for name, s in (("A", test), ("B", train)))
-        rows = sets | SearchIndex(plan)
+        tests = pipeline | "ReadTest" >> ReadFeatureSet(test_directory)
+        trains = pipeline | "ReadTrain" >> ReadFeatureSet(train_directory)
+        rows = (tests, trains) | SearchIndex(plan)
 
     Attributes:
         plan: the search, checked against the same sets.

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
+import apache_beam as beam
 import numpy as np
 import pytest
+from apache_beam.testing.util import assert_that
 
 from tests.synthetic import assert_same, full_sort, write_set
 from tests.vector_sets import RATES, build_index, feature_set, features_of
 from transforms.core.errors import InputError
 from transforms.scoring.influence import Scoring
+from transforms.storage.read_feature_set import ReadFeatureSet
 from transforms.vectors.config import ProjectionConfig, SearchConfig
 from transforms.vectors.search import (
     IndexSearcher,
+    SearchIndex,
     SearchPlan,
     find_rows,
     pair_with_indexes,
@@ -124,3 +128,19 @@ def test_a_searcher_gives_the_best_of_each_file(
         in_file = trains.take(slice(start, start + file.count))
         assert_same(scored.best, full_sort(tests, in_file, plan.scoring))
         assert scored.test_ids.tolist() == tests.example_ids.tolist()
+
+
+def test_a_graph_gives_the_best_of_all_files(
+    plan: SearchPlan, train: pathlib.Path, test_set: pathlib.Path
+):
+    expected = full_sort(features_of(test_set), features_of(train), plan.scoring)
+
+    def matches(blocks) -> None:
+        ((start, scored),) = blocks
+        assert start == 0
+        assert_same(scored.best, expected)
+
+    with beam.Pipeline() as pipeline:
+        tests = pipeline | "ReadTest" >> ReadFeatureSet(str(test_set))
+        trains = pipeline | "ReadTrain" >> ReadFeatureSet(str(train))
+        assert_that((tests, trains) | SearchIndex(plan), matches)
