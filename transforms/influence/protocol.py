@@ -92,15 +92,18 @@ class ScoringProtocol(abc.ABC, Generic[E]):
     Implementations hold no data. They travel to workers within the configuration that names them.
 
     Attributes:
-        counts_positions: whether tiles can only be cut once the positions of each test example
-            are counted; then a step of the graph calls `count_positions` for each test file.
+        sums_positions: whether records are positions of the examples that are scored. Then tiles
+            can only be cut once the positions of each test example are counted, so a step of the
+            graph calls `count_positions` for each test file.
         estimates_thresholds: whether the first tile of a test block lets thresholds of the others
             be estimated, so that it is scored before them. Without, each worker knows only the
             thresholds of the tiles that it scored itself.
+        notes: sentences about the scores, for the report.
     """
 
-    counts_positions: ClassVar[bool]
+    sums_positions: ClassVar[bool]
     estimates_thresholds: ClassVar[bool]
+    notes: ClassVar[tuple[str, ...]] = ()
 
     # Plan: called by the command line before a run, and by the step that plans tiles.
 
@@ -139,7 +142,7 @@ class ScoringProtocol(abc.ABC, Generic[E]):
     def count_positions(self, file: int, test: FeatureSet) -> np.ndarray:
         """Returns the numbers of positions of the examples of a test file, in order: [n] int64.
 
-        Called where `counts_positions`, for each file.
+        Called where `sums_positions`, for each file.
         """
 
     @abc.abstractmethod

@@ -64,7 +64,7 @@ class RecordBlock(ScoredBlock):
 class RecordScoring(ScoringProtocol[Features]):
     """Scores records against records, by the exact search."""
 
-    counts_positions = False
+    sums_positions = False
     estimates_thresholds = True
 
     def check(self, manifest: FeatureManifest, directory: str) -> None:

@@ -233,7 +233,7 @@ class PlanTiles(beam.PTransform):
     def expand(self, sets: tuple[beam.PCollection, beam.PCollection]) -> beam.PCollection:
         test, train = map(beam.pvalue.AsSingleton, sets)
         args = self.config, self.processes
-        if not protocol_of(self.config).counts_positions:
+        if not protocol_of(self.config).sums_positions:
             return sets[0] | "CutTiles" >> beam.FlatMap(plan_tiles, train, *args)  # Tile
         counted = (
             sets[0]

@@ -81,8 +81,12 @@ class SumScoring(ScoringProtocol[Gradients]):
     save little.
     """
 
-    counts_positions = True
+    sums_positions = True
     estimates_thresholds = False
+    notes = (
+        "Scores are sums over all pairs of positions of two examples; the probability of labels "
+        "is a mean over positions.",
+    )
 
     def check(self, manifest: FeatureManifest, directory: str) -> None:
         """Makes sure that records are positions.

@@ -36,12 +36,7 @@ def notes_of(
             "Labels of the test examples are the model's own predictions: the first are those "
             "that it is least certain of."
         )
-    if config.sum_positions:
-        notes.append(
-            "Scores are sums over all pairs of positions of two examples; the probability of "
-            "labels is a mean over positions."
-        )
-    return tuple(notes)
+    return (*notes, *protocol_of(config).notes)
 
 
 def choose_shown(_: None, parts: Sequence[WrittenRows]) -> list[Trace]:
@@ -162,7 +157,7 @@ class WriteInfluence(beam.PTransform):
         seen = [
             (sets, shown)
             | f"See{name}Examples"
-            >> SeeExamples(trains, self.config.sum_positions)  # (id, Preview)
+            >> SeeExamples(trains, protocol_of(self.config).sums_positions)  # (id, Preview)
             for name, sets, trains in (("Test", test, False), ("Train", train, True))
         ]
         gathered = [written, shown, *seen, *([] if self.beside is None else [self.beside])]
