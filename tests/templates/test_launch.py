@@ -119,12 +119,12 @@ PARAMETERS: dict[str, dict[str, str]] = {
 # Of each, the step that makes its result and the one that commits it.
 STEPS = {
     "influence": {
-        "ComputeTrainFeatures",
-        "ComputeTestFeatures",
+        "ExtractTrainFeatures",
+        "ExtractTestFeatures",
         "ScoreInfluence",
         "WriteInfluence",
     },
-    "features": {"ComputeFeatureSet"},
+    "features": {"ExtractFeatures"},
     "score": {"ScoreInfluence", "WriteInfluence"},
     "audit": {"AuditLabels", "WriteAudit"},
 }
