@@ -125,41 +125,28 @@ def _bound_columns(
         with cgutils.for_range(builder, checkpoints) as checkpoint:
             t = checkpoint.index
             _multiply_terms(code, t, outputs, terms, loss_grads, products)
-            own, others = (
-                code.load(test_negatives, t, FLOAT32),
-                code.load(train_negatives, t, FLOAT32),
-            )
+            own = code.load(test_negatives, t, FLOAT32)
+            others = code.load(train_negatives, t, FLOAT32)
             against = _against(code, own, code.broadcast(others))
-            rest, outside = (
-                code.broadcast(code.load(term_rests, t, FLOAT32)),
-                code.broadcast(code.load(test_rests, t, FLOAT32)),
-            )
+            rest = code.broadcast(code.load(term_rests, t, FLOAT32))
+            outside = code.broadcast(code.load(test_rests, t, FLOAT32))
 
             def intervals() -> Iterator[tuple[int, Any, Any, Any]]:
                 for vector in range(_VECTORS):
                     index = _column(code, t, vector)
-                    slack, product = (
-                        builder.fmul(rest, code.load(norms, index, FLOATS)),
-                        builder.load(products[vector]),
-                    )
+                    slack = builder.fmul(rest, code.load(norms, index, FLOATS))
+                    product = builder.load(products[vector])
                     yield vector, index, builder.fadd(product, slack), builder.fsub(product, slack)
 
-            def add_corners(signed: bool) -> None:
+            def add_corners(lowest: Any, signed: bool) -> None:
                 for vector, index, high, low in intervals():
-                    room, cosine = (
-                        builder.fmul(outside, code.load(train_rests, index, FLOATS)),
-                        code.load(cosines, index, FLOATS),
-                    )
+                    room = builder.fmul(outside, code.load(train_rests, index, FLOATS))
+                    cosine = code.load(cosines, index, FLOATS)
                     top = code.smaller(builder.fadd(cosine, room), constant_floats(1.0))
-                    bottom = code.larger(
-                        builder.fsub(cosine, room),
-                        code.minus(against) if signed else constant_floats(0.0),
-                    )
-                    highs, lows = ([builder.fmul(p, q) for q in (top, bottom)] for p in (high, low))
-                    # Where no cosine is below 0, products with the higher p are the higher ones.
-                    most, least = (highs + lows, highs + lows) if signed else (highs, lows)
-                    code.add(aboves[vector], functools.reduce(code.larger, most))
-                    code.add(belows[vector], code.minus(functools.reduce(code.smaller, least)))
+                    bottom = code.larger(builder.fsub(cosine, room), lowest)
+                    most, least = _corners(code, (high, low), (top, bottom), signed)
+                    code.add(aboves[vector], most)
+                    code.add(belows[vector], code.minus(least))
 
             with builder.if_else(sketched) as (yes, no):
                 with yes:
@@ -168,18 +155,12 @@ def _bound_columns(
                     )
                     with builder.if_else(either) as (signed, positive):
                         with signed:
-                            add_corners(True)
+                            add_corners(code.minus(against), True)
                         with positive:
-                            add_corners(False)
+                            add_corners(constant_floats(0.0), False)
                 with no:
                     for vector, _, high, low in intervals():
-                        minus_low = code.minus(low)
-                        code.add(
-                            aboves[vector], code.larger(high, builder.fmul(against, minus_low))
-                        )
-                        code.add(
-                            belows[vector], code.larger(minus_low, builder.fmul(against, high))
-                        )
+                        _add_bounds(code, (aboves[vector], belows[vector]), high, low, against)
         code.store_all(aboves, above)
         code.store_all(belows, below)
         return context.get_dummy_value()
@@ -285,6 +266,30 @@ def _multiply_outlines(
             ):
                 entries = builder.select(positive, if_positive, if_negative)
                 code.add_product(variables[vector], factor, code.load(entries, column, FLOATS))
+
+
+def _corners(
+    code: VectorBuilder, interval: tuple[Any, Any], cosines: tuple[Any, Any], signed: bool
+) -> tuple[Any, Any]:
+    """Returns the largest and the smallest product of p and q from intervals (high, low) of both;
+    `signed` says whether q may be below 0.
+    """
+    highs, lows = ([code.builder.fmul(p, q) for q in cosines] for p in interval)
+    # Where no cosine is below 0, products with the higher p are the higher ones.
+    most, least = (highs + lows, highs + lows) if signed else (highs, lows)
+    return functools.reduce(code.larger, most), functools.reduce(code.smaller, least)
+
+
+def _add_bounds(
+    code: VectorBuilder, sums: tuple[Any, Any], high: Any, low: Any, against: Any
+) -> None:
+    """Emits code that adds the bounds above and below of p between `low` and `high`, where q may be
+    anything from −κ to 1.
+    """
+    above, below = sums
+    minus_low = code.minus(low)
+    code.add(above, code.larger(high, code.builder.fmul(against, minus_low)))
+    code.add(below, code.larger(minus_low, code.builder.fmul(against, high)))
 
 
 @contextlib.contextmanager
