@@ -35,6 +35,51 @@ from transforms.storage.globs import MatchedFile
 from transforms.storage.read_feature_set import ReadFeatureSet
 
 
+def draft_manifest(
+    files: Sequence[MatchedFile],
+    form: ExampleFormat,
+    model: LoadedModel,
+    examples: ExampleConfig,
+    config: ExtractionConfig,
+) -> FeatureManifest:
+    """Returns the manifest of a feature set, its files and counts still missing."""
+    settings = {
+        **model.settings,
+        "examples": [
+            {"name": file.name, "size": file.size, "modified": file.modified} for file in files
+        ],
+        "labels": config.labels,
+        "label_key": examples.label_key if config.labels == "given" else None,
+        "input_keys": [spec.key for spec in form.inputs],
+        "id_key": examples.id_key,
+        "keep_keys": list(examples.keep_keys),
+        "parse_fn": examples.parse_fn,
+        "allow_truncated_files": examples.allow_truncated_files,
+        "feature_dtype": config.feature_dtype,
+    }
+    return FeatureManifest(
+        kind="features",
+        fingerprint=manifests.fingerprint(settings),
+        settings=settings,
+        files=(),
+        counts={},
+        model_fingerprint=model.fingerprint,
+        task=model.loaded.loss.task,
+        outputs=model.loaded.outputs,
+        units=model.loaded.units + int(model.config.include_bias),
+        checkpoints=model.checkpoint_names,
+        learning_rates=model.learning_rates,
+        rejected_files=(),
+        rejected={},
+        feature_dtype=config.feature_dtype,
+        per_token=model.config.per_token,
+        inputs=tuple(
+            {"key": spec.key, "shape": list(spec.shape), "dtype": spec.dtype}
+            for spec in form.inputs
+        ),
+    )
+
+
 @dataclasses.dataclass
 class ExtractFeatures(beam.PTransform):
     """Extracts the feature set of some examples: pipeline → FeatureSet (one).
@@ -76,8 +121,7 @@ class ExtractFeatures(beam.PTransform):
             InputFile(i, file.path, file.name, file.size) for i, file in enumerate(files)
         ]
         check_first_records(input_files, form, loaded.loss, self.field, self.slice_keys)
-        settings = self._settings(files, form)
-        self.draft = self._draft(settings, form)
+        self.draft = draft_manifest(files, form, self.model, self.example_config, self.config)
         self.complete = manifests.is_complete(self.output, self.draft, self.config.overwrite)
         if self.complete:
             # The limit changes nothing that is written, but must hold for a set of a laxer run too.
@@ -86,49 +130,6 @@ class ExtractFeatures(beam.PTransform):
         self.bytes_to_read = sum(file.size for file in files)
         self.empty_files = tuple(file.path for file in files if not file.size)
         self.stage = self._stage(input_files, form)
-
-    def _settings(self, files: Sequence[MatchedFile], form: ExampleFormat) -> dict[str, Any]:
-        """Returns what the extraction fingerprint is made of."""
-        asked, labels = self.example_config, self.config.labels
-        return {
-            **self.model.settings,
-            "examples": [
-                {"name": file.name, "size": file.size, "modified": file.modified} for file in files
-            ],
-            "labels": labels,
-            "label_key": asked.label_key if labels == "given" else None,
-            "input_keys": [spec.key for spec in form.inputs],
-            "id_key": asked.id_key,
-            "keep_keys": list(asked.keep_keys),
-            "parse_fn": asked.parse_fn,
-            "allow_truncated_files": asked.allow_truncated_files,
-            "feature_dtype": self.config.feature_dtype,
-        }
-
-    def _draft(self, settings: dict[str, Any], form: ExampleFormat) -> FeatureManifest:
-        """Returns the manifest of the set, its files and counts still missing."""
-        loaded = self.model.loaded
-        return FeatureManifest(
-            kind="features",
-            fingerprint=manifests.fingerprint(settings),
-            settings=settings,
-            files=(),
-            counts={},
-            model_fingerprint=self.model.fingerprint,
-            task=loaded.loss.task,
-            outputs=loaded.outputs,
-            units=loaded.units + int(self.model.config.include_bias),
-            checkpoints=self.model.checkpoint_names,
-            learning_rates=self.model.learning_rates,
-            rejected_files=(),
-            rejected={},
-            feature_dtype=self.config.feature_dtype,
-            per_token=self.model.config.per_token,
-            inputs=tuple(
-                {"key": spec.key, "shape": list(spec.shape), "dtype": spec.dtype}
-                for spec in form.inputs
-            ),
-        )
 
     def _stage(self, input_files: Sequence[InputFile], form: ExampleFormat) -> ComputeFeatureSet:
         config, attempt, base = self.config, self.draft.fingerprint, None
