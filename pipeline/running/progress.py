@@ -31,14 +31,14 @@ class Stage:
         done: the counter whose growth is the progress.
         total: what `done` will reach: a number, or the counter that says it.
         shown: the counter that a person reads.
-        unit: what `shown` counts.
+        noun: what `shown` counts.
     """
 
     title: str
     done: str
     total: int | str
     shown: str
-    unit: str
+    noun: str
 
 
 SCORING = Stage("Score pairs", "pairs-scored", "pairs-planned", "pairs-scored", "pairs")
@@ -158,5 +158,5 @@ class Bars:
                 task.id,
                 completed=done,
                 total=total or None,
-                amount=f"{short(number)} {stage.unit}{rate}",
+                amount=f"{short(number)} {stage.noun}{rate}",
             )

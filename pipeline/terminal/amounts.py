@@ -13,13 +13,13 @@ def size(n: float) -> str:
     return f"{n:.0f} B" if n < 1000 else scaled(n, "B")
 
 
-def scaled(value: float, unit: str) -> str:
-    """Returns a number with a decimal prefix to its unit: `1.2 Tflop`."""
+def scaled(value: float, symbol: str) -> str:
+    """Returns a number with a decimal prefix before its symbol: `1.2 Tflop`."""
     for prefix in ("", "K", "M", "G", "T", "P"):
         if value < 1000:
-            return f"{value:.1f} {prefix}{unit}"
+            return f"{value:.1f} {prefix}{symbol}"
         value /= 1000
-    return f"{value:,.1f} E{unit}"
+    return f"{value:,.1f} E{symbol}"
 
 
 def percent(part: int, whole: int) -> str:
