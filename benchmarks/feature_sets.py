@@ -21,8 +21,9 @@ def write_set(
     `per_token`, records are positions.
     """
     from transforms.core.origins import Origin
-    from transforms.storage import feature_record, filesystems, manifests, tfrecords
+    from transforms.storage import filesystems, manifests
     from transforms.storage.feature_manifest import FeatureManifest
+    from transforms.storage.records import feature_record, tfrecords
 
     written = []
     for number, part in enumerate(parts):

@@ -24,9 +24,10 @@ from transforms.extraction.tuning import DEFAULT_TUNING, ExtractionTuning
 from transforms.extraction.worker.model import Model
 from transforms.models.config import ModelConfig
 from transforms.runtime import counters
-from transforms.storage import filesystems, manifests, tfrecords
+from transforms.storage import filesystems, manifests
 from transforms.storage.feature_manifest import FeatureManifest
-from transforms.storage.feature_record import decode
+from transforms.storage.records import tfrecords
+from transforms.storage.records.feature_record import decode
 
 
 def stage_one(

@@ -69,13 +69,8 @@ def write_set(
     each; `changes` are fields of the manifest.
     """
     from transforms.core.origins import Origin
-    from transforms.storage import (
-        feature_manifest,
-        feature_record,
-        filesystems,
-        manifests,
-        tfrecords,
-    )
+    from transforms.storage import feature_manifest, filesystems, manifests
+    from transforms.storage.records import feature_record, tfrecords
 
     drawn = (
         draw(np.random.default_rng(seed), sum(rows), 2, 3, 6, prefix)

@@ -17,7 +17,7 @@ from pipeline import cli
 from pipeline.flags.declarations.commands import COMMANDS, flags_of
 from transforms.examples import rejects
 from transforms.influence.records import RecordScoring
-from transforms.storage import feature_record
+from transforms.storage.records import feature_record
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"

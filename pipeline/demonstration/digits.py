@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from transforms.storage import filesystems, globs, tfrecords
+from transforms.storage import filesystems, globs
+from transforms.storage.records import tfrecords
 
 TRAIN_DIGITS = 1397  # of 1,797; the other 400 are for testing
 WRONG_FRACTION = 0.1

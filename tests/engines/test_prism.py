@@ -18,8 +18,9 @@ import pytest
 from tests.conftest import Tiny, damage, write_records
 from tests.synthetic import write_set
 from tests.transforms.scoring.test_gradients import positions, ragged
-from transforms.storage import filesystems, manifests, tfrecords
+from transforms.storage import filesystems, manifests
 from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.records import tfrecords
 
 ROOT = pathlib.Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess]

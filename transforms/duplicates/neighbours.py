@@ -19,8 +19,8 @@ from transforms.core.shapes import Span
 from transforms.duplicates.directions import Directions, similarities
 from transforms.duplicates.find import read_vectors
 from transforms.duplicates.signatures import files_of
-from transforms.storage import feature_record
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.records import feature_record
 
 _SCHEMA = pa.schema(
     [

@@ -12,7 +12,7 @@ import numpy as np
 
 from transforms.core.errors import InputError
 from transforms.core.user_modules import name_clash
-from transforms.storage.feature_record import FIELDS
+from transforms.storage.records.feature_record import FIELDS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from transforms.examples.rejects import Reject
 from transforms.runtime import counters
 from transforms.runtime.prefetch import prefetch
 from transforms.storage import filesystems
-from transforms.storage.tfrecords import UnreadableTail
+from transforms.storage.records.tfrecords import UnreadableTail
 
 
 @dataclasses.dataclass

@@ -10,7 +10,7 @@ from typing import IO
 from transforms.examples.format import InputFile
 from transforms.examples.tables import ARCHIVE_MAGIC, PARQUET_MAGIC, read_archive, read_parquet
 from transforms.storage import filesystems
-from transforms.storage.tfrecords import UnreadableTail, read_frames
+from transforms.storage.records.tfrecords import UnreadableTail, read_frames
 
 
 def read_records(stream: IO[bytes]) -> Iterator[list[bytes | None]]:

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from transforms.storage.example_wire import float_list
-from transforms.storage.tfrecords import UnreadableTail
+from transforms.storage.records.example_wire import float_list
+from transforms.storage.records.tfrecords import UnreadableTail
 
 # The first bytes of these files.
 PARQUET_MAGIC, ARCHIVE_MAGIC = b"PAR1", b"PK\x03\x04"

@@ -20,8 +20,8 @@ from transforms.core.origins import Origin
 from transforms.core.shapes import Span
 from transforms.influence.protocol import ScoredBlock
 from transforms.reports.previews import NO_TENSORFLOW, Preview, preview_format
-from transforms.storage import feature_record
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.records import feature_record
 
 # Test examples in the report, and candidates of each sign of each.
 _SHOWN = 50

@@ -15,8 +15,8 @@ from transforms.examples.rejects import Reject
 from transforms.reports.pictures import encode_picture
 from transforms.reports.previews import Preview
 from transforms.storage import filesystems
-from transforms.storage.example_wire import Feature
-from transforms.storage.feature_record import text
+from transforms.storage.records.example_wire import Feature
+from transforms.storage.records.feature_record import text
 
 # Characters of a kept text that are shown: about ten lines of a card.
 _LONGEST_TEXT = 300

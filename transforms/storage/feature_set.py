@@ -10,10 +10,11 @@ import numpy as np
 from transforms.core.errors import InputError
 from transforms.core.features import Features
 from transforms.core.shapes import Shape, Span
-from transforms.storage import feature_record, filesystems, tfrecords
-from transforms.storage.example_columns import DamagedRecord
+from transforms.storage import filesystems
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.filesystems import StoredFile
+from transforms.storage.records import feature_record, tfrecords
+from transforms.storage.records.example_columns import DamagedRecord
 
 # Share of a file's records up to which they are read one by one, each by a seek, instead of the
 # whole file.

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms.core.features import NO_LABEL, Features
-from transforms.storage import example_wire, tfrecords
+from transforms.storage.records import example_wire, tfrecords
 from transforms.storage.tables.tabular import label_array, string_array
 from transforms.vectors import faiss_index
 

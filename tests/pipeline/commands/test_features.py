@@ -561,8 +561,9 @@ def test_a_model_of_code_runs_through_the_pipeline(
 ) -> None:
     import numpy as np
 
-    from transforms.storage import filesystems, tfrecords
-    from transforms.storage.feature_record import decode
+    from transforms.storage import filesystems
+    from transforms.storage.records import tfrecords
+    from transforms.storage.records.feature_record import decode
 
     (tmp_path / "code_of_a_net.py").write_text(CODE)
     monkeypatch.syspath_prepend(tmp_path)

@@ -45,7 +45,8 @@ def write_pictures(tmp_path: pathlib.Path, name: str, count: int, seed: int) -> 
     """A feature set of examples with pictures, and the examples."""
     from transforms.core.origins import Origin
     from transforms.examples.batch import digest
-    from transforms.storage import feature_record, filesystems, tfrecords
+    from transforms.storage import filesystems
+    from transforms.storage.records import feature_record, tfrecords
 
     payloads = [example(image=np.full((4, 4), i / 64, np.float32)) for i in range(count)]
     path = tmp_path / f"{name}.tfrecord"

@@ -17,7 +17,7 @@ import tensorflow as tf
 from tests.conftest import Outcome, Tiny, write_records
 from tests.stage_one import assert_same_features, read_set
 from transforms.examples.tables import read_archive, read_parquet
-from transforms.storage.tfrecords import UnreadableTail
+from transforms.storage.records.tfrecords import UnreadableTail
 
 Run = Callable[..., Outcome]
 

@@ -27,9 +27,10 @@ from transforms.influence.score import (
 from transforms.runtime import counters
 from transforms.scoring.influence import Scoring, self_influence
 from transforms.scoring.tiles import Tile
-from transforms.storage import feature_record, filesystems, tfrecords
+from transforms.storage import filesystems
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.records import feature_record, tfrecords
 
 
 def committed(directory, features: Features, rows_per_file: int) -> FeatureSet:

@@ -15,9 +15,9 @@ from transforms.core.topk import Ranking, TopK
 from transforms.influence import traces
 from transforms.influence.records import RecordBlock, RecordScoring
 from transforms.influence.rows import to_table
-from transforms.storage import feature_record
 from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.records import feature_record
 
 
 def block(
@@ -71,7 +71,8 @@ def test_shown_are_the_least_probable_or_else_the_most_influenced(known):
 
 def stored(directory: pathlib.Path, ids: list[str], places: list[int]) -> FeatureSet:
     """A feature set of one file, whose records came from these places of two files."""
-    from transforms.storage import filesystems, tfrecords
+    from transforms.storage import filesystems
+    from transforms.storage.records import tfrecords
 
     n = len(ids)
     labels, ones = np.zeros((n, 1), int), np.ones((n, 1, 1))

@@ -16,9 +16,10 @@ from transforms.examples.rejects import Reject
 from transforms.extraction.feature_files.unique_ids import id_buckets
 from transforms.extraction.feature_files.written_part import WrittenPart
 from transforms.runtime import counters
-from transforms.storage import filesystems, tfrecords
+from transforms.storage import filesystems
 from transforms.storage.feature_manifest import BYTES_PER_FILE, RECORDS_PER_FILE
 from transforms.storage.filesystems import NewFile, StoredFile
+from transforms.storage.records import tfrecords
 
 # A TFRecord frame around a payload: 8 bytes of length and two checksums of 4.
 _FRAME_BYTES = 16

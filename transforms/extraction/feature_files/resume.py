@@ -23,8 +23,9 @@ from transforms.examples.rejects import Reject
 from transforms.extraction.feature_files.unique_ids import id_buckets
 from transforms.extraction.feature_files.written_part import IDS, PARTS, WrittenPart
 from transforms.runtime import counters
-from transforms.storage import filesystems, tfrecords
+from transforms.storage import filesystems
 from transforms.storage.filesystems import StoredFile
+from transforms.storage.records import tfrecords
 
 
 class _FindFinishedDoFn(beam.DoFn):

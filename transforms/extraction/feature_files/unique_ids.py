@@ -9,8 +9,9 @@ import numpy as np
 
 from transforms.core.errors import InputError
 from transforms.extraction.feature_files.written_part import IDS, WrittenPart
-from transforms.storage import feature_record, filesystems, tfrecords
+from transforms.storage import filesystems
 from transforms.storage.filesystems import StoredFile
+from transforms.storage.records import feature_record, tfrecords
 
 # Spreads the hashes over workers; a bucket of a hundred million records is 20 MB.
 _ID_BUCKETS = 64

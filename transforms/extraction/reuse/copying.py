@@ -13,7 +13,8 @@ from transforms.extraction.feature_files.part import Part
 from transforms.extraction.reuse.base import parse_fields
 from transforms.extraction.reuse.matching import Match
 from transforms.runtime import counters
-from transforms.storage import feature_record, filesystems, tfrecords
+from transforms.storage import filesystems
+from transforms.storage.records import feature_record, tfrecords
 
 
 class CopyDoFn(beam.DoFn):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tests.conftest import Outcome, Tiny, write_records
 from tests.stage_one import records_by_id
 from transforms.extraction.reuse.copying import relocate
-from transforms.storage import feature_record
+from transforms.storage.records import feature_record
 
 Run = Callable[..., Outcome]
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import feature
-from transforms.storage.example_wire import (
+from transforms.storage.records.example_wire import (
     BYTES_LIST,
     FLOAT_LIST,
     INT64_LIST,

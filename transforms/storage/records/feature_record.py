@@ -25,8 +25,8 @@ import numpy as np
 
 from transforms.core.features import DTYPES, NO_LABEL, Features
 from transforms.core.origins import Origin, Origins
-from transforms.storage.example_columns import ArrayContent, DamagedRecord, ExampleColumns
-from transforms.storage.example_wire import (
+from transforms.storage.records.example_columns import ArrayContent, DamagedRecord, ExampleColumns
+from transforms.storage.records.example_wire import (
     BYTES_LIST,
     FLOAT_LIST,
     INT64_LIST,

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from transforms.core.ids import id_array
-from transforms.storage.example_wire import (
+from transforms.storage.records.example_wire import (
     BYTES_LIST,
     FLOAT_LIST,
     INT64_LIST,

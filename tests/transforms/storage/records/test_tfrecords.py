@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import damage, write_records
-from transforms.storage import tfrecords
-from transforms.storage.tfrecords import (
+from transforms.storage.records import tfrecords
+from transforms.storage.records.tfrecords import (
     UnreadableTail,
     frame,
     join_frames,

@@ -15,8 +15,8 @@ from transforms.core.ids import id_array
 from transforms.core.origins import Origin
 from transforms.examples import rejects
 from transforms.examples.rejects import Reject
-from transforms.storage import feature_record
-from transforms.storage.feature_record import decode, encode, relocate
+from transforms.storage.records import feature_record
+from transforms.storage.records.feature_record import decode, encode, relocate
 
 ARRAYS = (
     "probabilities",

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from tests.conftest import feature
 from transforms.core.features import DTYPES, NO_LABEL, Features
 from transforms.core.origins import Origin
-from transforms.storage import feature_record
-from transforms.storage.example_columns import ArrayContent, DamagedRecord, ExampleColumns
-from transforms.storage.example_wire import (
+from transforms.storage.records import feature_record
+from transforms.storage.records.example_columns import ArrayContent, DamagedRecord, ExampleColumns
+from transforms.storage.records.example_wire import (
     BYTES_LIST,
     FLOAT_LIST,
     INT64_LIST,
