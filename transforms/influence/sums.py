@@ -77,8 +77,7 @@ class SumBlock(ScoredBlock):
 class SumScoring(ScoringProtocol[Gradients]):
     """Scores examples against examples, by their whole gradients.
 
-    Every tile multiplies all of its gradients that are strong enough, so estimated thresholds would
-    save little.
+    Thresholds are not estimated between workers: each knows those of the tiles that it scored.
     """
 
     sums_positions = True

@@ -9,8 +9,8 @@ import dataclasses
 class SearchTuning:
     """Sizes, and thresholds of heuristics, of the search between records.
 
-    Costs are of one test example with all of a chunk, over the cost of their products. Values were
-    measured on Fashion-MNIST and on features like ImageNet's (`benchmarks/scoring.py`).
+    Costs are of one test example with all of a chunk, over the cost of their products;
+    `benchmarks/scoring.py` measures what a search takes with the values here.
 
     Attributes:
         group_tests: most test examples that go through a chunk together: enough that column groups
