@@ -13,10 +13,14 @@ html_title = "tracin-beam"
 html_theme = "furo"
 html_theme_options = {"top_of_page_buttons": []}
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+# Two hyphens begin a flag.
+smartquotes = False
 html_show_copyright = False
 
 extensions = ["myst_nb", "api", "cli", "figures"]
-exclude_patterns = ["_ext"]
+exclude_patterns = ["_ext", "examples"]
 
 # Anchors of the headings that pages link to.
 myst_heading_anchors = 3

@@ -15,6 +15,7 @@ import pytest
 
 from pipeline import cli
 from pipeline.flags.declarations.commands import COMMANDS, flags_of
+from transforms import read_rows
 from transforms.examples import rejects
 from transforms.influence.records import RecordScoring
 from transforms.storage.records import feature_record
@@ -22,7 +23,13 @@ from transforms.storage.records import feature_record
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", ROOT / "templates" / "README.md", *PAGES]
+DOCUMENTS = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "templates" / "README.md",
+    *PAGES,
+]
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 # Of other programs: Beam, make, gcloud, pip, benchmarks.
 OTHER_FLAGS = {
@@ -93,6 +100,13 @@ def test_the_commands_of_the_readme_run() -> None:
     printed = [run(command) for command in commands(README.read_text())]
     assert len(printed) == 3
     assert "suspects" in printed[-1]
+
+
+@pytest.mark.usefixtures("beside_the_demo")
+def test_the_program_of_the_readme_runs(tmp_path: pathlib.Path) -> None:
+    (program,) = blocks(README.read_text(), "python")
+    exec(program, {})
+    assert len(read_rows(str(tmp_path / "py" / "influence"))) == 400
 
 
 def test_the_readme_lists_every_command() -> None:

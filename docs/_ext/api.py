@@ -134,8 +134,8 @@ def _parameter(parameter: inspect.Parameter) -> str:
     name = str(parameter.replace(annotation=empty, default=empty))
     if parameter.default is empty:
         return name
-    # The default of a dataclass's field that a function makes.
-    made = repr(parameter.default) == "<factory>"
+    # Of configurations, and of defaults that a function makes, the signature does not show all.
+    made = repr(parameter.default) == "<factory>" or dataclasses.is_dataclass(parameter.default)
     return f"{name}={'...' if made else repr(parameter.default)}"
 
 

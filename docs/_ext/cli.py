@@ -1,4 +1,10 @@
-"""The directive `cli`: the reference of the command line, made from the declarations of flags."""
+"""The reference of the command line in a page, made from the declarations of flags.
+
+    ```{cli}
+    ```
+
+stands for it. A flag or a command without help fails the build.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,8 @@ from typing import Any
 
 from pipeline.flags.declarations.commands import COMMANDS, flags_of
 from pipeline.flags.reference import reference
+
+_MARK = "```{cli}\n```\n"
 
 
 def undocumented() -> list[str]:
@@ -16,25 +24,21 @@ def undocumented() -> list[str]:
     return missing
 
 
+def include(page: str) -> str:
+    """Returns a page with the reference, without its heading, where it is asked for."""
+    return page.replace(_MARK, reference().split("\n", 1)[1].lstrip())
+
+
 def setup(app: Any) -> dict[str, bool]:
-    """Registers the directive with Sphinx."""
-    from docutils import nodes
-    from docutils.statemachine import StringList
-    from sphinx.util.docutils import SphinxDirective
+    """Makes Sphinx read pages with the reference in them."""
+    from sphinx.errors import ExtensionError
 
-    class CommandLine(SphinxDirective):
-        """Includes a section for each command."""
-
-        def run(self) -> list[Any]:
+    def read(_: Any, docname: str, source: list[str]) -> None:
+        if _MARK in source[0]:
             if missing := undocumented():
-                raise self.error(f"without help: {', '.join(missing)}")
-            # The page has the heading; those of the commands are one level below it.
-            _, text = reference().split("\n", 1)
-            lines = [line.removeprefix("#") for line in text.splitlines()]
-            node = nodes.Element()
-            source = "pipeline.flags.reference"
-            self.state.nested_parse(StringList(lines, source=source), 0, node, match_titles=True)
-            return node.children
+                raise ExtensionError(f"{docname}: without help: {', '.join(missing)}")
+            source[0] = include(source[0])
 
-    app.add_directive("cli", CommandLine)
+    # A directive could not make sections below the page's heading.
+    app.connect("source-read", read)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -5,6 +5,12 @@ import cli
 from pipeline.flags.declarations import commands
 
 
+def test_a_page_includes_a_section_for_each_command() -> None:
+    page = cli.include("# Command line\n\n```{cli}\n```\n")
+    headings = [line for line in page.splitlines() if line.startswith("#")]
+    assert headings == ["# Command line", *(f"## tracin {name}" for name in commands.COMMANDS)]
+
+
 def test_every_flag_has_help() -> None:
     assert cli.undocumented() == []
 
