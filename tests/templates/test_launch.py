@@ -80,8 +80,7 @@ def store(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stor
     directory = tmp_path_factory.mktemp("store")
     with object_store.running() as store, pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", f"http://{store.host}")
-        patch.setattr(auth._Credentials, "_credentials_init", True)
-        patch.setattr(auth._Credentials, "_credentials", None)
+        patch.setattr(auth, "get_service_credentials", lambda options: None)
         for path in tiny.paths:
             store.put(f"checkpoints/{path.name}", path.read_bytes())
         for name, payloads in (("train", tiny.payloads()), ("test", tiny.payloads()[:10])):

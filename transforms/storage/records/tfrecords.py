@@ -17,8 +17,8 @@ from typing import IO
 
 import google_crc32c
 
-# Stays in a processor's cache until its records have been looked at.
-_CHUNK = 1 << 20
+# Bytes that are read at once: they stay in a processor's cache until their records are read.
+CHUNK_BYTES = 1 << 20
 _UNZIPPED = 1 << 18
 _HEADER = struct.Struct("<QI")
 _LENGTH = struct.Struct("<Q")
@@ -48,7 +48,8 @@ class UnreadableTail(Exception):
         self.is_no_record = is_no_record
 
 
-def _masked_crc(data: bytes) -> int:
+def masked_crc(data: bytes) -> int:
+    """Returns TFRecord's checksum of some bytes: their CRC-32C, rotated and moved."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + _MASK) & 0xFFFFFFFF
 
@@ -57,19 +58,19 @@ def _masked_crc(data: bytes) -> int:
 def _header(length: int) -> bytes:
     """Returns the bytes before a payload; records of a file have few lengths."""
     packed = struct.pack("<Q", length)
-    return packed + _CRC.pack(_masked_crc(packed))
+    return packed + _CRC.pack(masked_crc(packed))
 
 
 def frame(payload: bytes) -> bytes:
     """Returns the bytes of one record in a TFRecord file."""
-    return b"".join((_header(len(payload)), payload, _CRC.pack(_masked_crc(payload))))
+    return b"".join((_header(len(payload)), payload, _CRC.pack(masked_crc(payload))))
 
 
 def join_frames(payloads: Iterable[bytes]) -> bytes:
     """The content of a TFRecord file that holds `payloads`."""
     parts: list[bytes] = []
     for payload in payloads:
-        parts += (_header(len(payload)), payload, _CRC.pack(_masked_crc(payload)))
+        parts += (_header(len(payload)), payload, _CRC.pack(masked_crc(payload)))
     return b"".join(parts)
 
 
@@ -109,15 +110,15 @@ def pick_frames(stream: IO[bytes], indices: Sequence[int]) -> list[bytes]:
             if index > chosen:
                 break
         payload, crc = stream.read(length), stream.read(_CRC.size)
-        if len(payload) < length or crc != _CRC.pack(_masked_crc(payload)):
+        if len(payload) < length or crc != _CRC.pack(masked_crc(payload)):
             raise ValueError(f"record {chosen} has another checksum than is stored with it")
         payloads.append(payload)
     return payloads
 
 
-def read_frames(stream: IO[bytes]) -> Iterator[list[bytes | None]]:
+def read_frames(stream: IO[bytes], chunk_bytes: int = CHUNK_BYTES) -> Iterator[list[bytes | None]]:
     """Reads the records of a TFRecord stream, plain or gzip (by content, not by name), in
-    order, as many at once as a read gives.
+    order, as many at once as a read of `chunk_bytes` gives.
 
     Yields:
         The payload of each, or None where its checksum is wrong.
@@ -131,16 +132,18 @@ def read_frames(stream: IO[bytes]) -> Iterator[list[bytes | None]]:
         # It reads `fileobj` forwards only, which its type does not say.
         unzipped = gzip.GzipFile(fileobj=_Rewound(head, stream))  # type: ignore[call-overload]
         # read1, because read drops unzipped bytes when it comes to damage.
-        yield from _read_plain(lambda size: unzipped.read1(min(size, _UNZIPPED)), b"")
+        yield from _read_plain(lambda size: unzipped.read1(min(size, _UNZIPPED)), b"", chunk_bytes)
     else:
-        yield from _read_plain(stream.read, head)
+        yield from _read_plain(stream.read, head, chunk_bytes)
 
 
 def _is_header(data: bytes) -> bool:
-    return len(data) == _HEADER.size and _HEADER.unpack(data)[1] == _masked_crc(data[:8])
+    return len(data) == _HEADER.size and _HEADER.unpack(data)[1] == masked_crc(data[:8])
 
 
-def _read_plain(read: Callable[[int], bytes], buffer: bytes) -> Iterator[list[bytes | None]]:
+def _read_plain(
+    read: Callable[[int], bytes], buffer: bytes, chunk_bytes: int
+) -> Iterator[list[bytes | None]]:
     index = offset = 0
     broken: str | None = None
     while True:
@@ -160,7 +163,7 @@ def _read_plain(read: Callable[[int], bytes], buffer: bytes) -> Iterator[list[by
         parts, have = [buffer], len(buffer)
         while have < needed:
             try:
-                part = read(max(_CHUNK, needed - have))
+                part = read(max(chunk_bytes, needed - have))
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 broken, part = str(error), b""
             if not part:

@@ -31,11 +31,13 @@ for payload in PAYLOADS:
     BORDERS.append(BORDERS[-1] + len(payload) + 16)
 
 
-def collect(data: bytes) -> tuple[list[bytes | None], UnreadableTail | None]:
+def collect(
+    data: bytes, chunk_bytes: int = tfrecords.CHUNK_BYTES
+) -> tuple[list[bytes | None], UnreadableTail | None]:
     """The payloads of a stream, and what ended it if it did not end well."""
     payloads: list[bytes | None] = []
     try:
-        for some in read_frames(io.BytesIO(data)):
+        for some in read_frames(io.BytesIO(data), chunk_bytes):
             payloads += some
     except UnreadableTail as tail:
         return payloads, tail
@@ -87,17 +89,14 @@ def test_a_plain_file_whose_first_length_looks_like_gzip_is_read_as_plain() -> N
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_records_larger_than_the_read_chunk_are_read_whole(
-    monkeypatch: pytest.MonkeyPatch, zipped: bool
-) -> None:
-    monkeypatch.setattr(tfrecords, "_CHUNK", 64)
+def test_records_larger_than_the_read_chunk_are_read_whole(zipped: bool) -> None:
     payloads = [os.urandom(1000), b"small", os.urandom(63), os.urandom(64), os.urandom(65)]
     data = join_frames(payloads)
-    assert collect(gzip.compress(data) if zipped else data) == (payloads, None)
+    assert collect(gzip.compress(data) if zipped else data, 64) == (payloads, None)
 
 
 def test_a_record_larger_than_the_real_read_chunk_is_read_whole() -> None:
-    payloads = [b"x" * (tfrecords._CHUNK + 5), b"next"]
+    payloads = [b"x" * (tfrecords.CHUNK_BYTES + 5), b"next"]
     assert collect(join_frames(payloads)) == (payloads, None)
 
 
@@ -130,12 +129,11 @@ def test_a_damaged_length_ends_the_file_and_says_where(
 
 @pytest.mark.parametrize("chunk", [7, 1 << 22])
 def test_a_file_cut_anywhere_gives_its_whole_records_and_then_says_where_it_ends(
-    monkeypatch: pytest.MonkeyPatch, chunk: int
+    chunk: int,
 ) -> None:
-    monkeypatch.setattr(tfrecords, "_CHUNK", chunk)
     data = join_frames(PAYLOADS)
     for cut in range(len(data) + 1):
-        frames, tail = collect(data[:cut])
+        frames, tail = collect(data[:cut], chunk)
         complete = max(i for i, border in enumerate(BORDERS) if border <= cut)
         assert frames == PAYLOADS[:complete], cut
         if cut == BORDERS[complete]:
@@ -223,7 +221,7 @@ def test_a_file_of_another_kind_is_told_at_its_first_byte(data: bytes) -> None:
 
 def test_a_length_that_cannot_be_true_is_refused_without_reading_on() -> None:
     length = struct.pack("<Q", 1 << 40)
-    header = length + struct.pack("<I", tfrecords._masked_crc(length))
+    header = length + struct.pack("<I", tfrecords.masked_crc(length))
     frames, tail = collect(join_frames(PAYLOADS) + header + bytes(100))
     assert frames == PAYLOADS
     assert tail is not None and tail.index == len(PAYLOADS)
