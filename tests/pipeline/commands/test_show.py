@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from tests.conftest import CLASSES, Tiny, example, write_records
 
+ROOT = pathlib.Path(__file__).parents[3]
 HOSTILE = "\x1b[31m[red]\u202eid"
 
 
@@ -142,3 +145,18 @@ def test_what_cannot_be_shown_is_told_in_one_line(results, tracin, tmp_path):
     ):
         status, _, err = tracin("show", *words)
         assert status == 2 and told in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_feature_set_is_named_in_a_process_that_read_none_before(
+    results: pathlib.Path,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "show", str(results / "features")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.endswith("holds features: give the directory of an audit or of influence\n")
