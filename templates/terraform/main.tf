@@ -1,5 +1,5 @@
-# A schedule that runs templates/workflow.yaml every night, and the accounts that may do what it does, each no more than that.
-# Batch jobs are launched by the workflow and are no resources here: Terraform would launch them once, and again when something else changes.
+# A schedule that runs templates/workflow.yaml every night, the Cloud Run job that it runs, and the accounts that may do what is done, each no
+# more than that. Dataflow's jobs are launched by the Cloud Run job and are no resources here: Terraform would launch them once, and again when something else changes.
 
 locals {
   apis = [
@@ -12,14 +12,16 @@ locals {
     "iam.googleapis.com",
     "logging.googleapis.com",
     "monitoring.googleapis.com",
+    "run.googleapis.com",
     "storage.googleapis.com",
     "workflowexecutions.googleapis.com",
     "workflows.googleapis.com",
   ]
 
-  # What templates/workflow.yaml says of its argument.
+  # What `python -m pipeline.nightly` reads.
   argument = merge(
     {
+      project   = var.project
       bucket    = google_storage_bucket.results.name
       prefix    = var.prefix
       templates = "gs://${google_storage_bucket.results.name}/templates"
@@ -159,31 +161,90 @@ resource "google_bigquery_dataset_iam_member" "worker_writes_tables" {
   member     = google_service_account.worker.member
 }
 
-# What the workflow runs as.
+# What a night runs as: the Cloud Run job that launches Dataflow's jobs and follows them.
 
-resource "google_service_account" "workflow" {
-  account_id   = "tracin-workflow"
+resource "google_service_account" "night" {
+  account_id   = "tracin-night"
   display_name = "The nights of tracin-beam"
 
   depends_on = [google_project_service.apis]
 }
 
 # To launch jobs and look at them.
-resource "google_project_iam_member" "workflow_launches" {
+resource "google_project_iam_member" "night_launches" {
   project = var.project
   role    = "roles/dataflow.developer"
-  member  = google_service_account.workflow.member
+  member  = google_service_account.night.member
 }
 
 # To give a job the workers' account, and no other.
-resource "google_service_account_iam_member" "workflow_uses_worker" {
+resource "google_service_account_iam_member" "night_uses_worker" {
   service_account_id = google_service_account.worker.name
   role               = "roles/iam.serviceAccountUser"
-  member             = google_service_account.workflow.member
+  member             = google_service_account.night.member
 }
 
-# To find templates, the last night and what is complete.
-resource "google_storage_bucket_iam_member" "workflow_reads" {
+# To find templates, the last night and what is complete, and to write night.json, which it replaces. The jobs that it launches may write here
+# anyway.
+resource "google_storage_bucket_iam_member" "night_writes_outcome" {
+  bucket = google_storage_bucket.results.name
+  role   = "roles/storage.objectUser"
+  member = google_service_account.night.member
+}
+
+resource "google_cloud_run_v2_job" "nightly" {
+  name                = "tracin-nightly"
+  location            = var.region
+  deletion_protection = false
+
+  template {
+    template {
+      service_account = google_service_account.night.email
+      # The most that a task may have. A task that is ended, by this or by maintenance, is started again and takes up what it left.
+      timeout     = "604800s"
+      max_retries = 3
+
+      containers {
+        image   = coalesce(var.night_image, trimsuffix(var.worker_image, "-gpu"))
+        command = ["python", "-m", "pipeline.nightly"]
+        # An execution gives others, with its date.
+        args = [jsonencode(local.argument)]
+
+        # It waits nearly all of the time; a job cannot have less than one processor.
+        resources {
+          limits = { cpu = "1", memory = "512Mi" }
+        }
+      }
+    }
+  }
+
+  depends_on = [google_project_service.apis]
+}
+
+# What the workflow runs as: it may run that job and read its outcome.
+
+resource "google_service_account" "workflow" {
+  account_id   = "tracin-workflow"
+  display_name = "The workflow of tracin-beam"
+
+  depends_on = [google_project_service.apis]
+}
+
+resource "google_cloud_run_v2_job_iam_member" "workflow_runs_night" {
+  name     = google_cloud_run_v2_job.nightly.name
+  location = google_cloud_run_v2_job.nightly.location
+  role     = "roles/run.jobsExecutorWithOverrides"
+  member   = google_service_account.workflow.member
+}
+
+# To wait for its operation, which belongs to the project and not to the job.
+resource "google_project_iam_member" "workflow_waits" {
+  project = var.project
+  role    = "roles/run.viewer"
+  member  = google_service_account.workflow.member
+}
+
+resource "google_storage_bucket_iam_member" "workflow_reads_outcome" {
   bucket = google_storage_bucket.results.name
   role   = "roles/storage.objectViewer"
   member = google_service_account.workflow.member
@@ -292,6 +353,6 @@ resource "google_monitoring_alert_policy" "failed" {
 
   documentation {
     mime_type = "text/markdown"
-    content   = "The execution's error says which: it begins with \"drift;\" and names the report, or it names the job that failed. See docs/nightly.md of tracin-beam."
+    content   = "The execution's error says which: it begins with \"drift;\" and names the report, or it names the job that failed. night.json in the night's directory says the same, the log of the Cloud Run job tracin-nightly more. See docs/nightly.md of tracin-beam."
   }
 }

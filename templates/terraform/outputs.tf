@@ -12,3 +12,8 @@ output "argument" {
   description = "The argument of an execution: gcloud workflows run tracin-nightly --data=\"$(terraform output -raw argument)\""
   value       = jsonencode(local.argument)
 }
+
+output "job" {
+  description = "The Cloud Run job that runs a night: gcloud run jobs execute tracin-nightly runs one without the workflow."
+  value       = google_cloud_run_v2_job.nightly.id
+}

@@ -55,6 +55,17 @@ variable "worker_image" {
   }
 }
 
+variable "night_image" {
+  type        = string
+  default     = null
+  description = "What launches the jobs and follows them; left out, worker_image without -gpu at its end."
+
+  validation {
+    condition     = var.night_image == null || can(regex("^[^:@ ]+(:[0-9]+)?/[^:@ ]+(:[^:@ ]+|@sha256:[0-9a-f]{64})$", var.night_image))
+    error_message = "Give an image with its tag or digest, such as europe-west1-docker.pkg.dev/PROJECT/tracin/tracin:TAG."
+  }
+}
+
 variable "model" {
   type        = map(string)
   description = "Parameters of the template `features` for both sets, such as checkpoints and id_key."

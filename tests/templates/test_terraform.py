@@ -9,11 +9,11 @@ from typing import Any
 
 import hcl2
 import pytest
-import yaml
 
-from tests.fakes import workflows
+from pipeline.nightly.argument import FIELDS
+from tests.fakes.dataflow_service import ENVIRONMENT
 from tests.fakes.dockerfile import TEMPLATES
-from tests.templates.test_workflow import ARGUMENT, ENVIRONMENT
+from tests.fakes.nights import ARGUMENT
 
 DIRECTORY = TEMPLATES / "terraform"
 TEXT = {path.name: path.read_text() for path in DIRECTORY.glob("*.tf")}
@@ -101,18 +101,12 @@ def test_what_is_named_is_there(resources: dict[str, Any]) -> None:
     assert (TEMPLATES / "workflow.yaml").exists()
 
 
-def test_the_argument_is_what_the_workflow_reads() -> None:
+def test_the_argument_is_what_the_command_reads() -> None:
     (block,) = re.findall(r"argument = merge\(\n(.*?)\n  \)\n", TEXT["main.tf"], flags=re.DOTALL)
     given = set(re.findall(r"^      (\w+) +=", block, flags=re.MULTILINE)) | set(
         re.findall(r"^    \{ for name, value in \{ (\w+) = ", block, flags=re.MULTILINE)
     )
-    definition = yaml.safe_load((TEMPLATES / "workflow.yaml").read_text())
-    used = set()
-    for expression in workflows.expressions(definition["main"]):
-        used |= set(re.findall(r"\bargs\.(\w+)", expression)) | set(
-            re.findall(r'map\.get\(args, "(\w+)"\)', expression)
-        )
-    assert given | {"date"} == used
+    assert given | {"date"} == set(FIELDS)
     assert given >= set(ARGUMENT)
     (environment,) = re.findall(
         r"environment = merge\(var.environment, \{\n(.*?)\n      \}, \{ "
@@ -145,10 +139,15 @@ def test_accounts_may_do_what_they_have_to_and_nothing_else(resources: dict[str,
             ("storage_bucket", "roles/storage.objectViewer"),
             ("artifact_registry_repository", "roles/artifactregistry.reader"),
         },
-        "workflow": {
+        "night": {
             ("project", "roles/dataflow.developer"),
-            ("project", "roles/logging.logWriter"),
             ("service_account", "roles/iam.serviceAccountUser"),
+            ("storage_bucket", "roles/storage.objectUser"),
+        },
+        "workflow": {
+            ("project", "roles/logging.logWriter"),
+            ("project", "roles/run.viewer"),
+            ("cloud_run_v2_job", "roles/run.jobsExecutorWithOverrides"),
             ("storage_bucket", "roles/storage.objectViewer"),
         },
         "scheduler": {("project", "roles/workflows.invoker")},
@@ -160,7 +159,7 @@ def test_accounts_may_do_what_they_have_to_and_nothing_else(resources: dict[str,
     assert "worker" in str(
         resources["google_storage_bucket_iam_member.worker_reads_data"]["member"]
     )
-    assert resources["google_service_account_iam_member.workflow_uses_worker"][
+    assert resources["google_service_account_iam_member.night_uses_worker"][
         "service_account_id"
     ].strip("${}") == ("google_service_account.worker.name")
 
@@ -175,6 +174,17 @@ def test_the_schedule_starts_the_workflow_as_its_own_account(resources: dict[str
     assert "google_service_account.workflow" in str(
         resources["google_workflows_workflow.nightly"]["service_account"]
     )
+
+
+def test_the_cloud_run_job_runs_the_command_as_its_own_account(resources: dict[str, Any]) -> None:
+    (execution,) = resources["google_cloud_run_v2_job.nightly"]["template"]
+    (task,) = execution["template"]
+    assert "google_service_account.night.email" in str(task["service_account"])
+    assert task["timeout"] == "604800s"
+    (container,) = task["containers"]
+    assert unquoted(container["command"]) == ["python", "-m", "pipeline.nightly"]
+    assert "local.argument" in str(container["args"])
+    assert "var.night_image" in container["image"] and "var.worker_image" in container["image"]
 
 
 def test_the_results_are_nobody_elses(resources: dict[str, Any]) -> None:
