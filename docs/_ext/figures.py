@@ -5,9 +5,10 @@ A page includes the table `fashion` of `benchmarks/results/scoring.json` by
     ```{figures} scoring fashion
     ```
 
-A missing file or table fails the build; `<!-- {figures} scoring fashion -->` stands for a table
-that has not been measured yet. `python docs/_ext/figures.py` turns such comments into
-directives once the table is there, and writes the README's table again: Sphinx does not build it.
+and several tables of equal columns as one by `{figures} scoring fashion imagenet`. A missing file
+or table fails the build; `<!-- {figures} scoring fashion -->` stands for tables that have not been
+measured yet. `python docs/_ext/figures.py` turns such comments into directives once all their
+tables are there, and writes the README's table again: Sphinx does not build it.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
 # A table that no benchmark has written yet.
-PENDING = re.compile(r"^<!-- \{figures\} (\S+) (\S+) -->$", re.MULTILINE)
+PENDING = re.compile(r"^<!-- \{figures\} (\S+) (\S.*) -->$", re.MULTILINE)
 # A table in a file that Sphinx does not build, between two comments.
-_EMBEDDED = re.compile(r"(<!-- figures (\S+) (\S+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+_EMBEDDED = re.compile(r"(<!-- figures (\S+) (\S.*) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
 class MissingFigures(Exception):
@@ -38,19 +39,15 @@ class Table:
     Attributes:
         columns: headings.
         rows: cells, texts or numbers.
-        command: the benchmark's command.
-        date: the day of the run.
-        machine: properties of the machine by name.
+        sources: commands, with the day and the machine of the run.
     """
 
     columns: list[str]
     rows: list[list[Any]]
-    command: str
-    date: str
-    machine: dict[str, Any]
+    sources: list[str]
 
     def markdown(self) -> str:
-        """Returns the table, with numbers aligned to the right, and its source below."""
+        """Returns the table, with numbers aligned to the right, and its sources below."""
         numeric = [
             all(isinstance(row[i], int | float) for row in self.rows)
             for i in range(len(self.columns))
@@ -60,15 +57,8 @@ class Table:
             ["---:" if right else "---" for right in numeric],
             *([_cell(cell) for cell in row] for row in self.rows),
         ]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n*{self._source()}*\n"
-
-    def _source(self) -> str:
-        machine = self.machine.get("processor", "")
-        processors = self.machine.get("processors")
-        parts = [f"`{self.command}`", self.date, machine]
-        if processors:
-            parts.append(f"{processors} processor{'s' if processors != 1 else ''}")
-        return ", ".join(part for part in parts if part)
+        sources = "; ".join(dict.fromkeys(self.sources))
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n*{sources}*\n"
 
 
 def _cell(value: Any) -> str:
@@ -77,28 +67,37 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int | float) else str(value)
 
 
-def read(name: str, table: str, results: pathlib.Path = RESULTS) -> Table:
-    """Reads a table that the benchmark `name` wrote.
+def read(name: str, tables: str, results: pathlib.Path = RESULTS) -> Table:
+    """Reads tables that the benchmark `name` wrote, their names separated by spaces, as one.
 
     Raises:
-        MissingFigures: there is no such file, or no such table in it.
+        MissingFigures: there is no such file, or no such table in it, or columns differ.
     """
     path = results / f"{name}.json"
     if not path.exists():
         raise MissingFigures(f"{path.name} is missing: run `python -m benchmarks.{name}`")
     content = json.loads(path.read_text())
-    if table not in content["tables"]:
-        tables = ", ".join(sorted(content["tables"]))
-        raise MissingFigures(f"{path.name} has no table {table!r}, only {tables}")
-    # Each table says how it came about, or the file does for all.
-    found = {**content, **content["tables"][table]}
-    return Table(
-        found["columns"],
-        found["rows"],
-        found.get("command", f"python -m benchmarks.{name}"),
-        found.get("date", ""),
-        found.get("machine", {}),
-    )
+    merged = Table([], [], [])
+    for table in tables.split():
+        if table not in content["tables"]:
+            there = ", ".join(sorted(content["tables"]))
+            raise MissingFigures(f"{path.name} has no table {table!r}, only {there}")
+        # Each table says how it came about, or the file does for all.
+        part = {**content, **content["tables"][table]}
+        if merged.columns not in ([], part["columns"]):
+            raise MissingFigures(f"{path.name}: the tables {tables} have different columns")
+        merged = Table(
+            part["columns"], merged.rows + part["rows"], [*merged.sources, _source(part)]
+        )
+    return merged
+
+
+def _source(table: dict[str, Any]) -> str:
+    machine = table.get("machine", {})
+    count = machine.get("processors")
+    processors = f"{count} processor{'s' if count != 1 else ''}" if count else ""
+    parts = (f"`{table['command']}`", table.get("date"), machine.get("processor"), processors)
+    return ", ".join(part for part in parts if part)
 
 
 def embed(text: str, results: pathlib.Path = RESULTS) -> str:
@@ -132,16 +131,18 @@ def setup(app: Any) -> dict[str, bool]:
     from sphinx.util.docutils import SphinxDirective
 
     class Figures(SphinxDirective):
-        """Includes a table of figures: `figures BENCHMARK TABLE`."""
+        """Includes tables of figures as one: `figures BENCHMARK TABLE …`."""
 
         required_arguments = 2
+        optional_arguments = 20
 
         def run(self) -> list[Any]:
             results = pathlib.Path(self.config.figures_directory)
-            name, table = self.arguments
+            name, *tables = self.arguments
             self.env.note_dependency(str(results / f"{name}.json"))
             try:
-                return self.parse_text_to_nodes(read(name, table, results).markdown())
+                text = read(name, " ".join(tables), results).markdown()
+                return self.parse_text_to_nodes(text)
             except MissingFigures as error:
                 raise self.error(str(error)) from error
 
