@@ -45,6 +45,10 @@ def assert_launchable(command: str, parameters: dict[str, Any]) -> None:
     parser.parse(command, [f"--{name}={value}" for name, value in parameters.items()])
 
 
+class Stopped(BaseException):
+    """The process that asked was killed."""
+
+
 @dataclasses.dataclass
 class Job:
     """A job: how it ends, and how many looks from now."""
@@ -65,7 +69,8 @@ class DataflowService(BaseAdapter):
             `"cancelled"`, `"hangs"`, or `"crossed"`, where the result is complete and the job
             failed. What is not there is `"done"`.
         faults: requests that are still to be answered wrongly: a status, `"broken"` before it is
-            carried out, or `"lost"` after it.
+            carried out, or `"lost"` after it; `"killed before"` and `"killed after"`, where the
+            process that asks is killed then.
         launched: the `launchParameter` of each job that was made.
         requests: what has been asked for, as `METHOD path`.
         jobs: that were made.
@@ -101,7 +106,11 @@ class DataflowService(BaseAdapter):
             raise requests.exceptions.ConnectionError("connection reset by peer")
         if isinstance(fault, int):
             return _response(request, fault, {"error": {"code": fault, "message": "not now"}})
+        if fault == "killed before":
+            raise Stopped
         answer = self._answer(asked, parse_qs(url.query), request.body)
+        if fault == "killed after":
+            raise Stopped
         if fault == "lost":
             raise requests.exceptions.ReadTimeout("no answer")
         return _response(request, *answer)

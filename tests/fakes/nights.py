@@ -16,7 +16,7 @@ from google.cloud import storage
 from pipeline.nightly.argument import NightlyConfig
 from pipeline.nightly.command import main
 from pipeline.nightly.services import Dataflow, Results, is_transient
-from tests.fakes.dataflow_service import DataflowService
+from tests.fakes.dataflow_service import DataflowService, Stopped
 from tests.fakes.object_store import BUCKET, Store
 
 # 2026-11-25T02:00:00Z.
@@ -48,10 +48,6 @@ ARGUMENT: dict[str, Any] = {
 def argument(**changes: Any) -> dict[str, Any]:
     """The usual argument, changed; None leaves a part out."""
     return {key: value for key, value in {**ARGUMENT, **changes}.items() if value is not None}
-
-
-class Stopped(BaseException):
-    """The process was killed."""
 
 
 @dataclasses.dataclass

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import pytest
 
-from tests.fakes.nights import ARGUMENT, LAST, NOW, ROOT, STEPS, Stopped, World
+from tests.fakes.dataflow_service import HOST, LOCATION, Stopped
+from tests.fakes.nights import ARGUMENT, LAST, NOW, ROOT, STEPS, Ended, World
 from tests.fakes.object_store import Fault, Store
 
 TABLE = {"output_table": "some-project:nightly.audit"}
@@ -214,6 +216,8 @@ def test_unsteady_services_are_asked_again(store: Store, what: int | str) -> Non
             f"tracin-{step.replace('_', '-')}-2026-11-25-1" for step in STEPS
         ]
         assert all(not fault.times for fault in world.dataflow.faults)
+        # The store's directories and the stored outcome are asked for once a night.
+        assert after or not any(fault.times for fault in store.faults)
         assert store.broken
 
 
@@ -324,40 +328,49 @@ def test_an_execution_that_is_run_again_has_the_same_outcome(store: Store) -> No
     assert [world.night("--execution=a").status for _ in range(2)] == [1, 1]
 
 
+def stopping(store: Store, end: str) -> World:
+    """A night of three jobs, whose first fails."""
+    return World(store, "2026-11-24", train_features=["failed"], audit=[end])
+
+
+def assert_taken_up(world: World, expected: Ended, where: str) -> None:
+    """A second run of a stopped one ends as if nothing had happened."""
+    assert world.outcome()["status"] == "running", where
+    again = world.night("--execution=a", test=None)
+    assert again.status == expected.status, where
+    names = [launch["jobName"] for launch in world.dataflow.launched]
+    assert names == [name for name, _ in expected.launched], where
+    assert {**again.outcome, "execution": ""} == expected.outcome, where
+
+
 @pytest.mark.parametrize("end", ["done", "crossed"])
-def test_a_run_that_was_stopped_anywhere_is_taken_up(store: Store, end: str) -> None:
-    """At each pause the process is killed; another one ends as if nothing had happened."""
-    pauses = 0
-    whole = World(store, "2026-11-24", train_features=["failed"], audit=[end])
+def test_a_run_that_was_stopped_at_a_pause_is_taken_up(store: Store, end: str) -> None:
+    expected = stopping(store, end).night(test=None)
+    assert len(expected.launched) == 3 and expected.minutes == 9
+    for stop in range(9):
+        world, pauses = stopping(store, end), iter(range(9))
 
-    def count() -> None:
-        nonlocal pauses
-        pauses += 1
-
-    expected = whole.night(on_sleep=count)
-    names = [name for name, _ in expected.launched]
-    assert pauses == 15 and len(names) == 5
-    for stop in range(1, pauses + 1):
-        world, left = World(store, "2026-11-24", train_features=["failed"], audit=[end]), stop
-
-        def kill() -> None:
-            nonlocal left
-            left -= 1
-            if not left:
+        def kill(stop: int = stop, pauses: Iterator[int] = pauses) -> None:
+            if next(pauses) == stop:
                 raise Stopped
 
-        stopped = world.night("--execution=a", on_sleep=kill)
-        assert stopped.status is None and stopped.outcome["status"] == "running"
-        # Meanwhile its job comes to its end.
+        assert world.night("--execution=a", test=None, on_sleep=kill).status is None
+        # Meanwhile its job comes to its end, or does not.
         for _ in range(3 if stop % 2 else 0):
-            world.dataflow.session().get(
-                "https://dataflow.googleapis.com/v1b3/projects/some-project/locations/europe-west1"
-                f"/jobs/{world.dataflow.jobs[-1].id}"
-            )
-        again = world.night("--execution=a")
-        assert again.status == expected.status, stop
-        assert [launch["jobName"] for launch in world.dataflow.launched] == names, stop
-        assert {**again.outcome, "execution": ""} == expected.outcome, stop
+            world.dataflow.session().get(f"{HOST}{LOCATION}/jobs/{world.dataflow.jobs[-1].id}")
+        assert_taken_up(world, expected, f"pause {stop}")
+
+
+@pytest.mark.parametrize("what", ["killed before", "killed after"])
+def test_a_run_that_was_stopped_at_a_request_is_taken_up(store: Store, what: str) -> None:
+    whole = stopping(store, "crossed")
+    expected = whole.night(test=None)
+    assert expected.status == 3 and len(whole.dataflow.requests) == 14
+    for after in range(14):
+        world = stopping(store, "crossed")
+        world.dataflow.faults = [Fault(what, ".", after=after)]
+        assert world.night("--execution=a", test=None).status is None
+        assert_taken_up(world, expected, f"request {after}")
 
 
 def test_a_run_that_was_stopped_before_it_noted_its_job_is_taken_up(store: Store) -> None:
