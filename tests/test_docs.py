@@ -151,6 +151,14 @@ def test_files_that_documents_name_exist() -> None:
             assert (ROOT / path).exists(), (page, path)
 
 
+def test_steps_that_documents_draw_exist() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "transforms").rglob("*.py"))
+    steps = list(named(r"─(\w+)→"))
+    assert len(steps) > 25
+    for page, step in steps:
+        assert re.search(rf'"{step}"|(class|def) {step}\b', source), (page, step)
+
+
 def test_modules_that_documents_name_can_be_run() -> None:
     modules = list(named(r"python -m ([\w.]+)"))
     assert {module for _, module in modules} >= {"benchmarks.scoring", "benchmarks.audit"}
