@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
 import pytest
 
 from tests.fakes.dataflow_service import HOST, LOCATION, Stopped
-from tests.fakes.nights import ARGUMENT, LAST, NOW, ROOT, STEPS, Ended, World
+from tests.fakes.nights import ARGUMENT, LAST, NOW, OUTCOME, ROOT, STEPS, Ended, World
 from tests.fakes.object_store import Fault, Store
 
 TABLE = {"output_table": "some-project:nightly.audit"}
@@ -208,6 +209,9 @@ def test_unsteady_services_are_asked_again(store: Store, what: int | str) -> Non
     """Three wrong answers in a row, at the first, second and third call of each kind."""
     for after in range(3):
         world = World(store, "2026-11-24", audit=["crossed"])
+        # An earlier execution's, so that there is an answer to break.
+        earlier = {"date": "2026-11-25", "results": ROOT, "status": "failed"}
+        store.put(OUTCOME, json.dumps(earlier).encode())
         world.dataflow.faults = [Fault(what, on, 3, after) for on in DATAFLOW_CALLS]
         store.faults = [Fault(what, on, 3, after) for on in STORE_CALLS]
         ended = world.night()
