@@ -359,9 +359,8 @@ def test_an_empty_training_set_fails_in_one_line(data, tiny, tracin, tmp_path):
         warning == f"warning: --train_examples: {tmp_path}/data/train-0 is empty, "
         "as a writer that died leaves it"
     )
-    assert (
-        f"{tmp_path}/out/train_features holds no example: there is nothing to score against" in told
-    )
+    directory = str(tmp_path / "out" / "train_features")
+    assert f"{directory!r} holds no example: there is nothing to score against" in told
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
