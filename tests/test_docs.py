@@ -151,6 +151,17 @@ def test_files_that_documents_name_exist() -> None:
             assert (ROOT / path).exists(), (page, path)
 
 
+def test_the_table_of_rooms_is_complete() -> None:
+    rooms = set(re.findall(r"^\| `([\w/]+)` \|", (ROOT / "docs/design/graph.md").read_text(), re.M))
+    packages = {
+        str(path.parent.relative_to(ROOT))
+        for root in ("transforms", "pipeline")
+        for path in (ROOT / root).glob("*/**/__init__.py")
+    }
+    # Declarations are part of the flags.
+    assert rooms == packages - {"pipeline/flags/declarations"}
+
+
 def test_steps_that_documents_draw_exist() -> None:
     source = "".join(path.read_text() for path in (ROOT / "transforms").rglob("*.py"))
     steps = list(named(r"─(\w+)→"))
