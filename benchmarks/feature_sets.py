@@ -22,7 +22,7 @@ def write_set(
     """
     from transforms.core.origins import Origin
     from transforms.storage import filesystems, manifests
-    from transforms.storage.feature_manifest import FeatureManifest
+    from transforms.storage.manifests import FeatureManifest
     from transforms.storage.records import feature_record, tfrecords
 
     written = []

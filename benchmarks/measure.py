@@ -144,7 +144,7 @@ def read_features(output: pathlib.Path) -> tuple[Features, Features, tuple[float
     rates.
     """
     from transforms.scoring.tiles import spans
-    from transforms.storage.feature_manifest import usable_rates
+    from transforms.storage.feature_set_checks import usable_rates
     from transforms.storage.read_feature_set import read_feature_set
 
     test, train = (

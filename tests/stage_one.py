@@ -25,7 +25,7 @@ from transforms.extraction.worker.model import Model
 from transforms.models.config import ModelConfig
 from transforms.runtime import counters
 from transforms.storage import filesystems, manifests
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 from transforms.storage.records import tfrecords
 from transforms.storage.records.feature_record import decode
 

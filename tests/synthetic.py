@@ -69,7 +69,7 @@ def write_set(
     each; `changes` are fields of the manifest.
     """
     from transforms.core.origins import Origin
-    from transforms.storage import feature_manifest, filesystems, manifests
+    from transforms.storage import filesystems, manifests
     from transforms.storage.records import feature_record, tfrecords
 
     drawn = (
@@ -93,7 +93,7 @@ def write_set(
             )
         )
         start += n
-    committed = feature_manifest.FeatureManifest(
+    committed = manifests.FeatureManifest(
         kind="features",
         fingerprint=prefix,
         settings={"layer": "head"},

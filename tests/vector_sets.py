@@ -10,9 +10,8 @@ import numpy as np
 from transforms.core.features import Features
 from transforms.scoring.tiles import spans
 from transforms.storage import manifests
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifests import Manifest
+from transforms.storage.manifests import FeatureManifest, Manifest
 from transforms.vectors.config import ProjectionConfig, VectorTuning
 from transforms.vectors.files import ExportVectors
 from transforms.vectors.index import BuildIndex

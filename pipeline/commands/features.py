@@ -19,7 +19,7 @@ from transforms.extraction.load_model import load_model
 from transforms.extraction.prepare import ExtractFeatures
 from transforms.models.config import ModelConfig
 from transforms.storage import manifests
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 
 @dataclasses.dataclass(frozen=True)

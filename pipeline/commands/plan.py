@@ -21,7 +21,7 @@ from pipeline.running.command import Command, Invocation
 from pipeline.running.graph import run_graph
 from pipeline.terminal.planned import Plan, table
 from transforms.influence.config import ScoringConfig
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 
 @dataclasses.dataclass(frozen=True)

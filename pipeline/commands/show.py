@@ -18,11 +18,7 @@ from pipeline.terminal import rows
 from pipeline.terminal.audit import audit
 from pipeline.terminal.influence import influence, recall
 from transforms.core.errors import InputError
-from transforms.storage import (
-    feature_manifest,  # noqa: F401  Manifests of feature sets are read, so that they are named.
-    filesystems,
-    manifests,
-)
+from transforms.storage import filesystems, manifests
 from transforms.storage.manifests import Manifest
 
 # Columns of a terminal that is none, such as a file.

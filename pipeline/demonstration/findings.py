@@ -14,8 +14,9 @@ from transforms.core.shapes import Span
 from transforms.influence.rows import read_rows
 from transforms.scoring.influence import self_influence
 from transforms.storage import filesystems, manifests
-from transforms.storage.feature_manifest import FeatureManifest, usable_rates
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.feature_set_checks import usable_rates
+from transforms.storage.manifests import FeatureManifest
 
 FRACTIONS = (0.1, 0.2)  # parts of the training set that a person may look through
 _WORST = 5  # test digits that are shown

@@ -15,7 +15,7 @@ from transforms.examples.config import ExampleConfig
 from transforms.extraction.config import ExtractionConfig
 from transforms.extraction.load_model import LoadedModel
 from transforms.extraction.prepare import ExtractFeatures
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 
 def extraction(

@@ -18,8 +18,8 @@ from transforms.influence.plan import (
     protocol_of,
 )
 from transforms.scoring.costs import FeatureFiles
-from transforms.storage.feature_manifest import BYTES_PER_FILE, RECORDS_PER_FILE
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.feature_set_checks import BYTES_PER_FILE, RECORDS_PER_FILE
 from transforms.storage.read_feature_set import read_feature_set
 
 

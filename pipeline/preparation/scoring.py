@@ -8,8 +8,8 @@ from transforms.influence.config import InfluenceReportConfig, ScoringConfig
 from transforms.influence.plan import protocol_of
 from transforms.influence.score import ScoreInfluence
 from transforms.influence.write import WriteInfluence
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.manifests import FeatureManifest
 from transforms.storage.read_feature_set import ReadFeatureSet
 from transforms.storage.tables.bigquery_rows import TableRows
 from transforms.storage.tables.bigquery_write import WriteTable

@@ -6,7 +6,7 @@ import posixpath
 from typing import TYPE_CHECKING
 
 from pipeline.terminal.amounts import count, size
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 # It brings TensorFlow, for which `tracin plan` does not wait.
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from tests.conftest import Tiny, damage, write_records
 from tests.synthetic import write_set
 from tests.transforms.scoring.test_gradients import positions, ragged
 from transforms.storage import filesystems, manifests
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 from transforms.storage.records import tfrecords
 
 ROOT = pathlib.Path(__file__).parents[2]

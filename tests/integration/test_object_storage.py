@@ -21,7 +21,7 @@ from tests.fakes import google_cloud
 from tests.fakes.object_store import BUCKET, Fault, Store
 from transforms.core.errors import InputError
 from transforms.storage import filesystems, globs, manifests
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 from transforms.storage.records import tfrecords
 from transforms.storage.staging import StagingTuning, local_checkpoint
 

@@ -28,8 +28,7 @@ from tests.fakes import object_store
 from tests.fakes.dockerfile import ROOT, read
 from tests.fakes.object_store import BUCKET, Store
 from transforms.storage import manifests
-from transforms.storage.feature_manifest import FeatureManifest
-from transforms.storage.manifests import Manifest
+from transforms.storage.manifests import FeatureManifest, Manifest
 
 HERE = f"gs://{BUCKET}"
 IMAGE = "europe-west1-docker.pkg.dev/some-project/tracin/tracin:1"

@@ -11,10 +11,9 @@ from transforms.duplicates.config import DuplicateTuning
 from transforms.examples.format import ExampleFormat
 from transforms.reports.class_names import read_class_names
 from transforms.reports.previews import preview_format, why_no_pictures
-from transforms.storage import feature_manifest, manifests
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage import feature_set_checks, manifests
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifests import Manifest
+from transforms.storage.manifests import FeatureManifest, Manifest
 
 # The settings that `summary.json` compares with the audit, in the order of its fields.
 THRESHOLDS = ("max_suspect_fraction", "max_appeared_suspects", "max_shift")
@@ -162,7 +161,7 @@ def plan_audit(
             models, no usable learning rate is known, or `previous`, `class_names` or `slice_keys`
             cannot be used.
     """
-    rates = feature_manifest.usable_rates(train.manifest, config.learning_rates)
+    rates = feature_set_checks.usable_rates(train.manifest, config.learning_rates)
     check_labels(train)
     previous = _read_previous(config.previous, output)
     class_names = read_class_names(config.class_names, train.manifest)
@@ -170,7 +169,7 @@ def plan_audit(
         raise InputError("`slice_keys` names keys of a test set: give one")
     if test:
         check_labels(test)
-        feature_manifest.check_same_model(
+        feature_set_checks.check_same_model(
             test.manifest, train.manifest, test.directory, train.directory
         )
         _check_kept(config.slice_keys, test)

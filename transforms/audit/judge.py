@@ -34,8 +34,8 @@ from transforms.duplicates.find import FindDuplicates
 from transforms.duplicates.signatures import Signatures
 from transforms.runtime import counters
 from transforms.scoring.influence import self_influence
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.manifests import FeatureManifest
 from transforms.storage.records import feature_record
 
 _SIGNATURES, _COUNTS = "signatures", "counts"

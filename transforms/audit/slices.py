@@ -22,8 +22,8 @@ from transforms.audit.config import AuditTuning, check_test_not_empty, class_cou
 from transforms.core.features import Features
 from transforms.core.shapes import Span
 from transforms.runtime import counters
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.manifests import FeatureManifest
 from transforms.storage.records import feature_record
 
 

@@ -18,7 +18,7 @@ from transforms.models.checkpoint_info import CheckpointInfo
 from transforms.models.checkpoints import Checkpoints, ModelSpec
 from transforms.models.config import ModelConfig
 from transforms.storage import filesystems, globs, manifests
-from transforms.storage.feature_manifest import usable_rate
+from transforms.storage.feature_set_checks import usable_rate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,9 +29,9 @@ from transforms.extraction.reuse.base import Base
 from transforms.extraction.tuning import DEFAULT_TUNING, ExtractionTuning
 from transforms.extraction.worker.extractor import ExtractionPlan
 from transforms.storage import globs, manifests
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
 from transforms.storage.globs import MatchedFile
+from transforms.storage.manifests import FeatureManifest
 from transforms.storage.read_feature_set import ReadFeatureSet
 
 

@@ -21,10 +21,9 @@ from transforms.runtime import counters
 from transforms.scoring.costs import Cost, FeatureFiles
 from transforms.scoring.influence import Scoring
 from transforms.scoring.tiles import Footprint, Grid, Tile, choose_grid
-from transforms.storage import feature_manifest, manifests
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage import feature_set_checks, manifests
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifests import Manifest
+from transforms.storage.manifests import FeatureManifest, Manifest
 
 
 def protocol_of(config: ScoringConfig) -> ScoringProtocol[Any]:
@@ -38,7 +37,7 @@ def scoring_of(config: ScoringConfig, train: FeatureManifest) -> Scoring:
     Raises:
         InputError: no usable learning rate is known for some checkpoint.
     """
-    rates = feature_manifest.usable_rates(train, config.learning_rates)
+    rates = feature_set_checks.usable_rates(train, config.learning_rates)
     return Scoring(rates, config.k, config.normalize)
 
 
@@ -49,7 +48,7 @@ def check_sets(test: FeatureSet, train: FeatureSet, config: ScoringConfig) -> No
         InputError: they were extracted with different models, hold other records than the
             configuration asks for, the training set is empty, or a learning rate is missing.
     """
-    feature_manifest.check_same_model(
+    feature_set_checks.check_same_model(
         test.manifest, train.manifest, test.directory, train.directory
     )
     if not train.manifest.examples:

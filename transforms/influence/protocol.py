@@ -20,8 +20,8 @@ from transforms.core.topk import TopK
 from transforms.scoring.costs import Cost, FeatureFiles
 from transforms.scoring.influence import Scoring
 from transforms.scoring.tiles import Footprint, Grid, Tile
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.manifests import FeatureManifest
 
 _E = TypeVar("_E")
 

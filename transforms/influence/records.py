@@ -18,8 +18,8 @@ from transforms.scoring.costs import Cost, FeatureFiles
 from transforms.scoring.influence import Scoring, self_influence
 from transforms.scoring.search.exact_search import ExactSearch
 from transforms.scoring.tiles import Footprint, Grid, Tile
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.manifests import FeatureManifest
 from transforms.storage.tables.tabular import label_array, label_type
 
 

@@ -20,8 +20,9 @@ from transforms.scoring.gradients import UNKNOWN, Gradients, Summing
 from transforms.scoring.influence import Scoring
 from transforms.scoring.search.gradient_search import GradientSearch
 from transforms.scoring.tiles import Footprint, Grid, Tile
-from transforms.storage.feature_manifest import BYTES_PER_FILE, FeatureManifest, check_positions
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.feature_set_checks import BYTES_PER_FILE, check_positions
+from transforms.storage.manifests import FeatureManifest
 from transforms.storage.records import feature_record
 
 # Memory of the records that are parsed at once: a file whose example has very many positions is

@@ -17,9 +17,8 @@ from transforms.influence.traces import SeeExamples, Trace
 from transforms.reports.previews import Preview, why_no_pictures
 from transforms.scoring.tiles import rows_per_file
 from transforms.storage import filesystems, manifests
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifests import Manifest
+from transforms.storage.manifests import FeatureManifest, Manifest
 
 
 def notes_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transforms.core.errors import InputError
 from transforms.storage import filesystems
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 
 def read_class_names(path: str | None, manifest: FeatureManifest) -> list[str] | None:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from transforms.examples.format import ExampleFormat, InputSpec
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 # The problem of previews that are read where TensorFlow is not installed.
 NO_TENSORFLOW = "cannot be read without TensorFlow"

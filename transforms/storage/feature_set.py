@@ -11,8 +11,8 @@ from transforms.core.errors import InputError
 from transforms.core.features import Features
 from transforms.core.shapes import Shape, Span
 from transforms.storage import filesystems
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.filesystems import StoredFile
+from transforms.storage.manifests import FeatureManifest
 from transforms.storage.records import feature_record, tfrecords
 from transforms.storage.records.example_columns import DamagedRecord
 

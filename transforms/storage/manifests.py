@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from transforms.core.errors import InputError
 from transforms.storage import filesystems, globs
@@ -47,9 +47,6 @@ _NAMED_DIFFERENCES, _VALUE_CHARACTERS = 3, 60
 class Manifest:
     """The content of a committed directory.
 
-    A kind whose manifest has more fields is a subclass, which names its kind:
-    `class FeatureManifest(Manifest, kind="features")`.
-
     Attributes:
         kind: `features`, `influence`, `audit`, `vectors` or `index`.
         fingerprint: identity of everything that the content was computed from; equal fingerprints
@@ -64,12 +61,6 @@ class Manifest:
     settings: Mapping[str, Any]
     files: tuple[StoredFile, ...]
     counts: Mapping[str, int]
-
-    types: ClassVar[dict[str, type[Manifest]]] = {}
-
-    def __init_subclass__(cls, kind: str, **arguments: Any) -> None:
-        super().__init_subclass__(**arguments)
-        cls.types[kind] = cls
 
     @property
     def all_files(self) -> tuple[StoredFile, ...]:
@@ -91,6 +82,72 @@ class Manifest:
         return {**content, "files": stored_files(content["files"])}
 
 
+@dataclasses.dataclass(frozen=True)
+class FeatureManifest(Manifest):
+    """The manifest of a feature set; `fingerprint` is the extraction fingerprint.
+
+    Attributes:
+        model_fingerprint: identity of checkpoints, layer, loss and bias; equal for sets that can be
+            scored against each other.
+        task: the kind of labels and predictions: `class`, `binary`, `multilabel` or `regression`.
+        outputs: C, the length of a loss gradient.
+        units: D, the length of an activation, the trailing 1 of an included bias counted.
+        checkpoints: names of the checkpoints, in order; the last one predicts.
+        learning_rates: η of each checkpoint, from its optimizer or from `learning_rates`; None
+            where neither has one.
+        rejected_files: files with a line of JSON for each rejected example.
+        rejected: numbers of rejected examples, by reason.
+        feature_dtype: dtype of stored loss gradients and activations, a key of
+            `transforms.core.features.DTYPES`.
+        per_token: whether a record is a position of an example; `counts` then has both numbers.
+        inputs: the key, shape and dtype of each of the model's inputs in an example.
+    """
+
+    model_fingerprint: str
+    task: str
+    outputs: int
+    units: int
+    checkpoints: tuple[str, ...]
+    learning_rates: tuple[float | None, ...]
+    rejected_files: tuple[StoredFile, ...]
+    rejected: Mapping[str, int]
+    feature_dtype: str = "float32"
+    per_token: bool = False
+    inputs: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def examples(self) -> int:
+        """Number of records: examples, or positions of examples."""
+        return sum(file.count for file in self.files)
+
+    @property
+    def integer_labels(self) -> bool:
+        """Whether labels and predictions are class indices."""
+        return self.task != "regression"
+
+    @property
+    def all_files(self) -> tuple[StoredFile, ...]:
+        """All files that the manifest lists: feature files, then files of rejected examples."""
+        return (*self.files, *self.rejected_files)
+
+    @classmethod
+    def fields_of(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Returns the fields of a feature set's manifest, from its JSON content.
+
+        Raises:
+            KeyError, TypeError: fields are missing or of another type.
+        """
+        fields = super().fields_of(content)
+        lists = ("checkpoints", "learning_rates", "inputs")
+        return {
+            **fields,
+            **{key: tuple(fields[key]) for key in lists if key in fields},
+            "rejected_files": stored_files(content["rejected_files"]),
+        }
+
+
+# The kinds of directories whose manifests have fields of their own.
+_TYPES: Mapping[str, type[Manifest]] = {"features": FeatureManifest}
 _M = TypeVar("_M", bound=Manifest)
 
 
@@ -134,7 +191,7 @@ def read(directory: str, manifest_type: type[_M], field: str) -> _M:
             "first, or wait until its run has ended"
         )
     if type(manifest) is not manifest_type:
-        kinds = [kind for kind, known in Manifest.types.items() if known is manifest_type]
+        kinds = [kind for kind, known in _TYPES.items() if known is manifest_type]
         expected = kinds[0] if kinds else "a result"
         raise InputError(f"`{field}={directory!r}` holds {manifest.kind}, expected {expected}")
     return manifest
@@ -171,7 +228,7 @@ def read_if_any(directory: str, field: str) -> Manifest | None:
         content = json.loads(filesystems.read(path))
         if content.pop("format") != _FORMAT:
             raise ValueError("written by another version")
-        manifest_type = Manifest.types.get(content["kind"], Manifest)
+        manifest_type = _TYPES.get(content["kind"], Manifest)
         return manifest_type(**manifest_type.fields_of(content))
     except (*filesystems.STORE_ERRORS, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(

@@ -9,8 +9,8 @@ import apache_beam as beam
 
 from transforms.core.errors import InputError
 from transforms.storage import manifests
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.manifests import FeatureManifest
 
 
 def read_feature_set(

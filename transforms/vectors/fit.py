@@ -18,8 +18,8 @@ from transforms.core.errors import InputError
 from transforms.core.features import Features
 from transforms.core.shapes import Span
 from transforms.runtime import counters
-from transforms.storage.feature_manifest import usable_rates
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.feature_set_checks import usable_rates
 from transforms.vectors.config import DEFAULT_TUNING, ProjectionConfig, VectorTuning
 from transforms.vectors.projections import methods
 from transforms.vectors.projections.moments import (

@@ -27,8 +27,8 @@ from transforms.scoring import tiles
 from transforms.scoring.influence import Scoring
 from transforms.scoring.search.layout import score_pairs
 from transforms.storage import filesystems, manifests
-from transforms.storage.feature_manifest import check_same_model
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.feature_set_checks import check_same_model
 from transforms.storage.filesystems import StoredFile
 from transforms.storage.manifests import Manifest
 from transforms.vectors import faiss_index

@@ -26,9 +26,8 @@ from transforms.core.features import Features
 from transforms.core.shapes import Span
 from transforms.duplicates.config import DuplicateTuning
 from transforms.storage import manifests
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
-from transforms.storage.manifests import Manifest
+from transforms.storage.manifests import FeatureManifest, Manifest
 
 TWO_WORKERS = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
 

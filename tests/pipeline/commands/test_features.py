@@ -17,7 +17,7 @@ from tests.conftest import CLASSES, RATES, SHAPE, Outcome, Tiny, build_tiny, exa
 from transforms.extraction.example_format import choose_batch_size
 from transforms.extraction.load_model import find_checkpoints, load_model
 from transforms.models.config import ModelConfig
-from transforms.storage import feature_manifest, manifests
+from transforms.storage import manifests
 
 Run = Callable[..., Outcome]
 
@@ -487,7 +487,7 @@ def test_keys_of_several_inputs_are_their_names_and_the_output_is_part_of_the_fi
     )
     assert outcome.status == 0, outcome.err
     assert "output 'kind', last dense layer" in outcome.out
-    written = manifests.read(str(tmp_path / "a"), feature_manifest.FeatureManifest, "output")
+    written = manifests.read(str(tmp_path / "a"), manifests.FeatureManifest, "output")
     assert (written.settings["input_keys"], written.settings["output"], written.outputs) == (
         ["height", "width"],
         "kind",
@@ -511,7 +511,7 @@ def test_keys_of_several_inputs_are_their_names_and_the_output_is_part_of_the_fi
         output=tmp_path / "b",
     )
     assert outcome.status == 0, outcome.err
-    other = manifests.read(str(tmp_path / "b"), feature_manifest.FeatureManifest, "output")
+    other = manifests.read(str(tmp_path / "b"), manifests.FeatureManifest, "output")
     assert (other.task, other.outputs) == ("regression", 1)
     assert other.model_fingerprint != written.model_fingerprint
     assert_told(
@@ -585,7 +585,7 @@ def test_a_model_of_code_runs_through_the_pipeline(
     }.items():
         outcome = features(output=tmp_path / name, **flags)
         assert outcome.status == 0, outcome.err
-        found = manifests.read(str(tmp_path / name), feature_manifest.FeatureManifest, "output")
+        found = manifests.read(str(tmp_path / name), manifests.FeatureManifest, "output")
         payloads = [
             payload
             for file in found.files

@@ -17,8 +17,8 @@ from transforms.core.shapes import Span
 from transforms.influence.rows import read_rows
 from transforms.scoring.influence import Scoring
 from transforms.storage import manifests
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.manifests import FeatureManifest
 
 K = 4
 # Submits nothing.

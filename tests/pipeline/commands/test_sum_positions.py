@@ -31,7 +31,7 @@ from transforms.core.features import Features
 from transforms.influence.score import TileScorer
 from transforms.scoring.influence import NORMALIZATIONS, Scoring
 from transforms.storage import manifests
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 Run = Callable[..., Outcome]
 N, TESTS = 8, 3

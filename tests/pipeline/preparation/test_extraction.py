@@ -11,7 +11,7 @@ import pytest
 from pipeline.preparation import extraction
 from pipeline.running.outcomes import RunFailed
 from transforms.storage import manifests
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 
 def extract(complete: bool, size: int, base: object = None, output: str = "") -> Any:

@@ -11,8 +11,8 @@ import numpy as np
 from tests.synthetic import features, write_set
 from transforms.core.features import Features
 from transforms.storage import manifests
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.manifests import FeatureManifest
 
 SETTINGS = {"layer": "head", "labels": "given", "include_bias": True, "keep_keys": ["place"]}
 

@@ -14,8 +14,8 @@ from tests.transforms.audit.sets import clusters, with_manifest, written
 from transforms.audit.config import AuditTuning
 from transforms.audit.slices import GradientSums, SumGradients, label_slices, slice_limit
 from transforms.core.features import Features
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.manifests import FeatureManifest
 
 
 def features(rng: np.random.Generator, n: int) -> Features:

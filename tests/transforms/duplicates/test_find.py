@@ -26,8 +26,8 @@ from transforms.duplicates.config import DuplicateTuning
 from transforms.duplicates.find import Candidates, FindDuplicates, spread
 from transforms.duplicates.signatures import Pairs
 from transforms.storage import manifests
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.manifests import FeatureManifest
 
 
 def test_the_closest_pairs_are_compared_and_others_counted():

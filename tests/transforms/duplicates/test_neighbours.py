@@ -18,8 +18,8 @@ from tests.transforms.duplicates.alike import (
 )
 from transforms.duplicates.neighbours import FindNeighbours, Queries
 from transforms.storage import manifests
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.manifests import FeatureManifest
 
 
 @pytest.mark.parametrize("asked", [True, False])

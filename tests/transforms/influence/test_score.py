@@ -28,8 +28,8 @@ from transforms.runtime import counters
 from transforms.scoring.influence import Scoring, self_influence
 from transforms.scoring.tiles import Tile
 from transforms.storage import filesystems
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.manifests import FeatureManifest
 from transforms.storage.records import feature_record, tfrecords
 
 

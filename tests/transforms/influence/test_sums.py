@@ -14,8 +14,8 @@ from transforms.core.shapes import Span
 from transforms.influence.sums import SumScoring, read_gradients
 from transforms.scoring.gradients import Gradients
 from transforms.storage import manifests
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.manifests import FeatureManifest
 
 RATES = (0.1, 0.02)
 

@@ -15,8 +15,8 @@ from transforms.core.topk import Ranking, TopK
 from transforms.influence import traces
 from transforms.influence.records import RecordBlock, RecordScoring
 from transforms.influence.rows import to_table
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.manifests import FeatureManifest
 from transforms.storage.records import feature_record
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from transforms.core.errors import InputError
 from transforms.reports.class_names import read_class_names
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 
 def manifest(task: str, outputs: int) -> FeatureManifest:

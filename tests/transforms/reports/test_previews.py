@@ -6,7 +6,7 @@ import pytest
 
 from transforms.examples.format import InputSpec
 from transforms.reports.previews import is_picture, preview_format, why_no_pictures
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 
 @pytest.mark.parametrize(

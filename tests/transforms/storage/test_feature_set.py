@@ -15,8 +15,8 @@ from transforms.core.features import Features
 from transforms.core.shapes import Shape, Span
 from transforms.scoring.tiles import spans
 from transforms.storage import filesystems, manifests
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.feature_set import FeatureSet
+from transforms.storage.manifests import FeatureManifest
 from transforms.storage.records import tfrecords
 
 

@@ -12,9 +12,8 @@ import pytest
 
 from transforms.core.errors import InputError
 from transforms.storage import filesystems, manifests
-from transforms.storage.feature_manifest import FeatureManifest
 from transforms.storage.filesystems import StoredFile
-from transforms.storage.manifests import FILE_NAME, Manifest
+from transforms.storage.manifests import FILE_NAME, FeatureManifest, Manifest
 
 SETTINGS: dict[str, Any] = {
     "k": 10,

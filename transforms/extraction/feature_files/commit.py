@@ -10,7 +10,7 @@ from transforms.core.errors import InputError
 from transforms.examples.rejects import Reject
 from transforms.extraction.feature_files.written_part import WrittenPart
 from transforms.storage import filesystems
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 
 def assemble_manifest(

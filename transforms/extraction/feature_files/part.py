@@ -17,7 +17,7 @@ from transforms.extraction.feature_files.unique_ids import id_buckets
 from transforms.extraction.feature_files.written_part import WrittenPart
 from transforms.runtime import counters
 from transforms.storage import filesystems
-from transforms.storage.feature_manifest import BYTES_PER_FILE, RECORDS_PER_FILE
+from transforms.storage.feature_set_checks import BYTES_PER_FILE, RECORDS_PER_FILE
 from transforms.storage.filesystems import NewFile, StoredFile
 from transforms.storage.records import tfrecords
 

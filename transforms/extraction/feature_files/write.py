@@ -24,7 +24,7 @@ from transforms.extraction.feature_files.unique_ids import check_repeats, repeat
 from transforms.extraction.feature_files.written_part import IDS, PARTS, WrittenPart
 from transforms.runtime.threads import Threads
 from transforms.storage import manifests
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 from transforms.storage.records import feature_record
 
 # Batches that wait for the writing thread: with two it does not run dry while the model computes.

@@ -12,8 +12,9 @@ from transforms.core.errors import InputError
 from transforms.core.ids import example_of
 from transforms.extraction.reuse.matching import bucketed, example_key
 from transforms.storage import filesystems, manifests
-from transforms.storage.feature_manifest import FeatureManifest, check_same_extraction
+from transforms.storage.feature_set_checks import check_same_extraction
 from transforms.storage.filesystems import StoredFile
+from transforms.storage.manifests import FeatureManifest
 from transforms.storage.records import tfrecords
 
 

@@ -18,7 +18,7 @@ from transforms.extraction.feature_files.resume import read_finished
 from transforms.extraction.tuning import ExtractionTuning
 from transforms.runtime import counters
 from transforms.storage import manifests
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage.manifests import FeatureManifest
 
 Run = Callable[..., Outcome]
 

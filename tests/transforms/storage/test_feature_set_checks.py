@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from transforms.core.errors import InputError
-from transforms.storage import feature_manifest, manifests
-from transforms.storage.feature_manifest import FeatureManifest
+from transforms.storage import feature_set_checks, manifests
 from transforms.storage.filesystems import StoredFile
+from transforms.storage.manifests import FeatureManifest
 
 SETTINGS: dict[str, Any] = {
     "layer": "dense",
@@ -65,39 +65,39 @@ def test_it_counts_records_and_lists_rejected_files() -> None:
 def test_feature_sets_of_different_models_are_refused(
     settings: dict[str, Any], differing: str
 ) -> None:
-    feature_manifest.check_same_model(MANIFEST, with_settings(layer="x"), "TEST", "TRAIN")
+    feature_set_checks.check_same_model(MANIFEST, with_settings(layer="x"), "TEST", "TRAIN")
     other = dataclasses.replace(with_settings(**settings), model_fingerprint="other")
     with pytest.raises(InputError) as caught:
-        feature_manifest.check_same_model(MANIFEST, other, "TEST", "TRAIN")
+        feature_set_checks.check_same_model(MANIFEST, other, "TEST", "TRAIN")
     message = str(caught.value)
     assert f"TEST and TRAIN are features of different models (different {differing}):" in message
 
 
 def test_positions_are_needed_to_sum_them() -> None:
-    feature_manifest.check_positions(dataclasses.replace(MANIFEST, per_token=True), "DIR")
+    feature_set_checks.check_positions(dataclasses.replace(MANIFEST, per_token=True), "DIR")
     with pytest.raises(InputError, match="the records of DIR are examples") as caught:
-        feature_manifest.check_positions(MANIFEST, "DIR")
+        feature_set_checks.check_positions(MANIFEST, "DIR")
     assert caught.value.field == "sum_positions"
 
 
 def test_records_are_reused_only_from_the_same_extraction() -> None:
     # Other files, and more of them, are what reuse is for.
-    feature_manifest.check_same_extraction(
+    feature_set_checks.check_same_extraction(
         MANIFEST, with_settings(examples=[], allow_truncated_files=True), "BASE"
     )
     message = (
         r"`base='BASE'` was extracted with other settings \(label_key was \"label\", is \"y\"\)"
     )
     with pytest.raises(InputError, match=message):
-        feature_manifest.check_same_extraction(MANIFEST, with_settings(label_key="y"), "BASE")
+        feature_set_checks.check_same_extraction(MANIFEST, with_settings(label_key="y"), "BASE")
 
 
 def test_learning_rates_that_are_given_precede_those_of_the_set() -> None:
     known = dataclasses.replace(MANIFEST, learning_rates=(0.1, 0.2))
-    assert feature_manifest.usable_rates(known, None) == (0.1, 0.2)
-    assert feature_manifest.usable_rates(MANIFEST, (0.3, 0.4)) == (0.3, 0.4)
+    assert feature_set_checks.usable_rates(known, None) == (0.1, 0.2)
+    assert feature_set_checks.usable_rates(MANIFEST, (0.3, 0.4)) == (0.3, 0.4)
     with pytest.raises(InputError, match=r"`learning_rates` has 1 numbers, .* of 2 checkpoints"):
-        feature_manifest.usable_rates(MANIFEST, (0.3,))
+        feature_set_checks.usable_rates(MANIFEST, (0.3,))
 
 
 def test_an_unknown_learning_rate_names_the_setting() -> None:
@@ -105,10 +105,10 @@ def test_an_unknown_learning_rate_names_the_setting() -> None:
         r"no learning rate is known for b\.keras: give one per checkpoint with `learning_rates="
     )
     with pytest.raises(InputError, match=message):
-        feature_manifest.usable_rates(MANIFEST, None)
+        feature_set_checks.usable_rates(MANIFEST, None)
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, 1e-31, 1e31, float("inf"), float("nan")])
 def test_a_learning_rate_that_cannot_weigh_a_checkpoint_is_refused(rate: float) -> None:
     with pytest.raises(InputError, match=r"the learning rate of b\.keras is .*, which would leave"):
-        feature_manifest.usable_rate(rate, "b.keras")
+        feature_set_checks.usable_rate(rate, "b.keras")

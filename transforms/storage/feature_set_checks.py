@@ -1,16 +1,13 @@
-"""The manifest of a feature set, and the checks that scoring and extraction make of it: the same
-model, positions, the same extraction, usable learning rates.
+"""Checks of the manifests of feature sets, before they are scored or copied from: the same model,
+positions, the same extraction, usable learning rates.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from transforms.core.errors import InputError
-from transforms.storage.filesystems import StoredFile
-from transforms.storage.manifests import Manifest, differences, stored_files
+from transforms.storage.manifests import FeatureManifest, differences
 
 # Settings that say which examples a feature set is of, and nothing of how its records are computed.
 _ABOUT_FILES = ("examples", "allow_truncated_files")
@@ -23,70 +20,6 @@ BYTES_PER_FILE = 32 << 20
 # Beyond these limits self-influences would leave the range of float64: they are sums of products
 # `η ‖δ‖² ‖ĥ‖²`, whose norms may be as small and as large as float32 numbers.
 _SMALLEST_RATE, _LARGEST_RATE = 1e-30, 1e30
-
-
-@dataclasses.dataclass(frozen=True)
-class FeatureManifest(Manifest, kind="features"):
-    """The manifest of a feature set; `fingerprint` is the extraction fingerprint.
-
-    Attributes:
-        model_fingerprint: identity of checkpoints, layer, loss and bias; equal for sets that can be
-            scored against each other.
-        task: the kind of labels and predictions: `class`, `binary`, `multilabel` or `regression`.
-        outputs: C, the length of a loss gradient.
-        units: D, the length of an activation, the trailing 1 of an included bias counted.
-        checkpoints: names of the checkpoints, in order; the last one predicts.
-        learning_rates: η of each checkpoint, from its optimizer or from `learning_rates`; None
-            where neither has one.
-        rejected_files: files with a line of JSON for each rejected example.
-        rejected: numbers of rejected examples, by reason.
-        feature_dtype: dtype of stored loss gradients and activations, a key of
-            `transforms.core.features.DTYPES`.
-        per_token: whether a record is a position of an example; `counts` then has both numbers.
-        inputs: the key, shape and dtype of each of the model's inputs in an example.
-    """
-
-    model_fingerprint: str
-    task: str
-    outputs: int
-    units: int
-    checkpoints: tuple[str, ...]
-    learning_rates: tuple[float | None, ...]
-    rejected_files: tuple[StoredFile, ...]
-    rejected: Mapping[str, int]
-    feature_dtype: str = "float32"
-    per_token: bool = False
-    inputs: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def examples(self) -> int:
-        """Number of records: examples, or positions of examples."""
-        return sum(file.count for file in self.files)
-
-    @property
-    def integer_labels(self) -> bool:
-        """Whether labels and predictions are class indices."""
-        return self.task != "regression"
-
-    @property
-    def all_files(self) -> tuple[StoredFile, ...]:
-        """All files that the manifest lists: feature files, then files of rejected examples."""
-        return (*self.files, *self.rejected_files)
-
-    @classmethod
-    def fields_of(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """Returns the fields of a feature set's manifest, from its JSON content.
-
-        Raises:
-            KeyError, TypeError: fields are missing or of another type.
-        """
-        fields = super().fields_of(content)
-        lists = ("checkpoints", "learning_rates", "inputs")
-        return {
-            **fields,
-            **{key: tuple(fields[key]) for key in lists if key in fields},
-            "rejected_files": stored_files(content["rejected_files"]),
-        }
 
 
 def check_same_model(
