@@ -37,10 +37,7 @@ if TYPE_CHECKING:
     from transforms.storage.read_feature_set import ReadFeatureSet as ReadFeatureSet
     from transforms.storage.read_feature_set import read_feature_set as read_feature_set
     from transforms.vectors.config import ProjectionConfig as ProjectionConfig
-    from transforms.vectors.config import SearchConfig as SearchConfig
     from transforms.vectors.files import ExportVectors as ExportVectors
-    from transforms.vectors.index import BuildIndex as BuildIndex
-    from transforms.vectors.search import SearchIndex as SearchIndex
 
 # By public name, in the order in which data meets them, the module that defines it.
 _MODULES = {
@@ -63,9 +60,6 @@ _MODULES = {
     "WriteAudit": "audit.write",
     "ProjectionConfig": "vectors.config",
     "ExportVectors": "vectors.files",
-    "BuildIndex": "vectors.index",
-    "SearchConfig": "vectors.config",
-    "SearchIndex": "vectors.search",
     "Scoring": "scoring.influence",
     "self_influence": "scoring.influence",
     "canonical_scores": "scoring.influence",
