@@ -71,13 +71,13 @@ FLAGS = (
     Flag(
         "base",
         kinds.INPUT_DIRECTORY,
-        "result of an earlier run with the same flags: what its feature sets hold of unchanged "
-        "examples is copied",
+        "result of an earlier run with the same flags, whose feature records of unchanged examples "
+        "are copied",
         {
             "influence": Use(),
             "features": Use(
-                help="feature set of an earlier run with the same flags: what it holds of examples "
-                "unchanged in id and content is copied"
+                help="feature set of an earlier run with the same flags, whose records of examples "
+                "unchanged in id and content are copied"
             ),
             "audit": Use(),
         },

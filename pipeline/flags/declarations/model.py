@@ -97,7 +97,7 @@ FLAGS = (
     Flag(
         "feature_dtype",
         kinds.choice("float32", "bfloat16", "float16"),
-        "what loss gradients and activations are rounded to and stored as (float32)",
+        "dtype to which loss gradients and activations are rounded, and of their records (float32)",
         {
             **_EXTRACTING,
             # Absent where sets are named, whose manifests hold it.

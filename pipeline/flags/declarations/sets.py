@@ -55,7 +55,7 @@ FLAGS = (
     Flag(
         "previous",
         kinds.INPUT_DIRECTORY,
-        "an earlier audit: what changed since is told",
+        "an earlier audit to compare with",
         commands("audit"),
         "data",
     ),
@@ -96,8 +96,8 @@ FLAGS = (
     Flag(
         "slice_keys",
         kinds.KEYS,
-        "keys that the test set keeps (--keep_keys), whose values are slices of it besides its "
-        "labels: which training examples help or hurt each",
+        "keys that the test set keeps (--keep_keys): each of their values is a slice of it, beside "
+        "its labels, on which influence is measured",
         commands("audit"),
         "data",
         default=(),

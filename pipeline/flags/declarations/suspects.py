@@ -13,7 +13,7 @@ FLAGS = (
     Flag(
         "min_suspicion",
         kinds.FRACTION,
-        "how likely the label of a suspect is wrong, at least ({default})",
+        "least probability that the label of a suspect is wrong ({default})",
         _AUDIT,
         "suspects",
         default=0.5,
@@ -30,8 +30,8 @@ FLAGS = (
     Flag(
         "min_similarity",
         kinds.FRACTION,
-        "how alike examples with different labels are to be told as duplicates, at least: the mean "
-        "cosine of their activations about the mean ({default})",
+        "least similarity of duplicates with different labels: the mean cosine of their "
+        "activations about the mean ({default})",
         _AUDIT,
         "suspects",
         default=0.99,
