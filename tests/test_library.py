@@ -84,6 +84,22 @@ assert not {"tensorflow", "keras"} & set(sys.modules)
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 
+def test_arrays_that_do_not_fit_are_refused() -> None:
+    rng = np.random.default_rng(3)
+    side = draw(rng, 4, 2, 3, 5)
+    with pytest.raises(ValueError, match=r"1 learning rates, and features of 2 checkpoints"):
+        transforms.self_influence(side, (0.5,))
+    rows = np.arange(4)
+    with pytest.raises(ValueError, match=r"3 learning rates, and features of 2 checkpoints"):
+        transforms.canonical_scores(side, side, rows, rows, transforms.Scoring((1.0,) * 3, 1))
+    with pytest.raises(ValueError, match="k is 0, expected at least 1"):
+        transforms.top_k(side, side, (0.5, 0.5), k=0)
+    with pytest.raises(ValueError, match="expected positive numbers"):
+        transforms.top_k(side, side, (0.5, -0.5))
+    with pytest.raises(ValueError, match=r"expected \[n, T, C\] and \[n, T, D\]"):
+        transforms.Features.from_arrays(side.loss_grads, side.activations[1:])
+
+
 def test_arrays_are_enough_for_scores_and_the_top_k() -> None:
     rng = np.random.default_rng(3)
     drawn = draw(rng, 12, 2, 3, 5), draw(rng, 40, 2, 3, 5)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transforms.scoring.influence import Scoring as Scoring
     from transforms.scoring.influence import canonical_scores as canonical_scores
     from transforms.scoring.influence import self_influence as self_influence
-    from transforms.scoring.search.top_k import top_k as top_k
+    from transforms.scoring.search.for_arrays import top_k as top_k
     from transforms.storage.feature_set import FeatureSet as FeatureSet
     from transforms.storage.read_feature_set import ReadFeatureSet as ReadFeatureSet
     from transforms.storage.read_feature_set import read_feature_set as read_feature_set
@@ -63,7 +63,7 @@ _MODULES = {
     "Scoring": "scoring.influence",
     "self_influence": "scoring.influence",
     "canonical_scores": "scoring.influence",
-    "top_k": "scoring.search.top_k",
+    "top_k": "scoring.search.for_arrays",
     "InputError": "core.errors",
 }
 

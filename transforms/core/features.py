@@ -97,8 +97,17 @@ class Features:
             activations: [n, T, D], with a trailing 1 where the bias counts.
             example_ids: [n], or None for the row numbers.
             labels: [n] integers, or None; neither scores nor ranks depend on them.
+
+        Raises:
+            ValueError: the shapes do not fit each other.
         """
-        n, checkpoints = loss_grads.shape[:2]
+        shapes = loss_grads.shape, activations.shape
+        if len(shapes[0]) != 3 or len(shapes[1]) != 3 or shapes[0][:2] != shapes[1][:2]:
+            raise ValueError(
+                f"loss gradients have the shape {shapes[0]} and activations {shapes[1]}, expected "
+                "[n, T, C] and [n, T, D]"
+            )
+        n, checkpoints = shapes[0][:2]
         ids = [b"%d" % row for row in range(n)] if example_ids is None else example_ids
         column = np.full(n, NO_LABEL) if labels is None else np.asarray(labels)
         column = column.astype(np.int64).reshape(n, 1)

@@ -105,8 +105,16 @@ def write_rows(
 
 
 def read_rows(directory: str) -> list[dict[str, Any]]:
-    """Reads the rows of a committed directory, in order."""
-    manifest = manifests.read(directory, Manifest, "output")
+    """Reads the rows of a committed result, in order: of influence those of all test examples, of
+    an audit those of the listed suspects. The pages of formats describe their fields.
+
+    Args:
+        directory: the result.
+
+    Raises:
+        InputError: it is not complete, or a file is damaged.
+    """
+    manifest = manifests.read(directory, Manifest, "directory")
     return [
         orjson.loads(line)
         for file in manifest.files

@@ -65,7 +65,11 @@ def self_influence(features: Features, learning_rates: Sequence[float]) -> np.nd
     Args:
         features: features of the n examples.
         learning_rates: η of each checkpoint.
+
+    Raises:
+        ValueError: there are not as many learning rates as checkpoints.
     """
+    _check_rates(features, learning_rates)
     total = np.zeros(len(features))
     for t, rate in enumerate(learning_rates):
         total += rate * (
@@ -88,7 +92,12 @@ def canonical_scores(
         tests: [P] rows of `test`, one for each pair.
         trains: [P] rows of `train`.
         scoring: learning rates and normalisation.
+
+    Raises:
+        ValueError: there are not as many learning rates as checkpoints.
     """
+    for side in (test, train):
+        _check_rates(side, scoring.learning_rates)
     scores = np.zeros(len(tests))
     width = test.loss_grads.shape[2] + test.activations.shape[2]
     step = max(1, _PAIR_SCRATCH // width)
@@ -111,3 +120,12 @@ def canonical_scores(
     if scoring.divides_test:
         divisor *= np.sqrt(self_influence(test, scoring.learning_rates))[tests]
     return np.divide(scores, divisor, out=np.zeros_like(scores), where=divisor > 0)
+
+
+def _check_rates(features: Features, learning_rates: Sequence[float]) -> None:
+    checkpoints = features.loss_grads.shape[1]
+    if len(learning_rates) != checkpoints:
+        raise ValueError(
+            f"there are {len(learning_rates)} learning rates, and features of {checkpoints} "
+            "checkpoints: give one for each"
+        )

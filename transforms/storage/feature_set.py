@@ -76,14 +76,27 @@ class FeatureSet:
         return Features.concatenate([self.decode(self.payloads(span), span) for span in spans])
 
     def take(self, rows: np.ndarray) -> Features:
-        """Reads, verifies and parses the records of some rows of the set, ascending, [m] integers;
-        each file is read once.
+        """Reads, verifies and parses the records of some rows of the set; each file is read once.
 
         A few records of a file on this machine are read alone, and verified by their own checksums.
 
+        Args:
+            rows: [m] integers from 0, in any order and perhaps repeated.
+
         Raises:
+            IndexError: a row is not in the set.
             InputError: a file is damaged or gone.
         """
+        rows, count = np.asarray(rows, np.int64), sum(self.counts)
+        outside = rows[(rows < 0) | (rows >= count)]
+        if len(outside):
+            raise IndexError(f"row {outside[0]} is not among the {count} of {self.directory}")
+        ascending, order = np.unique(rows, return_inverse=True)
+        features = self._take(ascending)
+        return features if np.array_equal(ascending, rows) else features.take(order)
+
+    def _take(self, rows: np.ndarray) -> Features:
+        """Reads the records of rows [m], ascending and each once."""
         borders = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
         payloads: list[bytes] = []
         for file in np.unique(np.searchsorted(borders, rows, side="right") - 1).tolist():

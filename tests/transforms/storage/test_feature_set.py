@@ -41,11 +41,19 @@ def test_records_are_read_by_ranges(feature_set: FeatureSet) -> None:
 
 
 # Few of a file, which are sought one by one, and many.
-@pytest.mark.parametrize("rows", [[0], [7, 44, 45, 104], [*range(3, 99)]])
+@pytest.mark.parametrize(
+    "rows", [[0], [7, 44, 45, 104], [*range(3, 99)], [104, 7, 7, 0], [*range(98, 2, -1), 5]]
+)
 def test_records_are_taken_by_rows(feature_set: FeatureSet, rows: list[int]) -> None:
     whole, taken = everything(feature_set), feature_set.take(np.array(rows))
     assert taken.example_ids.tolist() == whole.example_ids[rows].tolist()
     assert taken.activations.tobytes() == whole.activations[rows].tobytes()
+
+
+@pytest.mark.parametrize("row", [-1, 105])
+def test_a_row_that_is_not_in_the_set_is_refused(feature_set: FeatureSet, row: int) -> None:
+    with pytest.raises(IndexError, match=f"row {row} is not among the 105 of"):
+        feature_set.take(np.array([3, row]))
 
 
 def replaced(feature_set: FeatureSet, change) -> FeatureSet:

@@ -31,8 +31,13 @@ def top_k(
             `relatif`, by that of the training example.
 
     Raises:
-        ValueError: the shapes do not fit each other, or the normalisation is unknown.
+        ValueError: the shapes do not fit each other, k or a rate is not positive, or the
+            normalisation is unknown.
     """
+    if k < 1:
+        raise ValueError(f"k is {k}, expected at least 1")
+    if not all(0 < rate < float("inf") for rate in learning_rates):
+        raise ValueError(f"learning rates are {tuple(learning_rates)}, expected positive numbers")
     shapes = [
         (side.loss_grads.shape[1], side.loss_grads.shape[2], side.activations.shape[2])
         for side in (test, train)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.synthetic import assert_same, draw, exact_scores, full_sort
 from transforms.scoring.influence import NORMALIZATIONS, Scoring
-from transforms.scoring.search.top_k import top_k
+from transforms.scoring.search.for_arrays import top_k
 
 RATES = (0.1, 0.02)
 
