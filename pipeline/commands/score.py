@@ -17,6 +17,7 @@ from pipeline.running import output_table
 from pipeline.running.beam_options import processes_per_machine
 from pipeline.running.command import Invocation
 from pipeline.running.graph_command import GraphCommand
+from pipeline.running.loading import load_tensorflow
 from pipeline.running.outcomes import read_back
 from pipeline.running.progress import SCORING, Stage
 from pipeline.terminal.influence import influence, skipped
@@ -24,6 +25,7 @@ from pipeline.terminal.run import done
 from transforms.influence.config import ScoringConfig
 from transforms.influence.plan import check_memory, check_sets, influence_draft, largest_file
 from transforms.reports.class_names import read_class_names
+from transforms.reports.previews import preview_format
 from transforms.storage.feature_set import FeatureSet
 from transforms.storage.manifests import Manifest
 from transforms.storage.read_feature_set import read_feature_set
@@ -59,6 +61,8 @@ class Score(GraphCommand):
 
     def build(self, pipeline: beam.Pipeline) -> None:
         """Reads both feature sets, scores their pairs and writes the result."""
+        if any(preview_format(side.manifest) for side in (self.test, self.train)):
+            load_tensorflow()
         sets = scoring.read_sets(pipeline, self.test, self.train)  # FeatureSet, FeatureSet
         scoring.write_influence(
             sets,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import glob
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,15 @@ def loading(libraries: str) -> Iterator[None]:
     """Shows the libraries that the block imports, and hides what they print of themselves."""
     with _uncollected(), _announced(f"loading {libraries} …"), _quiet():
         yield
+
+
+def load_tensorflow() -> None:
+    """Imports TensorFlow, if it is installed, for a step of the graph that will read pictures.
+
+    Loaded within the step, beside what is collected there, it takes seconds longer.
+    """
+    with loading("TensorFlow"), contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module("tensorflow").config.list_physical_devices()
 
 
 @contextlib.contextmanager
